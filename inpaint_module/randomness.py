@@ -31,6 +31,7 @@ class Stream(IntEnum):
     POSTERIOR = 7
     CAPTION = 8
     SAMPLER = 9
+    BRANCH = 10
 
 
 def _pcg(x: Tensor) -> Tensor:
@@ -71,6 +72,11 @@ def key(seed: int, positions: Tensor, stream: Stream) -> Tensor:
         high = hash32(positions, torch.full_like(positions, part ^ _GOLDEN))
         positions = ((high & 0x7FFFFFFF) << 32) | low
     return positions
+
+
+def fork(keys: Tensor, branch: int) -> Tensor:
+    """Independent keys for one part of a composed draw: int64 (B,) -> int64 (B,)."""
+    return key(branch, keys, Stream.BRANCH)
 
 
 def draw(keys: Tensor, count: int, offset: int = 0) -> Tensor:

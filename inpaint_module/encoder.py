@@ -1,0 +1,262 @@
+"""The layer: an image and its hole become latents and a noise mask, as ComfyUI's VAEEncodeForInpaint makes them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from inpaint_module import morphology, randomness
+from inpaint_module.vae import FrozenVAE, as_vae
+
+KERNELS: dict[str, Callable[[int], Tensor]] = {
+    "square": morphology.square,
+    "disk": morphology.disk,
+    "diamond": morphology.diamond,
+}
+_RANGE_SLACK = 1e-4  # resizing rounds a little past 0 and 1
+
+
+class InpaintLatents(NamedTuple):
+    """What the encoder returns.
+
+    Attributes:
+        samples: float32 (B, C, h, w), latents of the image with its hole filled.
+        noise_mask: float32 (B, 1, H', W') of 0 and 1, the grown mask on the cropped image; its batch is the mask's.
+        target: float32 (B, C, h, w), latents of the whole image, or None.
+    """
+
+    samples: Tensor
+    noise_mask: Tensor
+    target: Tensor | None = None
+
+
+class InpaintEncoder(nn.Module):
+    """Resize the mask to the image, crop both to the VAE's ratio, grow the mask, fill the hole, encode.
+
+    With default arguments `samples` and `noise_mask` equal those of ComfyUI's `VAEEncodeForInpaint`. The VAE stays
+    outside the module tree: frozen, in its own dtype, following `.to(device)`, absent from every state dict. Only the
+    sha256 of its weights is saved, and loading a state that was trained with another VAE is refused.
+
+    Args:
+        vae: a diffusers autoencoder, an object of ComfyUI's duck type, or a `FrozenVAE`.
+        grow_mask_by: side of the structuring element in pixels, 0..1024; 0 and 1 leave the mask as it is. A side is
+            no radius: 6 grows 2 pixels up and left, 3 down and right, as the reference does.
+        kernel: "square" (the reference's), "disk", "diamond", or a (kh, kw) tensor whose non-zero elements are the
+            structuring element; a tensor is taken as it is and `grow_mask_by` is not used.
+        radius: grow by this many pixels in every direction instead: a kernel of side 2 * radius + 1.
+        cells: grow by this many latent cells in every direction instead: a radius of cells * ratio.
+        fill: what the hole is filled with, 0..1 in pixel space; 0.5 is grey, 0 black.
+        posterior: "mode" (the reference's) or "sample", which needs `generator` at each call.
+        normalize: scale latents to the denoiser's space, as the VAE's config says; the reference does not.
+        max_batch: encode at most this many images at once, to bound memory; None for all in one pass.
+
+    Raises:
+        ValueError: an argument outside its range.
+    """
+
+    vae: FrozenVAE
+    kernel: Tensor
+
+    def __init__(
+        self,
+        vae: Any,
+        grow_mask_by: int = 6,
+        *,
+        kernel: str | Tensor = "square",
+        radius: int | None = None,
+        cells: int | None = None,
+        fill: float = 0.5,
+        posterior: str = "mode",
+        normalize: bool = False,
+        max_batch: int | None = None,
+    ):
+        super().__init__()
+        if not 0 <= fill <= 1:
+            raise ValueError(f"fill must be in 0..1 (pixel space), got {fill}")
+        if posterior not in ("mode", "sample"):
+            raise ValueError(f"posterior must be 'mode' or 'sample', got {posterior!r}")
+        if max_batch is not None and max_batch < 1:
+            raise ValueError(f"max_batch must be at least 1 or None, got {max_batch}")
+        self.__dict__["vae"] = as_vae(vae)  # past nn.Module's registration: see the class docstring
+        self.fill, self.posterior, self.normalize, self.max_batch = fill, posterior, normalize, max_batch
+        element = _structuring_element(kernel, grow_mask_by, radius, cells, self.vae.ratio)
+        self.register_buffer("kernel", element, persistent=False)
+        self._plan = morphology.plan_dilation(element)
+        self._planned = self._kernel_state()
+        if normalize:
+            self.vae.normalize(torch.zeros(1, self.vae.channels, 1, 1))  # a VAE that cannot says so now
+
+    def forward(
+        self, pixels: Tensor, mask: Tensor, target: bool = False, generator: torch.Generator | Tensor | None = None
+    ) -> InpaintLatents:
+        """Encode a batch.
+
+        Args:
+            pixels: (B, 3 or 4, H, W), uint8 or float in 0..1; a fourth channel (alpha) is dropped.
+            mask: (H, W), (B, H, W) or (B, 1, H, W), any dtype, in 0..1; over 0.5 = inpaint. Another size than the
+                image's is resized bilinearly. Either batch may be 1.
+            target: also encode the whole image, in the same VAE pass.
+            generator: for posterior="sample": int64 keys (B,), which give the same noise on every device and in any
+                batch, or a `torch.Generator`.
+
+        Raises:
+            ValueError: shapes, dtypes or ranges other than these, NaN, or an image smaller than the VAE's ratio.
+                Ranges of float pixels and of masks that are not bool are read back, which waits for a GPU; uint8
+                pixels and bool masks never are, nor anything under `torch.compile`.
+        """
+        ratio = self.vae.ratio
+        pixels, mask = _checked_pixels(pixels, ratio), _checked_mask(mask)
+        if pixels.shape[0] != mask.shape[0] and 1 not in (pixels.shape[0], mask.shape[0]):
+            raise ValueError(
+                f"pixels and mask must have the same batch, or one of them 1; got {len(pixels)} and {len(mask)}"
+            )
+        hole = _centre_crop(_resize_mask(mask.to(pixels.device), pixels.shape[-2:]), ratio)
+        image = _centre_crop(_to_unit_float(pixels), ratio)
+        noise_mask = morphology.dilate(hole, self._current_plan()).float()
+        masked = torch.where(hole, self.fill, image)
+        if not target:
+            return InpaintLatents(*self._encode([masked], generator), noise_mask)
+        samples, whole = self._encode([masked, image], generator)
+        return InpaintLatents(samples, noise_mask, whole.expand_as(samples))
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """Latents of this encoder's space (B, C, h, w) to float32 pixels (B, 3, h * ratio, w * ratio) in 0..1."""
+        return self.vae.decode(self.vae.denormalize(latents) if self.normalize else latents).clamp(0, 1)
+
+    def _encode(self, groups: list[Tensor], generator: torch.Generator | Tensor | None) -> tuple[Tensor, ...]:
+        """Latents of each group of images, all in one VAE pass unless `max_batch` says otherwise."""
+        images = torch.cat(groups)
+        parts = [self.vae.posterior(part) for part in images.split(self.max_batch or len(images))]
+        latents = torch.cat([part.mean for part in parts])
+        if self.posterior == "sample":
+            stds = [part.std for part in parts if part.std is not None]
+            if not stds:
+                raise ValueError(
+                    "posterior='sample' needs a VAE with a Gaussian posterior; this one has none: use 'mode'"
+                )
+            latents = latents + torch.cat(stds) * _posterior_noise(groups, latents.shape, generator).to(latents)
+        if self.normalize:
+            latents = self.vae.normalize(latents)
+        return latents.split([len(group) for group in groups])
+
+    def _current_plan(self) -> morphology.DilationPlan:
+        """The plan of the kernel buffer, made anew if someone has assigned or edited the buffer."""
+        if not torch.compiler.is_compiling() and self._planned != self._kernel_state():
+            self._plan, self._planned = morphology.plan_dilation(self.kernel), self._kernel_state()
+        return self._plan
+
+    def _kernel_state(self) -> tuple[int, int]:
+        return id(self.kernel), self.kernel._version
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> InpaintEncoder:
+        super()._apply(fn, recurse)
+        self._planned = self._kernel_state()  # a move changes no element
+        if self.kernel.device.type != "meta":
+            self.vae.to(self.kernel.device)
+        return self
+
+    def get_extra_state(self) -> dict[str, str]:
+        """The VAE's fingerprint, all that is saved of it."""
+        return {"vae_sha256": self.vae.fingerprint().hex()}
+
+    def set_extra_state(self, state: dict[str, str]) -> None:
+        """Refuse a state that was trained with another VAE.
+
+        Raises:
+            ValueError: the fingerprints differ.
+        """
+        saved, here = state["vae_sha256"], self.vae.fingerprint().hex()
+        if saved != here:
+            raise ValueError(
+                f"this state was trained with a VAE whose weights have sha256 {saved[:16]}..., but the encoder holds "
+                f"{here[:16]}...; load the same VAE in the same dtype"
+            )
+
+
+def _structuring_element(kernel: str | Tensor, size: int, radius: int | None, cells: int | None, ratio: int) -> Tensor:
+    if isinstance(kernel, Tensor):
+        return kernel.detach().clone() != 0
+    if kernel not in KERNELS:
+        raise ValueError(f"kernel must be a tensor or one of {', '.join(KERNELS)}; got {kernel!r}")
+    if radius is not None and cells is not None:
+        raise ValueError("give radius (pixels) or cells (latent cells), not both")
+    if cells is not None:
+        radius = cells * ratio
+    if radius is not None and radius < 0:
+        raise ValueError(f"radius and cells must not be negative, got {radius if cells is None else cells}")
+    return KERNELS[kernel](size if radius is None else 2 * radius + 1)
+
+
+def _checked_pixels(pixels: Tensor, ratio: int) -> Tensor:
+    if pixels.ndim != 4 or pixels.shape[1] not in (3, 4):
+        raise ValueError(f"pixels must be (B, 3 or 4, H, W), got {tuple(pixels.shape)}")
+    if pixels.dtype != torch.uint8 and not pixels.is_floating_point():
+        raise ValueError(f"pixels must be uint8, or float in 0..1; got {pixels.dtype}")
+    if min(pixels.shape[-2:]) < ratio:
+        raise ValueError(
+            f"pixels of {pixels.shape[-2]} x {pixels.shape[-1]} are smaller than one latent cell of this VAE, "
+            f"{ratio} x {ratio}"
+        )
+    if pixels.is_floating_point():
+        _check_range("pixels", pixels, "float pixels in -1..1 or 0..255 must be brought to 0..1 first")
+    return pixels[:, :3]
+
+
+def _checked_mask(mask: Tensor) -> Tensor:
+    """To (B, 1, H, W)."""
+    if mask.ndim == 2:
+        mask = mask[None, None]
+    elif mask.ndim == 3:
+        mask = mask[:, None]
+    if mask.ndim != 4 or mask.shape[1] != 1 or mask.is_complex():
+        raise ValueError(f"mask must be (H, W), (B, H, W) or (B, 1, H, W), got {tuple(mask.shape)} {mask.dtype}")
+    if mask.dtype != torch.bool:
+        _check_range("mask", mask, "a mask in 0..255 must be divided by 255 first")
+    return mask
+
+
+def _check_range(name: str, x: Tensor, hint: str) -> None:
+    if torch.compiler.is_compiling() or not x.numel():
+        return
+    low, high = (v.item() for v in x.detach().aminmax())
+    if not (low >= -_RANGE_SLACK and high <= 1 + _RANGE_SLACK):  # a NaN fails both
+        raise ValueError(f"{name} must lie in 0..1 without NaN, got {low:.4g}..{high:.4g}; {hint}")
+
+
+def _to_unit_float(pixels: Tensor) -> Tensor:
+    return pixels.float() / 255 if pixels.dtype == torch.uint8 else pixels.float()
+
+
+def _resize_mask(mask: Tensor, size: torch.Size) -> Tensor:
+    """Bilinear to (H, W), then round half to even, which in 0..1 is: over 0.5. Returns bool."""
+    if mask.shape[-2:] == size:
+        return mask if mask.dtype == torch.bool else mask > 0.5
+    return F.interpolate(mask.float(), size=tuple(size), mode="bilinear") > 0.5
+
+
+def _centre_crop(x: Tensor, ratio: int) -> Tensor:
+    """To multiples of `ratio`; an odd pixel is lost at the bottom and right."""
+    height, width = x.shape[-2:]
+    top, left = height % ratio // 2, width % ratio // 2
+    return x[..., top : top + height // ratio * ratio, left : left + width // ratio * ratio]
+
+
+def _posterior_noise(groups: list[Tensor], shape: torch.Size, generator: torch.Generator | Tensor | None) -> Tensor:
+    """Standard normal noise for the stacked groups; the n-th group draws its own from each sample's key."""
+    if generator is None:
+        raise ValueError("posterior='sample' needs a generator: int64 keys (B,), or a torch.Generator")
+    if isinstance(generator, torch.Generator):
+        return torch.randn(shape, generator=generator, device=generator.device)
+    batch = max(len(group) for group in groups)
+    if generator.shape != (batch,) or generator.dtype != torch.int64:
+        raise ValueError(f"generator keys must be int64 ({batch},), got {generator.dtype} {tuple(generator.shape)}")
+    size = 2 * math.ceil(shape[1:].numel() / 2)
+    noise = [
+        randomness.normal(generator[: len(group)], shape[1:], offset=index * size) for index, group in enumerate(groups)
+    ]
+    return torch.cat(noise)
