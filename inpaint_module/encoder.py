@@ -109,20 +109,23 @@ class InpaintEncoder(nn.Module):
                 Ranges of float pixels and of masks that are not bool are read back, which waits for a GPU; uint8
                 pixels and bool masks never are, nor anything under `torch.compile`.
         """
-        ratio = self.vae.ratio
-        pixels, mask = _checked_pixels(pixels, ratio), _checked_mask(mask)
+        pixels, mask = _checked_pixels(pixels, self.vae.ratio), _checked_mask(mask)
         if pixels.shape[0] != mask.shape[0] and 1 not in (pixels.shape[0], mask.shape[0]):
             raise ValueError(
                 f"pixels and mask must have the same batch, or one of them 1; got {len(pixels)} and {len(mask)}"
             )
-        hole = _centre_crop(_resize_mask(mask.to(pixels.device), pixels.shape[-2:]), ratio)
-        image = _centre_crop(_to_unit_float(pixels), ratio)
+        hole = self.crop(_resize_mask(mask.to(pixels.device), pixels.shape[-2:]))
+        image = self.crop(to_unit_float(pixels))
         noise_mask = morphology.dilate(hole, self._current_plan()).float()
         masked = torch.where(hole, self.fill, image)
         if not target:
             return InpaintLatents(*self._encode([masked], generator), noise_mask)
         samples, whole = self._encode([masked, image], generator)
         return InpaintLatents(samples, noise_mask, whole.expand_as(samples))
+
+    def crop(self, images: Tensor) -> Tensor:
+        """Pixels or masks (..., H, W) as `forward` crops them: centred, to multiples of the VAE's ratio."""
+        return _centre_crop(images, self.vae.ratio)
 
     def decode(self, latents: Tensor) -> Tensor:
         """Latents of this encoder's space (B, C, h, w) to float32 pixels (B, 3, h * ratio, w * ratio) in 0..1."""
@@ -228,7 +231,8 @@ def _check_range(name: str, x: Tensor, hint: str) -> None:
         raise ValueError(f"{name} must lie in 0..1 without NaN, got {low:.4g}..{high:.4g}; {hint}")
 
 
-def _to_unit_float(pixels: Tensor) -> Tensor:
+def to_unit_float(pixels: Tensor) -> Tensor:
+    """uint8, or float in 0..1, to float32 in 0..1: the one place where bytes become numbers."""
     return pixels.float() / 255 if pixels.dtype == torch.uint8 else pixels.float()
 
 

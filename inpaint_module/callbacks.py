@@ -1,0 +1,120 @@
+"""What a run writes for people to look at."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import BasePredictionWriter
+from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.utilities import rank_zero_info
+from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
+
+from inpaint_module.sampling import InpaintedImages
+
+
+def grid_image(rows: InpaintedImages) -> Image.Image:
+    """One row per photo, one captioned column per field of `InpaintedImages`."""
+    height, width = rows.image.shape[-2:]
+    columns = [field.float().expand(-1, 3, -1, -1) for field in rows]
+    tiles = torch.stack(columns, 1).permute(0, 3, 1, 4, 2).reshape(len(rows.image) * height, -1, 3)
+    header = max(14, width // 8)
+    sheet = Image.new("RGB", (tiles.shape[1], tiles.shape[0] + header), "white")
+    sheet.paste(to_pil(tiles.movedim(-1, 0)), (0, header))
+    font = ImageFont.load_default(size=header * 0.7)
+    for column, name in enumerate(rows._fields):
+        ImageDraw.Draw(sheet).text((column * width + 4, header * 0.1), name.replace("_", " "), "black", font)
+    return sheet
+
+
+def to_pil(image: Tensor) -> Image.Image:
+    """Float (3, H, W) in 0..1 to an RGB image, rounded to bytes."""
+    array = (image.detach().cpu().clamp(0, 1) * 255).round().byte().movedim(0, -1).numpy()
+    return Image.fromarray(np.ascontiguousarray(array))
+
+
+def run_folder(trainer: Trainer) -> Path:
+    """Where the logger writes, or the trainer's root folder without a logger."""
+    return Path(trainer.log_dir or trainer.default_root_dir)
+
+
+class ImageGrid(Callback):
+    """After each validation, a PNG of the first photos in `grids/` of the run folder, and the same in TensorBoard.
+
+    When `fit` ends, says where the grid and the checkpoint are.
+
+    Args:
+        rows: number of photos.
+    """
+
+    def __init__(self, rows: int = 8):
+        if rows < 1:
+            raise ValueError(f"ImageGrid rows must be at least 1, got {rows}")
+        self.rows = rows
+        self._parts: list[InpaintedImages] = []
+        self._path: Path | None = None
+
+    def on_validation_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, *args: Any, **kwargs: Any
+    ) -> None:
+        """Keep rows until there are enough."""
+        if trainer.is_global_zero and sum(len(part.image) for part in self._parts) < self.rows:
+            self._parts.append(InpaintedImages(*(field.cpu() for field in outputs)))
+
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write the sheet."""
+        parts, self._parts = self._parts, []
+        if not parts or trainer.sanity_checking:
+            return
+        sheet = grid_image(InpaintedImages(*(torch.cat(fields)[: self.rows] for fields in zip(*parts, strict=True))))
+        self._path = run_folder(trainer) / "grids" / f"step_{trainer.global_step:06d}.png"
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        sheet.save(self._path)
+        for logger in trainer.loggers:
+            if isinstance(logger, TensorBoardLogger):
+                pixels = np.asarray(sheet)
+                logger.experiment.add_image("val/grid", pixels, trainer.global_step, dataformats="HWC")
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Say where things are."""
+        checkpoint = getattr(trainer.checkpoint_callback, "last_model_path", "") or "none was written"
+        rank_zero_info(f"\npicture grid: {self._path or 'none: no validation ran'}\ncheckpoint:   {checkpoint}")
+
+
+class PredictionWriter(BasePredictionWriter):
+    """Writes each predicted composite as `<key>.png`, slashes of the key as folders.
+
+    Args:
+        folder: where to.
+    """
+
+    def __init__(self, folder: str = "predictions"):
+        super().__init__("batch")
+        self.folder = Path(folder)
+
+    def write_on_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        prediction: InpaintedImages,
+        batch_indices: Any,
+        batch: dict[str, Any],
+        *args: Any,
+        **kwargs: Any,
+    ) -> None:
+        """Write the composites of a batch, but for the padding of the last one."""
+        for name, position, picture in zip(
+            batch["__key__"], batch["position"].tolist(), prediction.composite, strict=True
+        ):
+            if position >= 0:
+                path = self.folder / f"{name}.png"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                to_pil(picture).save(path)
+
+    def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Say where the pictures are."""
+        rank_zero_info(f"\npredictions: {self.folder}")

@@ -1,0 +1,51 @@
+"""Small photos and shards for the tests of the data floor, made with Pillow in a temporary folder."""
+
+from __future__ import annotations
+
+import io
+import tarfile
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from datamodules.make_shards import make_shards
+
+
+def photo(number: int, width: int = 48, height: int = 40) -> Image.Image:
+    """A smooth RGB picture, another for each number."""
+    y, x = np.mgrid[0:height, 0:width]
+    planes = [(x * (3 + number) + y * channel * 2 + 40 * number) % 256 for channel in (1, 2, 3)]
+    return Image.fromarray(np.stack(planes, axis=-1).astype(np.uint8))
+
+
+def encode(image: Image.Image, kind: str = "PNG", **options: object) -> bytes:
+    """An image file's bytes."""
+    file = io.BytesIO()
+    image.save(file, kind, **options)
+    return file.getvalue()
+
+
+def write_tar(path: Path, members: list[tuple[str, bytes]]) -> Path:
+    """A tar of these members, in this order."""
+    with tarfile.open(path, "w", format=tarfile.GNU_FORMAT) as tar:
+        for name, data in members:
+            member = tarfile.TarInfo(name)
+            member.size = len(data)
+            tar.addfile(member, io.BytesIO(data))
+    return path
+
+
+def photo_folder(folder: Path, count: int) -> Path:
+    """A folder of photos p000.jpg ..., each with a caption."""
+    folder.mkdir(parents=True)
+    for number in range(count):
+        photo(number).save(folder / f"p{number:03d}.jpg", quality=90)
+        (folder / f"p{number:03d}.txt").write_text(f"photo {number}\n")
+    return folder
+
+
+def photo_shards(folder: Path, count: int, per_shard: int = 4) -> Path:
+    """A shard folder of `count` photos."""
+    make_shards(photo_folder(folder / "photos", count), folder / "shards", samples_per_shard=per_shard)
+    return folder / "shards"

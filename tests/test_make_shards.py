@@ -1,0 +1,148 @@
+"""make_shards: the same bytes for the same input, and nothing left out in silence."""
+
+import io
+import tarfile
+from pathlib import Path
+
+import pytest
+from data_fixtures import photo, photo_folder
+from PIL import Image
+
+from datamodules.make_shards import Resize, find_images, main, make_key, make_shards
+from datamodules.shards import open_shards
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
+
+
+def test_bytes_captions_and_masks_are_copied(tmp_path: Path) -> None:
+    folder = photo_folder(tmp_path / "in", 2)
+    photo(5).convert("L").save(folder / "p001.mask.png")
+    (folder / "sub").mkdir()
+    photo(6).save(folder / "sub" / "my photo.v2.PNG")
+    report = make_shards(folder, tmp_path / "out")
+    assert report.skipped == []
+    samples = [open_shards(str(tmp_path / "out")).read(number) for number in range(3)]
+    assert [sample.key for sample in samples] == ["p000", "p001", "sub/my_photo_v2"]
+    assert samples[0].fields == {
+        "jpg": (folder / "p000.jpg").read_bytes(),
+        "txt": b"photo 0\n",
+    }
+    assert samples[1].fields["mask.png"] == (folder / "p001.mask.png").read_bytes()
+    assert samples[2].fields == {"png": (folder / "sub" / "my photo.v2.PNG").read_bytes()}
+
+
+def test_same_input_gives_same_bytes(tmp_path: Path) -> None:
+    folder = photo_folder(tmp_path / "in", 5)
+    make_shards(folder, tmp_path / "a", samples_per_shard=2)
+    (folder / "p003.jpg").touch()
+    make_shards(folder, tmp_path / "b", samples_per_shard=2)
+    assert contents(tmp_path / "a") == contents(tmp_path / "b")
+    assert sorted(contents(tmp_path / "a")) == [
+        *(f"{number:06d}.{kind}" for number in range(3) for kind in ("index.json", "tar")),
+        "manifest.json",
+    ]
+    with tarfile.open(tmp_path / "a" / "000000.tar") as tar:
+        assert {(m.mtime, m.uid, m.gid, m.uname, m.gname) for m in tar} == {(0, 0, 0, "", "")}
+
+
+def test_shard_bytes_bounds_a_tar(tmp_path: Path) -> None:
+    report = make_shards(photo_folder(tmp_path / "in", 6), tmp_path / "out", shard_bytes=6000)
+    assert len(report.shards) > 1
+    assert sum(shard.count for shard in report.shards) == 6
+
+
+def test_a_list_of_files_is_relative_to_itself(tmp_path: Path) -> None:
+    photo_folder(tmp_path / "in", 4)
+    (tmp_path / "lists").mkdir()
+    names = tmp_path / "lists" / "val.txt"
+    names.write_text("../in/p003.jpg\n../in/p001.jpg\n\n")
+    assert [source.key for source in find_images(names)] == ["in/p001", "in/p003"]
+    assert make_shards(names, tmp_path / "out").shards[0].count == 2
+
+
+def test_resize_shrinks_upright_and_never_enlarges(tmp_path: Path) -> None:
+    folder = tmp_path / "in"
+    folder.mkdir()
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    photo(1, 80, 40).save(folder / "turned.jpg", exif=exif)
+    photo(1, 20, 10).save(folder / "small.jpg")
+    make_shards(folder, tmp_path / "out", resize=Resize(short_side=20))
+    shards = open_shards(str(tmp_path / "out"))
+    assert shards.read(0).fields["jpg"] == (folder / "small.jpg").read_bytes()
+    turned = Image.open(io.BytesIO(shards.read(1).fields["jpg"]))
+    assert turned.size == (20, 40)
+    assert turned.getexif().get(0x0112, 1) == 1
+
+
+def test_resize_scale() -> None:
+    assert Resize(short_side=50).scale(100, 200) == 0.5
+    assert Resize(max_side=50).scale(100, 200) == 0.25
+    assert Resize(short_side=500).scale(100, 200) == Resize().scale(100, 200) == 1.0
+
+
+def test_keys() -> None:
+    assert make_key("../a b/c.d.JPG") == "a_b/c_d"
+
+
+def test_every_bad_image_is_named(tmp_path: Path) -> None:
+    folder = photo_folder(tmp_path / "in", 3)
+    (folder / "p000.jpg").write_bytes(b"not an image")
+    (folder / "p002.txt").write_bytes(b"\xff\xfe")
+    with pytest.raises(ValueError, match=r"(?s)2 of 3 images cannot be used.*p000\.jpg: cannot identify.*p002\.jpg"):
+        make_shards(folder, tmp_path / "out")
+    assert list((tmp_path / "out").iterdir()) == []
+    report = make_shards(folder, tmp_path / "out", skip_bad=True)
+    assert report.shards[0].count == 1
+    assert len(report.skipped) == 2
+
+
+def test_truncated_image_is_bad(tmp_path: Path) -> None:
+    folder = photo_folder(tmp_path / "in", 1)
+    data = (folder / "p000.jpg").read_bytes()
+    (folder / "p000.jpg").write_bytes(data[: len(data) // 2])
+    with pytest.raises(ValueError, match=r"p000\.jpg: (image file is truncated|cannot load)"):
+        make_shards(folder, tmp_path / "out")
+
+
+def test_colliding_keys(tmp_path: Path) -> None:
+    folder = photo_folder(tmp_path / "in", 1)
+    photo(1).save(folder / "p000.png")
+    with pytest.raises(ValueError, match=r"p000\.png: same key as .*p000\.jpg: 'p000'; rename one"):
+        find_images(folder)
+
+
+def test_bad_sources(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"none: expected a folder of images or a text file that lists them"):
+        find_images(tmp_path / "none")
+    with pytest.raises(ValueError, match="no images"):
+        find_images(tmp_path)
+    (tmp_path / "list.txt").write_text("a.gif\n")
+    with pytest.raises(ValueError, match=r"list\.txt: expected names of images .*got \['a\.gif'\]"):
+        find_images(tmp_path / "list.txt")
+
+
+def test_out_with_shards_is_left_alone(tmp_path: Path) -> None:
+    folder = photo_folder(tmp_path / "in", 1)
+    make_shards(folder, tmp_path / "out")
+    with pytest.raises(ValueError, match="out: expected a folder without shards"):
+        make_shards(folder, tmp_path / "out")
+
+
+def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = photo_folder(tmp_path / "in", 3)
+    (folder / "p001.jpg").write_bytes(b"")
+    assert main([str(folder), str(tmp_path / "out")]) == 1
+    assert "1 of 3 images cannot be used" in capsys.readouterr().err
+    assert main([str(folder), str(tmp_path / "out"), "--skip-bad", "--short-side", "16"]) == 0
+    output = capsys.readouterr()
+    assert output.out == "2 samples in 1 shards, 1 skipped\n"
+    assert "skipped: " in output.err
+
+
+def test_help_is_readable(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    assert "python -m datamodules.make_shards photos data/train" in capsys.readouterr().out

@@ -1,0 +1,24 @@
+"""Train, validate, test and predict from a config: python train.py fit --config configs/quickstart.yaml"""
+
+from __future__ import annotations
+
+from lightning.pytorch import LightningDataModule, LightningModule
+from lightning.pytorch.cli import LightningCLI
+
+
+def main(arguments: list[str] | None = None) -> LightningCLI:
+    """Run LightningCLI: fit, validate, test or predict, with the model and the data that the config names."""
+    return LightningCLI(
+        LightningModule,
+        LightningDataModule,
+        subclass_mode_model=True,
+        subclass_mode_data=True,
+        auto_configure_optimizers=False,
+        save_config_kwargs={"overwrite": True},
+        seed_everything_default=0,
+        args=arguments,
+    )
+
+
+if __name__ == "__main__":
+    main()
