@@ -168,9 +168,20 @@ class WebDatasetDataModule(LightningDataModule):
         return open_shards(self.train_shards)
 
     @cached_property
-    def val_set(self) -> ShardSet | None:
-        """The validation shards, indexed at first use."""
-        return None if self.val_shards is None else open_shards(self.val_shards)
+    def val_set(self) -> ShardSet:
+        """The validation shards, indexed at first use.
+
+        Raises:
+            ValueError: if there are none.
+        """
+        if self.val_shards is None:
+            raise ValueError("data.val_shards: expected shards to evaluate on, got null")
+        return open_shards(self.val_shards)
+
+    def setup(self, stage: str) -> None:
+        """Without validation shards, train without validation."""
+        if stage == "fit" and self.val_shards is None and self.trainer is not None:
+            self.trainer.limit_val_batches = 0
 
     def _rank_and_world(self) -> tuple[int, int]:
         """Rank and number of ranks as to data: tensor-parallel ranks share theirs."""
@@ -201,10 +212,8 @@ class WebDatasetDataModule(LightningDataModule):
         pipeline, options = self._pipeline(stream, self.train_decoder)
         return StreamLoader(stream, self._next_position, pipeline, **options)
 
-    def val_dataloader(self) -> EvaluationLoader | list[Any]:
+    def val_dataloader(self) -> EvaluationLoader:
         """The validation samples in their order, equally many batches on every rank."""
-        if self.val_set is None:
-            return []
         rank, world = self._rank_and_world()
         order = SampleOrder(self.val_set.counts, shuffle=False)
         steps = evaluation_steps(len(order), batch_size=self.val_batch_size, world=world)
@@ -212,11 +221,11 @@ class WebDatasetDataModule(LightningDataModule):
         pipeline, options = self._pipeline(stream, self.val_decoder)
         return EvaluationLoader(steps, pipeline, persistent_workers=self.num_workers > 0, **options)
 
-    def test_dataloader(self) -> EvaluationLoader | list[Any]:
+    def test_dataloader(self) -> EvaluationLoader:
         """As validation."""
         return self.val_dataloader()
 
-    def predict_dataloader(self) -> EvaluationLoader | list[Any]:
+    def predict_dataloader(self) -> EvaluationLoader:
         """As validation."""
         return self.val_dataloader()
 
@@ -239,7 +248,8 @@ class WebDatasetDataModule(LightningDataModule):
 
     def _next_position(self) -> int:
         """Where the training loader starts anew: `trainer.overfit_batches` repeats the first batches."""
-        return self._start if self.trainer and self.trainer.overfit_batches else self.position()
+        repeat = self.trainer and self.trainer.overfit_batches  # type: ignore[attr-defined]
+        return self._start if repeat else self.position()
 
     def _settle(self) -> None:
         """Make the position independent of the trainer, which is about to go."""

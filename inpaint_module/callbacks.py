@@ -63,7 +63,7 @@ class ImageGrid(Callback):
     ) -> None:
         """Keep rows until there are enough."""
         if trainer.is_global_zero and sum(len(part.image) for part in self._parts) < self.rows:
-            self._parts.append(InpaintedImages(*(field.cpu() for field in outputs)))
+            self._parts.append(InpaintedImages(**{name: field.cpu() for name, field in outputs.items()}))
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write the sheet."""
@@ -112,6 +112,8 @@ class PredictionWriter(BasePredictionWriter):
         ):
             if position >= 0:
                 path = self.folder / f"{name}.png"
+                if not path.resolve().is_relative_to(self.folder.resolve()):
+                    raise ValueError(f"the key {name!r} leads out of the folder {self.folder}")
                 path.parent.mkdir(parents=True, exist_ok=True)
                 to_pil(picture).save(path)
 

@@ -119,7 +119,8 @@ class InpaintEncoder(nn.Module):
         noise_mask = morphology.dilate(hole, self._current_plan()).float()
         masked = torch.where(hole, self.fill, image)
         if not target:
-            return InpaintLatents(*self._encode([masked], generator), noise_mask)
+            (samples,) = self._encode([masked], generator)
+            return InpaintLatents(samples, noise_mask)
         samples, whole = self._encode([masked, image], generator)
         return InpaintLatents(samples, noise_mask, whole.expand_as(samples))
 
@@ -254,7 +255,7 @@ def _posterior_noise(groups: list[Tensor], shape: torch.Size, generator: torch.G
     """Standard normal noise for the stacked groups; the n-th group draws its own from each sample's key."""
     if generator is None:
         raise ValueError("posterior='sample' needs a generator: int64 keys (B,), or a torch.Generator")
-    if isinstance(generator, torch.Generator):
+    if not isinstance(generator, Tensor):  # in this form it compiles
         return torch.randn(shape, generator=generator, device=generator.device)
     batch = max(len(group) for group in groups)
     if generator.shape != (batch,) or generator.dtype != torch.int64:

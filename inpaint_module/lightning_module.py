@@ -50,13 +50,15 @@ class InpaintDiffusion(LightningModule):
         seed: int = 0,
     ):
         super().__init__()
-        expected, found = layout.in_channels(encoder.vae.channels), denoiser.config.in_channels
+        self.denoiser: Any = denoiser
+        self.encoder, self.layout, self.scheduler = encoder, layout, scheduler
+        config: Any = denoiser.config
+        expected, found = layout.in_channels(encoder.vae.channels), config.in_channels
         if expected != found:
             raise ValueError(
                 f"{type(layout).__name__} over {encoder.vae.channels} latent channels makes {expected} input channels, "
                 f"but the denoiser takes in_channels={found}"
             )
-        self.denoiser, self.encoder, self.layout, self.scheduler = denoiser, encoder, layout, scheduler
         self.optimizer, self.lr_scheduler = optimizer, lr_scheduler
         self.sampling_steps, self.seed = sampling_steps, seed
         names = ("inside", "outside", "inside_grey", "inside_mean_colour")
@@ -100,7 +102,7 @@ class InpaintDiffusion(LightningModule):
             composite=composite(inpainted, image, latents.noise_mask),
         )
 
-    def validation_step(self, batch: dict[str, Any], batch_index: int) -> InpaintedImages:
+    def validation_step(self, batch: dict[str, Any], batch_index: int) -> dict[str, Tensor]:
         """Inpaint, and log PSNR inside the hole and outside the grown mask, beside that of plain fills."""
         result = self.inpaint(batch)
         weight = batch["position"] >= 0
@@ -112,12 +114,13 @@ class InpaintDiffusion(LightningModule):
         self.psnr["inside_grey"](grey, result.image, result.mask, weight)
         self.psnr["inside_mean_colour"](mean_colour, result.image, result.mask, weight)
         stage = "test" if self.trainer.testing else "val"
-        for name, metric in self.psnr.items():
+        for name in self.psnr:
+            metric: Any = self.psnr[name]
             shown = name in ("inside", "outside")
             self.log(f"{stage}/psnr_{name}", metric, prog_bar=shown, on_epoch=True, batch_size=len(weight))
-        return result
+        return result._asdict()
 
-    def test_step(self, batch: dict[str, Any], batch_index: int) -> InpaintedImages:
+    def test_step(self, batch: dict[str, Any], batch_index: int) -> dict[str, Tensor]:
         """As validation."""
         return self.validation_step(batch, batch_index)
 

@@ -66,7 +66,7 @@ def composite(inpainted: Tensor, image: Tensor, mask: Tensor) -> Tensor:
 
 
 def mean_colour_fill(image: Tensor, mask: Tensor) -> Tensor:
-    """The mean colour of each image's known pixels, everywhere: (B, 3, H, W), mask (B, 1, H, W); grey if none is known."""
+    """Each image's mean colour outside its mask, everywhere; grey if all is masked: (B, 3, H, W), mask (B, 1, H, W)."""
     known = (mask.float() <= 0.5).to(image)
     count = known.sum((2, 3), keepdim=True)
     mean = (image * known).sum((2, 3), keepdim=True) / count.clamp_min(1)

@@ -155,9 +155,13 @@ def test_evaluation_length(shards: str) -> None:
     assert len(module(shards, val_batch_size=5).val_dataloader()) == 3
 
 
-def test_no_validation_shards(shards: str) -> None:
-    data = WebDatasetDataModule(shards, None, batch_size=1, image_size=8, mask_generator=Halves())
-    assert data.val_dataloader() == data.test_dataloader() == data.predict_dataloader() == []
+def test_training_without_validation_shards(shards: str, tmp_path: Path) -> None:
+    data = WebDatasetDataModule(shards, batch_size=1, image_size=8, mask_generator=Halves())
+    recorder = Recorder()
+    trainer(2, tmp_path, val_check_interval=1).fit(recorder, data)
+    assert (len(recorder.trained), recorder.validated) == (2, [])
+    with pytest.raises(ValueError, match=r"data\.val_shards: expected shards to evaluate on, got null"):
+        data.test_dataloader()
 
 
 # Resume
@@ -250,13 +254,6 @@ def test_evaluating_a_checkpoint_needs_no_training_data(shards: str, tmp_path: P
     assert len(recorder.validated) == 15
 
 
-def test_leaving_out_the_validation_shards_of_a_fit(shards: str, tmp_path: Path) -> None:
-    data = WebDatasetDataModule(shards, batch_size=1, image_size=8, mask_generator=Halves())
-    loop, recorder = trainer(2, tmp_path, val_check_interval=1), Recorder()
-    loop.fit(recorder, data)
-    assert (len(recorder.trained), recorder.validated) == (2, [])
-
-
 def test_epochs_may_not_cut_an_accumulation_window(shards: str, tmp_path: Path) -> None:
     message = r"trainer\.limit_train_batches: expected a multiple of accumulate_grad_batches \(2\), got 3"
     with pytest.raises(ValueError, match=message):
@@ -297,7 +294,8 @@ def test_command_line_builds_it(shards: str) -> None:
     parser = command_line()
     config = {"train_shards": [shards], "val_shards": None, "batch_size": 2, "image_size": [8, 16]}
     config["mask_generator"] = {"class_path": "inpaint_module.masks.Boxes"}
-    data = parser.instantiate_classes(parser.parse_object({"data": config})).data
+    build = getattr(parser, "instantiate", None) or parser.instantiate_classes  # its name until jsonargparse 4.49
+    data = build(parser.parse_object({"data": config})).data
     assert next(iter(data.train_dataloader()))["image"].shape == (2, 3, 8, 16)
 
 

@@ -25,9 +25,7 @@ class Mixture(MaskGenerator):
             raise ValueError("generators must name at least one mask generator, got none")
         chances = probabilities or [1 / len(generators)] * len(generators)
         if len(chances) != len(generators) or min(chances) < 0 or abs(sum(chances) - 1) > 1e-6:
-            raise ValueError(
-                f"probabilities must be {len(generators)} numbers >= 0 that sum to 1, got {chances}, sum {sum(chances):g}"
-            )
+            raise ValueError(f"probabilities must be {len(generators)} numbers >= 0 that sum to 1; got {chances}")
         self.generators, self.probabilities = generators, chances
 
     def paint(self, keys: Tensor, height: int, width: int) -> Tensor:

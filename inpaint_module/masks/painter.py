@@ -127,15 +127,16 @@ def _right_end(offset: Tensor, chain: tuple[_Edge, _Edge], radius: Tensor) -> Te
 
 
 def _edge_reach(offset: Tensor, edge: _Edge, radius: Tensor) -> Tensor:
-    """The greatest x of a disc of `radius` rolled along the edge; where the disc's topmost point does not reach, none.
+    """The greatest x that a disc of `radius`, rolled along the edge, reaches in each row; `_NOWHERE` where it misses.
 
     The disc touches row y from the edge point at y + radius * dx / |edge|, clamped to the edge's ends.
     """
-    dx, dy = edge.dx[..., None], edge.dy[..., None]
+    x, y, dx, dy = (value[..., None] for value in edge)
     length = (dx * dx + dy * dy).sqrt()
-    tilt = torch.where(length > 0, dx / length.clamp_min(1e-9), 0.0)
-    along = offset + radius * tilt - edge.y[..., None]
-    share = torch.where(dy > 0, torch.minimum(torch.maximum(along, -dy), dy) / dy.clamp_min(1e-9), dx.sign())
-    rest = offset - (edge.y[..., None] + torch.minimum(torch.maximum(along, -dy), dy))
+    lead = radius * torch.where(length > 0, dx / length.clamp_min(1e-9), 0.0)
+    wanted = offset - y + lead
+    taken = torch.minimum(torch.maximum(wanted, -dy), dy)
+    share = torch.where(dy > 0, taken / dy.clamp_min(1e-9), dx.sign())
+    rest = wanted - taken - lead  # rows from the disc's centre: exactly 0 where a sharp edge itself meets the row
     gap = radius * radius - rest * rest
-    return torch.where(gap >= 0, edge.x[..., None] + dx * share + gap.clamp_min(0).sqrt(), _NOWHERE)
+    return torch.where(gap >= 0, x + dx * share + gap.clamp_min(0).sqrt(), _NOWHERE)

@@ -1,0 +1,106 @@
+"""The command line: every verb runs, every config trains, mistakes are named."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+import train
+
+ROOT = Path(__file__).parents[1]
+CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:.*does not have many workers.*"),  # two tiny steps need none
+    pytest.mark.filterwarnings("ignore:.*LeafSpec.*:FutureWarning"),  # Lightning 2.6 on torch's newest pytree
+    pytest.mark.filterwarnings("ignore:.*LeafSpec.*:UserWarning"),
+    pytest.mark.filterwarnings("ignore:.*instantiate_classes.*:DeprecationWarning"),  # Lightning 2.6 on jsonargparse
+    pytest.mark.filterwarnings("ignore:.*not supported by the model summary.*"),
+    pytest.mark.filterwarnings("ignore:.*available but not used.*"),  # the tests train on the CPU
+]
+QUICK = [
+    "--trainer.max_steps=2",
+    "--trainer.limit_train_batches=2",
+    "--trainer.val_check_interval=2",
+    "--trainer.log_every_n_steps=1",
+    "--trainer.accelerator=cpu",
+    "--trainer.enable_progress_bar=false",
+    "--trainer.enable_model_summary=false",
+    "--data.batch_size=2",
+    "--data.image_size=64",
+]
+
+
+@pytest.fixture
+def run_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Configs write into `runs` of the current folder."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path / "runs" / "quickstart"
+
+
+def quickstart(verb: str, *arguments: str) -> None:
+    options = QUICK if verb == "fit" else [o for o in QUICK if not o.startswith(("--trainer.max", "--trainer.log"))]
+    train.main([verb, "--config", str(ROOT / "configs" / "quickstart.yaml"), *options, *arguments])
+
+
+def test_fit_validate_test_and_predict(run_folder: Path) -> None:
+    small = "--data.val_batch_size=4"
+    quickstart("fit", small)
+    checkpoint = run_folder / "checkpoints" / "last.ckpt"
+    grid = Image.open(run_folder / "grids" / "step_000002.png")
+    assert grid.size == (6 * 64, 8 * 64 + 14)
+    events = EventAccumulator(str(run_folder), size_guidance={"images": 0}).Reload()
+    names = {f"val/psnr_{name}" for name in ("inside", "outside", "inside_grey", "inside_mean_colour")}
+    assert names | {"train/loss"} <= set(events.Tags()["scalars"])
+    assert events.Tags()["images"] == ["val/grid"]
+    for verb in ("validate", "test", "predict"):
+        quickstart(verb, small, f"--ckpt_path={checkpoint}")
+    written = sorted((run_folder / "predictions").glob("*.png"))
+    assert len(written) == 16
+    assert Image.open(written[0]).size == (64, 64)
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_every_config_trains_two_steps(path: Path, run_folder: Path) -> None:
+    train.main(["fit", "--config", str(path), *QUICK])
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_every_config_says_its_command(path: Path) -> None:
+    header = path.read_text().split("\n\n")[0]
+    assert f"python train.py fit --config configs/{path.name}" in header
+    assert isinstance(yaml.safe_load(path.read_text()), dict)
+
+
+@pytest.mark.parametrize(
+    ("argument", "message"),
+    [
+        ("--data.train_shards=nowhere/*.tar", "nowhere"),
+        ("--data.batch_sise=3", "batch_sise"),
+        ("--data.batch_size=0", "data.batch_size: expected at least 1, got 0"),
+        ("--model.layout.init_args.reduce=mean", "reduce must be one of max, area"),
+        ("--model.encoder.init_args.fill=2", "fill must be in 0..1"),
+        ("--model.denoiser.init_args.config.in_channels=4", "makes 33 input channels"),
+        ("--model.encoder.init_args.vae.init_args.path=nowhere", "nowhere"),
+    ],
+)
+def test_mistakes_are_named(run_folder: Path, capfd: pytest.CaptureFixture[str], argument: str, message: str) -> None:
+    with pytest.raises((SystemExit, ValueError)) as error:
+        quickstart("fit", argument)
+    assert message in str(error.value) + capfd.readouterr().err
+
+
+def test_help_is_readable() -> None:
+    for command in (["train.py", "fit"], ["-m", "datamodules.make_shards"]):
+        shown = subprocess.run([sys.executable, *command, "--help"], cwd=ROOT, capture_output=True, text=True)
+        assert shown.returncode == 0, shown.stderr
+        assert "usage:" in shown.stdout
+
+
+def test_train_py_is_short() -> None:
+    assert len((ROOT / "train.py").read_text().splitlines()) < 40
