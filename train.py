@@ -6,7 +6,7 @@ from lightning.pytorch import LightningDataModule, LightningModule
 from lightning.pytorch.cli import LightningCLI
 
 
-def main(arguments: list[str] | None = None) -> LightningCLI:
+def main() -> LightningCLI:
     """Run LightningCLI: fit, validate, test or predict, with the model and the data that the config names."""
     return LightningCLI(
         LightningModule,
@@ -16,7 +16,6 @@ def main(arguments: list[str] | None = None) -> LightningCLI:
         auto_configure_optimizers=False,
         save_config_kwargs={"overwrite": True},
         seed_everything_default=0,
-        args=arguments,
     )
 
 

@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import BasePredictionWriter
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_info
 from PIL import Image, ImageDraw, ImageFont
@@ -85,7 +84,7 @@ class ImageGrid(Callback):
         rank_zero_info(f"\npicture grid: {self._path or 'none: no validation ran'}\ncheckpoint:   {checkpoint}")
 
 
-class PredictionWriter(BasePredictionWriter):
+class PredictionWriter(Callback):
     """Writes each predicted composite as `<key>.png`, slashes of the key as folders.
 
     Args:
@@ -93,22 +92,14 @@ class PredictionWriter(BasePredictionWriter):
     """
 
     def __init__(self, folder: str = "predictions"):
-        super().__init__("batch")
         self.folder = Path(folder)
 
-    def write_on_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        prediction: InpaintedImages,
-        batch_indices: Any,
-        batch: dict[str, Any],
-        *args: Any,
-        **kwargs: Any,
+    def on_predict_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, *args: Any, **kwargs: Any
     ) -> None:
         """Write the composites of a batch, but for the padding of the last one."""
         for name, position, picture in zip(
-            batch["__key__"], batch["position"].tolist(), prediction.composite, strict=True
+            batch["__key__"], batch["position"].tolist(), outputs.composite, strict=True
         ):
             if position >= 0:
                 path = self.folder / f"{name}.png"

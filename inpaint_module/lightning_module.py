@@ -16,6 +16,7 @@ from inpaint_module.layouts import Layout
 from inpaint_module.metrics import MaskedPSNR
 from inpaint_module.randomness import Stream, draw, integers, key, normal
 from inpaint_module.sampling import InpaintedImages, composite, inpaint_latents, mean_colour_fill
+from inpaint_module.surgery import check_input_channels
 
 
 class InpaintDiffusion(LightningModule):
@@ -34,7 +35,7 @@ class InpaintDiffusion(LightningModule):
         seed: of noise and timesteps.
 
     Raises:
-        ValueError: the denoiser does not take as many channels as the layout has.
+        ValueError: the encoder's fill or space is not the layout's, or the denoiser takes other channels than it makes.
     """
 
     def __init__(
@@ -52,13 +53,8 @@ class InpaintDiffusion(LightningModule):
         super().__init__()
         self.denoiser: Any = denoiser
         self.encoder, self.layout, self.scheduler = encoder, layout, scheduler
-        config: Any = denoiser.config
-        expected, found = layout.in_channels(encoder.vae.channels), config.in_channels
-        if expected != found:
-            raise ValueError(
-                f"{type(layout).__name__} over {encoder.vae.channels} latent channels makes {expected} input channels, "
-                f"but the denoiser takes in_channels={found}"
-            )
+        layout.check(encoder)
+        check_input_channels(denoiser, layout.in_channels(encoder.vae.channels))
         self.optimizer, self.lr_scheduler = optimizer, lr_scheduler
         self.sampling_steps, self.seed = sampling_steps, seed
         names = ("inside", "outside", "inside_grey", "inside_mean_colour")

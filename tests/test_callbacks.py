@@ -31,7 +31,7 @@ def test_predictions_are_named_by_key_without_the_padding(tmp_path: Path) -> Non
     batch = tiny_batch(3) | {"__key__": ["a", "b/c", "a"], "position": torch.tensor([0, 1, -1])}
     writer = PredictionWriter(str(tmp_path))
     result = tiny_module().inpaint(batch)
-    writer.write_on_batch_end(SimpleNamespace(), SimpleNamespace(), result, None, batch, 0, 0)  # type: ignore[arg-type]
+    writer.on_predict_batch_end(SimpleNamespace(), SimpleNamespace(), result, batch, 0)  # type: ignore[arg-type]
     assert sorted(str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*.png")) == ["a.png", "b/c.png"]
     assert (np.asarray(Image.open(tmp_path / "a.png")) == np.asarray(to_pil(result.composite[0]))).all()
 
@@ -39,14 +39,12 @@ def test_predictions_are_named_by_key_without_the_padding(tmp_path: Path) -> Non
 def test_keys_that_lead_out_of_the_folder_are_refused(tmp_path: Path) -> None:
     batch = tiny_batch(1) | {"__key__": ["../../a"]}
     with pytest.raises(ValueError, match="leads out of the folder"):
-        PredictionWriter(str(tmp_path)).write_on_batch_end(
-            SimpleNamespace(),
-            SimpleNamespace(),
+        PredictionWriter(str(tmp_path)).on_predict_batch_end(
+            SimpleNamespace(),  # type: ignore[arg-type]
+            SimpleNamespace(),  # type: ignore[arg-type]
             tiny_module().inpaint(batch),
-            None,
             batch,
             0,
-            0,  # type: ignore[arg-type]
         )
 
 

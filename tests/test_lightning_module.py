@@ -83,10 +83,18 @@ def test_unknown_prediction_type_is_refused() -> None:
 
 
 def test_a_denoiser_of_other_channels_is_refused() -> None:
-    with pytest.raises(ValueError, match="makes 9 input channels, but the denoiser takes in_channels=4"):
+    with pytest.raises(ValueError, match="expected 9 channels, got 4"):
         InpaintDiffusion(
-            tiny_denoiser(in_channels=4), InpaintEncoder(tiny_vae()), StableDiffusionLayout(), DDIMScheduler()
+            tiny_denoiser(in_channels=4),
+            InpaintEncoder(tiny_vae(), normalize=True),
+            StableDiffusionLayout(),
+            DDIMScheduler(),
         )
+
+
+def test_an_encoder_that_does_not_suit_the_layout_is_refused() -> None:
+    with pytest.raises(ValueError, match="expects an encoder with normalize=True"):
+        InpaintDiffusion(tiny_denoiser(), InpaintEncoder(tiny_vae()), StableDiffusionLayout(), DDIMScheduler())
 
 
 def test_inpaint_keeps_known_pixels_and_is_repeatable() -> None:
