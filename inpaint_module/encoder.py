@@ -155,7 +155,8 @@ class InpaintEncoder(nn.Module):
         return self._plan
 
     def _kernel_state(self) -> tuple[int, int]:
-        return id(self.kernel), self.kernel._version
+        # a tensor made under inference_mode, as in a ComfyUI node, counts no versions
+        return id(self.kernel), 0 if self.kernel.is_inference() else self.kernel._version
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> InpaintEncoder:
         super()._apply(fn, recurse)

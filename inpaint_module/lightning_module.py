@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from inpaint_module.encoder import InpaintEncoder, to_unit_float
 from inpaint_module.layouts import Layout
 from inpaint_module.metrics import MaskedPSNR
+from inpaint_module.morphology import mask_leak, mask_overcover, reduce_mask
 from inpaint_module.randomness import Stream, draw, integers, key, normal
 from inpaint_module.sampling import InpaintedImages, composite, inpaint_latents, mean_colour_fill
 from inpaint_module.surgery import check_input_channels
@@ -114,7 +115,17 @@ class InpaintDiffusion(LightningModule):
             metric: Any = self.psnr[name]
             shown = name in ("inside", "outside")
             self.log(f"{stage}/psnr_{name}", metric, prog_bar=shown, on_epoch=True, batch_size=len(weight))
+        self._log_leak(stage, result.noise_mask)
         return result._asdict()
+
+    def _log_leak(self, stage: str, noise_mask: Tensor) -> None:
+        """How much of the mask the latent grid loses, and how much it adds; nothing where every pixel is told."""
+        if self.layout.reduce == "space-to-depth":
+            return
+        cells = reduce_mask(noise_mask, self.encoder.vae.ratio, self.layout.reduce)
+        leaks = {"mask_leak": mask_leak(noise_mask, cells), "mask_overcover": mask_overcover(noise_mask, cells)}
+        for name, share in leaks.items():
+            self.log(f"{stage}/{name}", share.mean(), on_epoch=True, sync_dist=True, batch_size=len(share))
 
     def test_step(self, batch: dict[str, Any], batch_index: int) -> dict[str, Tensor]:
         """As validation."""

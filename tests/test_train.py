@@ -44,6 +44,11 @@ def run_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "runs" / "quickstart"
 
 
+def picture_size(path: Path) -> tuple[int, int]:
+    with Image.open(path) as picture:
+        return picture.size
+
+
 def quickstart(verb: str, *arguments: str) -> None:
     options = QUICK if verb == "fit" else [o for o in QUICK if not o.startswith(("--trainer.max", "--trainer.log"))]
     run(verb, ROOT / "configs" / "quickstart.yaml", *options, *arguments)
@@ -58,17 +63,17 @@ def test_fit_validate_test_and_predict(run_folder: Path) -> None:
     small = "--data.val_batch_size=4"
     quickstart("fit", small)
     checkpoint = run_folder / "checkpoints" / "last.ckpt"
-    grid = Image.open(run_folder / "grids" / "step_000002.png")
-    assert grid.size == (6 * 64, 8 * 64 + 14)
+    assert picture_size(run_folder / "grids" / "step_000002.png") == (6 * 64, 8 * 64 + 14)
     events = EventAccumulator(str(run_folder), size_guidance={"images": 0}).Reload()
     names = {f"val/psnr_{name}" for name in ("inside", "outside", "inside_grey", "inside_mean_colour")}
-    assert names | {"train/loss"} <= set(events.Tags()["scalars"])
+    names |= {"train/loss", "val/mask_leak", "val/mask_overcover"}
+    assert names <= set(events.Tags()["scalars"])
     assert events.Tags()["images"] == ["val/grid"]
     for verb in ("validate", "test", "predict"):
         quickstart(verb, small, f"--ckpt_path={checkpoint}")
     written = sorted((run_folder / "predictions").glob("*.png"))
     assert len(written) == 16
-    assert Image.open(written[0]).size == (64, 64)
+    assert picture_size(written[0]) == (64, 64)
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
