@@ -1,17 +1,19 @@
 """Webdataset shards in, batches on the device out."""
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from datamodules.coco_masks import CocoMask
+    from datamodules.mask_sources import AlphaMask, FileMask, LabelMap, MaskSource
     from datamodules.webdataset_datamodule import WebDatasetDataModule
 
-__all__ = ["WebDatasetDataModule"]
+__all__ = ["AlphaMask", "CocoMask", "FileMask", "LabelMap", "MaskSource", "WebDatasetDataModule"]
 
 
 def __getattr__(name: str) -> Any:
     """Import the data module, and Lightning with it, only when it is asked for: the commands here do without."""
-    if name in __all__:
-        from datamodules.webdataset_datamodule import WebDatasetDataModule
-
-        return WebDatasetDataModule
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    homes = {"CocoMask": "coco_masks", "WebDatasetDataModule": "webdataset_datamodule"}
+    return getattr(import_module(f"{__name__}.{homes.get(name, 'mask_sources')}"), name)

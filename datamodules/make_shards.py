@@ -1,17 +1,18 @@
 """Make webdataset shards from a folder of images: python -m datamodules.make_shards photos data/train
 
-Captions lie beside their image as NAME.txt, masks (white = inpaint) as NAME.mask.png or NAME.mask.webp. The same
-input gives the same bytes: sorted keys, no times, no owners.
+Beside an image NAME.jpg (or png, webp) may lie its caption NAME.txt, its mask NAME.mask.png (or webp, jpg; white =
+inpaint), class numbers NAME.label.png or NAME.seg.png, and NAME.json with COCO annotations. The same input gives the
+same bytes: sorted keys, no times, no owners.
 """
 
 from __future__ import annotations
 
 import argparse
 import io
+import json
 import os
 import re
 import sys
-import tarfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -19,8 +20,12 @@ from typing import NamedTuple
 from PIL import Image, ImageOps
 from tqdm import tqdm
 
-from datamodules.samples import open_image, parse_caption, to_rgb
-from datamodules.shards import IMAGE_FIELDS, MANIFEST, MASK_FIELDS, Shard, write_manifest
+from datamodules.images import open_image, to_rgb, upright_size
+from datamodules.mask_sources import read_labels
+from datamodules.samples import parse_caption
+from datamodules.shard_writer import ShardWriter
+from datamodules.shards import MANIFEST, Shard, write_manifest
+from datamodules.tar_index import IMAGE_FIELDS, LABEL_FIELDS, MASK_FIELDS
 
 _FORMATS = {"jpg": "JPEG", "jpeg": "JPEG", "png": "PNG", "webp": "WEBP"}
 
@@ -54,10 +59,10 @@ class Resize(NamedTuple):
 
 
 def is_image(path: Path) -> bool:
-    """An image by its name; masks are not."""
+    """An image by its name; masks and label maps are not."""
     name = path.name.lower()
     return name.endswith(tuple(f".{field}" for field in IMAGE_FIELDS)) and not name.endswith(
-        tuple(f".{field}" for field in MASK_FIELDS)
+        tuple(f".{field}" for field in MASK_FIELDS + LABEL_FIELDS)
     )
 
 
@@ -108,81 +113,42 @@ def _image_bytes(data: bytes, field: str, resize: Resize, max_pixels: int) -> by
     return file.getvalue()
 
 
+def _sized_json(data: bytes, size: tuple[int, int]) -> bytes:
+    """Add the width and height to which polygons refer, unless the json says them itself."""
+    return json.dumps({"width": size[0], "height": size[1], **json.loads(data)}).encode()
+
+
+def _check_beside(fields: dict[str, bytes], max_pixels: int) -> None:
+    """Decode what lies beside an image."""
+    for name in MASK_FIELDS:
+        if name in fields:
+            open_image(fields[name], max_pixels).load()
+    for name in LABEL_FIELDS:
+        if name in fields:
+            read_labels(fields[name], max_pixels)
+    parse_caption(fields, 1 << 20)
+    if "json" in fields and not isinstance(json.loads(fields["json"]), dict):
+        raise ValueError("expected an object in json")
+
+
 def read_source(source: Source, resize: Resize, max_pixels: int) -> dict[str, bytes]:
-    """The fields of one sample.
+    """The fields of one sample; a shrunk image's json learns the size that it was written for.
 
     Raises:
-        ValueError: naming the file, if the image, mask or caption cannot be used.
+        ValueError: naming the file, if the image or what lies beside it cannot be used.
     """
     field = source.path.suffix[1:].lower()
-    beside = {name: source.path.with_suffix(f".{name}") for name in (*MASK_FIELDS, "txt")}
+    beside = {name: source.path.with_suffix(f".{name}") for name in (*MASK_FIELDS, *LABEL_FIELDS, "txt", "json")}
     try:
         fields = {name: path.read_bytes() for name, path in beside.items() if path.exists()}
-        for name in MASK_FIELDS:
-            if name in fields:
-                open_image(fields[name], max_pixels).load()
-        parse_caption(fields, 1 << 20)
-        return {field: _image_bytes(source.path.read_bytes(), field, resize, max_pixels), **fields}
+        _check_beside(fields, max_pixels)
+        data = source.path.read_bytes()
+        image = _image_bytes(data, field, resize, max_pixels)
+        if "json" in fields and image is not data:
+            fields["json"] = _sized_json(fields["json"], upright_size(open_image(data, max_pixels)))
+        return {field: image, **fields}
     except Exception as error:  # Pillow raises many kinds on damaged files, SyntaxError among them
         raise ValueError(f"{source.path}: {error}") from error
-
-
-class ShardWriter:
-    """Writes samples into numbered tars, a new one whenever the next sample would not fit.
-
-    Until `publish` they are called NUMBER.tar.part, so that a killed run leaves nothing that looks finished.
-
-    Args:
-        folder: where the tars go.
-        shard_bytes: start a new tar before it grows over this.
-        samples_per_shard: start a new tar after so many samples; None for no limit.
-    """
-
-    def __init__(self, folder: Path, shard_bytes: int, samples_per_shard: int | None) -> None:
-        self.folder = folder
-        self.shard_bytes = shard_bytes
-        self.samples_per_shard = samples_per_shard
-        self.paths: list[Path] = []
-        self._tar: tarfile.TarFile | None = None
-        self._samples = 0
-
-    def close(self) -> None:
-        """End the tar in work."""
-        if self._tar is not None:
-            self._tar.close()
-        self._tar = None
-
-    def publish(self) -> None:
-        """Give the tars their names."""
-        self.close()
-        for path in self.paths:
-            path.replace(path.with_suffix(""))
-
-    def discard(self) -> None:
-        """Remove the tars."""
-        self.close()
-        for path in self.paths:
-            path.unlink()
-
-    def _tar_for(self, size: int) -> tarfile.TarFile:
-        if self._tar is not None:
-            full = self._tar.offset + size > self.shard_bytes or self._samples == self.samples_per_shard
-            if not full:
-                return self._tar
-            self.close()
-        self.paths.append(self.folder / f"{len(self.paths):06d}.tar.part")
-        self._tar = tarfile.open(self.paths[-1], "w", format=tarfile.GNU_FORMAT)  # noqa: SIM115
-        self._samples = 0
-        return self._tar
-
-    def write(self, key: str, fields: dict[str, bytes]) -> None:
-        """Add one sample, its fields sorted by name, without times or owners."""
-        tar = self._tar_for(sum(len(data) + 1024 for data in fields.values()))
-        for field, data in sorted(fields.items()):
-            member = tarfile.TarInfo(f"{key}.{field}")
-            member.size = len(data)
-            tar.addfile(member, io.BytesIO(data))
-        self._samples += 1
 
 
 def _samples(

@@ -1,163 +1,25 @@
-"""Samples: the bytes of one sample -> an upright, cropped uint8 image, its caption and its own mask if it has one.
+"""Samples: the bytes of one sample -> an upright, cropped uint8 image, its caption and a mask from the data if any.
 
-Decoding is Pillow's with the three formats named: no other codec is ever tried on a file that lies about its suffix.
-The crop and the flip are functions of (seed, position), so that neither workers nor restarts change them.
+Crop, flip and the choice of the mask are functions of (seed, position), so that neither workers nor restarts change
+them.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from functools import lru_cache
-from io import BytesIO
-from typing import Any, NamedTuple
+from typing import Any
 
-import numpy as np
-import torch
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import Tensor
 
-from datamodules.shards import IMAGE_FIELDS, MASK_FIELDS, RawSample
-from inpaint_module.randomness import Stream, key, uniform
-
-FORMATS = ("JPEG", "PNG", "WEBP")
-_ORIENTATION = 0x0112  # the EXIF tag; values 5 to 8 swap width and height
-_GAP = 2.0  # fast reductions (JPEG's DCT scaling, box averages) stop at twice the final size, as Pillow's thumbnail
-_DRAWS = 64  # positions whose crops are drawn at once
-
-Box = tuple[float, float, float, float]
-
-
-class Crop(NamedTuple):
-    """`box` is (left, top, right, bottom) in pixels of the upright image; `flip` mirrors it left to right."""
-
-    box: Box
-    flip: bool
-
-
-# ---------------------------------------------------------------------------------------------------------------
-# Where to crop
-
-
-def largest_box(width: int, height: int, aspect: float) -> tuple[float, float]:
-    """Width and height of the largest rectangle of `aspect` (width / height) inside the image, in pixels."""
-    return (width, width / aspect) if width < height * aspect else (height * aspect, height)
-
-
-def centre_crop(width: int, height: int, size: tuple[int, int]) -> Crop:
-    """The largest centred rectangle of the aspect of `size` (H, W)."""
-    w, h = largest_box(width, height, size[1] / size[0])
-    left, top = (width - w) / 2, (height - h) / 2
-    return Crop((left, top, left + w, top + h), flip=False)
-
-
-def random_crop(
-    width: int, height: int, size: tuple[int, int], draws: Sequence[float], min_scale: float, flip: float
-) -> Crop:
-    """A rectangle of the aspect of `size` (H, W), placed anywhere in the image.
-
-    Its side is `min_scale` to 1 of the largest that fits, but never so small that the crop would be enlarged.
-
-    Args:
-        width: of the image, in pixels.
-        height: of the image, in pixels.
-        size: the target, (H, W) pixels.
-        draws: four numbers in [0, 1): scale, left, top, flip.
-        min_scale: the smallest side, as a share of the largest that fits.
-        flip: the probability of a mirrored crop.
-    """
-    w, h = largest_box(width, height, size[1] / size[0])
-    low = min(1.0, max(min_scale, size[1] / w))
-    scale = low + draws[0] * (1 - low)
-    w, h = w * scale, h * scale
-    left, top = draws[1] * (width - w), draws[2] * (height - h)
-    return Crop((left, top, min(left + w, width), min(top + h, height)), flip=draws[3] < flip)
-
-
-@lru_cache(maxsize=8)
-def _block_draws(seed: int, block: int) -> list[list[float]]:
-    positions = torch.arange(block * _DRAWS, (block + 1) * _DRAWS)
-    place = uniform(key(seed, positions, Stream.CROP), 3)
-    return torch.cat([place, uniform(key(seed, positions, Stream.FLIP), 1)], dim=1).tolist()
-
-
-def crop_draws(seed: int, position: int) -> list[float]:
-    """The four numbers in [0, 1) of `random_crop` for one position, drawn 64 positions at a time."""
-    return _block_draws(seed, position // _DRAWS)[position % _DRAWS]
-
-
-# ---------------------------------------------------------------------------------------------------------------
-# Decoding
-
-
-def open_image(data: bytes, max_pixels: int) -> Image.Image:
-    """Read the header of a JPEG, PNG or WEBP; no pixel is decoded yet.
-
-    Raises:
-        ValueError: if the header announces more than `max_pixels` pixels, or none.
-    """
-    image = Image.open(BytesIO(data), formats=FORMATS)
-    if not 0 < image.width * image.height <= max_pixels:
-        raise ValueError(f"expected 1 to {max_pixels} pixels, got {image.width} x {image.height}")
-    return image
-
-
-def upright_size(image: Image.Image) -> tuple[int, int]:
-    """Width and height in pixels once the EXIF rotation is applied."""
-    turned = image.getexif().get(_ORIENTATION, 1) in (5, 6, 7, 8)
-    return (image.height, image.width) if turned else (image.width, image.height)
-
-
-def to_rgb(image: Image.Image, background: tuple[int, int, int] = (255, 255, 255)) -> Image.Image:
-    """Any mode -> RGB: 16-bit grey is scaled (Pillow's convert clips it), alpha is laid over `background`."""
-    if image.mode.startswith("I"):
-        grey = np.asarray(image).astype(np.int64).clip(0, 65535)
-        image = Image.fromarray(((grey + 128) // 257).astype(np.uint8))
-    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
-        top = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", top.size, (*background, 255)), top)
-    return image if image.mode == "RGB" else image.convert("RGB")
-
-
-def _scale_box(box: Box, size: tuple[int, int], new: tuple[int, int]) -> Box:
-    """A box of an image of `size` (width, height), in pixels of the same image at `new` size."""
-    x, y = new[0] / size[0], new[1] / size[1]
-    return box[0] * x, box[1] * y, min(box[2] * x, new[0]), min(box[3] * y, new[1])
-
-
-def crop_image(
-    image: Image.Image,
-    crop: Crop,
-    size: tuple[int, int],
-    frame: tuple[int, int],
-    background: tuple[int, int, int] = (255, 255, 255),
-    resample: Image.Resampling = Image.Resampling.BICUBIC,
-) -> Image.Image:
-    """Decode, turn upright, crop and resize in one pass.
-
-    Args:
-        image: an image whose pixels are not decoded yet.
-        crop: its box is in pixels of `frame`.
-        size: the target, (H, W) pixels.
-        frame: width and height of the picture that the crop was chosen for; the upright image may have another.
-        background: RGB, 0..255, under transparent pixels.
-        resample: Pillow's filter.
-
-    Returns:
-        An RGB image of `size`.
-    """
-    reduction = min((crop.box[2] - crop.box[0]) / size[1], (crop.box[3] - crop.box[1]) / size[0]) / _GAP
-    if image.format == "JPEG" and reduction > 1:
-        image.draft(None, (int(image.width / reduction), int(image.height / reduction)))
-    image = to_rgb(ImageOps.exif_transpose(image), background)
-    box = _scale_box(crop.box, frame, image.size)
-    image = image.resize((size[1], size[0]), resample, box=box, reducing_gap=_GAP)
-    return ImageOps.mirror(image) if crop.flip else image
-
-
-def image_to_tensor(image: Image.Image) -> Tensor:
-    """RGB image -> uint8 (3, H, W)."""
-    return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()
+from datamodules.crops import Crop, centre_crop, crop_draws, random_crop
+from datamodules.draws import position_draws
+from datamodules.images import crop_image, crop_mask, image_to_tensor, open_image, upright_size
+from datamodules.mask_sources import FileMask, MaskRequest, MaskSource
+from datamodules.shards import RawSample
+from datamodules.tar_index import IMAGE_FIELDS
+from inpaint_module.randomness import Stream
 
 
 def parse_caption(fields: dict[str, bytes], max_bytes: int) -> str:
@@ -180,24 +42,26 @@ def parse_caption(fields: dict[str, bytes], max_bytes: int) -> str:
     return data.decode("utf-8", errors="strict").strip()
 
 
-# ---------------------------------------------------------------------------------------------------------------
-# One sample
-
-
 class SampleDecoder:
     """Decode raw samples; picklable, without state.
 
+    The mask is the donor's if the sample has one that hits the crop; else, with `own_mask_probability`, its own; else
+    there is none, and the batch paints a random one.
+
     Args:
         image_size: the target, (H, W) pixels.
-        seed: seeds crops and flips.
+        seed: seeds crops, flips and the choice of masks.
         augment: crop and flip at random by position; else the largest centred crop.
         min_scale: smallest random crop, as a share (0..1) of the largest that fits.
         flip: probability (0..1) of a mirrored sample.
         upscale: enlarge images smaller than the target; else they are refused.
-        background: RGB, 0..255, under transparent pixels.
+        background: RGB, 0..255, under transparent pixels; unused if a mask source looks for masks there.
         max_pixels: refuse images with more pixels than this.
         max_caption_bytes: refuse longer captions.
         resample: Pillow's filter.
+        mask_sources: where own masks are looked for; the first that finds one wins.
+        own_mask_probability: the share (0..1) of positions at which an own mask is used.
+        allow_empty_masks: use own masks without a masked pixel in the crop; else they count as none.
     """
 
     def __init__(
@@ -213,6 +77,9 @@ class SampleDecoder:
         max_pixels: int = 50_000_000,
         max_caption_bytes: int = 16384,
         resample: Image.Resampling = Image.Resampling.BICUBIC,
+        mask_sources: Sequence[MaskSource] | None = None,
+        own_mask_probability: float = 1.0,
+        allow_empty_masks: bool = True,
     ) -> None:
         self.image_size = image_size
         self.seed = seed
@@ -220,40 +87,65 @@ class SampleDecoder:
         self.min_scale = min_scale
         self.flip = flip
         self.upscale = upscale
-        self.background = background
         self.max_pixels = max_pixels
         self.max_caption_bytes = max_caption_bytes
         self.resample = resample
+        self.mask_sources = [FileMask()] if mask_sources is None else list(mask_sources)
+        self.background = None if any(source.shows_hidden for source in self.mask_sources) else background
+        self.own_mask_probability = own_mask_probability
+        self.allow_empty_masks = allow_empty_masks
 
-    def _crop(self, width: int, height: int, position: int) -> Crop:
+    def _open(self, raw: RawSample) -> Image.Image:
+        return open_image(next(raw.fields[name] for name in IMAGE_FIELDS if name in raw.fields), self.max_pixels)
+
+    def _crop(self, width: int, height: int, draws: Sequence[float]) -> Crop:
+        if not self.augment:
+            return centre_crop(width, height, self.image_size)
+        return random_crop(width, height, self.image_size, draws, self.min_scale, self.flip)
+
+    def _check_size(self, width: int, height: int) -> None:
         if not self.upscale and (width < self.image_size[1] or height < self.image_size[0]):
             need = f"{self.image_size[1]} x {self.image_size[0]}"
             raise ValueError(f"expected an image of at least {need} pixels (upscale: false), got {width} x {height}")
-        if not self.augment:
-            return centre_crop(width, height, self.image_size)
-        draws = crop_draws(self.seed, position)
-        return random_crop(width, height, self.image_size, draws, self.min_scale, self.flip)
 
-    def _mask(self, data: bytes, crop: Crop, frame: tuple[int, int]) -> Tensor:
-        image = open_image(data, self.max_pixels)
-        mask = crop_image(image, crop, self.image_size, frame, (0, 0, 0), Image.Resampling.BILINEAR)
-        return torch.from_numpy(np.array(mask.convert("L")))[None] >= 128
+    def _find_mask(self, raw: RawSample, crop: Crop, frame: tuple[int, int], draw: float) -> Tensor | None:
+        """The mask of the first source that has one, through the crop; bool (1, H, W)."""
+        request = MaskRequest(raw.fields, frame, draw, self.max_pixels)
+        for source in self.mask_sources:
+            if (mask := source(request)) is not None:
+                return crop_mask(mask, crop, self.image_size, frame)
+        return None
+
+    def _own_mask(self, raw: RawSample, crop: Crop, frame: tuple[int, int]) -> Tensor | None:
+        """The sample's own mask, as often as it is wanted."""
+        use, draw = position_draws(self.seed, raw.position, Stream.OWN_MASK, 2)
+        own = self._find_mask(raw, crop, frame, draw) if use < self.own_mask_probability else None
+        return own if own is not None and (self.allow_empty_masks or own.any()) else None
+
+    def _donated_mask(self, donor: RawSample, position: int) -> Tensor | None:
+        """The donor's mask through a crop of its own; None if it has none there."""
+        try:
+            draws = position_draws(self.seed, position, Stream.DONOR_MASK, 5)
+            frame = upright_size(self._open(donor))
+            found = self._find_mask(donor, self._crop(*frame, draws[:4]), frame, draws[4])
+        except Exception as error:  # as in __call__
+            raise ValueError(f"mask of {donor.shard}: sample {donor.key!r}: {error}") from error
+        return found if found is not None and found.any() else None
 
     def _decode(self, raw: RawSample) -> dict[str, Any]:
-        image = open_image(next(raw.fields[name] for name in IMAGE_FIELDS if name in raw.fields), self.max_pixels)
+        image = self._open(raw)
         frame = upright_size(image)
-        crop = self._crop(*frame, raw.position)
-        pixels = crop_image(image, crop, self.image_size, frame, self.background, self.resample)
+        self._check_size(*frame)
+        crop = self._crop(*frame, crop_draws(self.seed, raw.position) if self.augment else ())
+        mask = self._donated_mask(raw.donor, raw.position) if raw.donor else None
+        mask = self._own_mask(raw, crop, frame) if mask is None else mask
         sample = {
-            "image": image_to_tensor(pixels),
+            "image": image_to_tensor(crop_image(image, crop, self.image_size, frame, self.background, self.resample)),
             "position": raw.position,
             "caption": parse_caption(raw.fields, self.max_caption_bytes),
             "__key__": raw.key,
         }
-        for name in MASK_FIELDS:
-            if name in raw.fields:
-                sample["mask"] = self._mask(raw.fields[name], crop, frame)
-        return sample
+        return sample if mask is None else {**sample, "mask": mask}
 
     def __call__(self, raw: RawSample) -> dict[str, Any]:
         """Raw sample -> {"image": uint8 (3,H,W), "position", "caption", "__key__" [, "mask": bool (1,H,W)]}.

@@ -9,7 +9,7 @@ its permutations across versions. Only the windows in use are computed, so that 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import lru_cache
 from itertools import count
 from typing import NamedTuple
@@ -95,6 +95,21 @@ class SampleOrder:
             samples[here] = self._samples(epoch, window)[places[here] - plan.windows[window]]
         return samples
 
+    def window_bounds(self, positions: Tensor) -> tuple[Tensor, Tensor]:
+        """First position and length of the window around each position; the whole set if nothing is shuffled."""
+        places = positions % self.length
+        if not self.shuffle:
+            return positions - places, torch.full_like(positions, self.length)
+        first, length = torch.empty_like(positions), torch.empty_like(positions)
+        epochs = positions // self.length
+        for epoch in epochs.unique().tolist():
+            here = epochs == epoch
+            borders = self._plan(epoch).windows
+            window = torch.searchsorted(borders, places[here], right=True) - 1
+            first[here] = epoch * self.length + borders[window]
+            length[here] = borders[window + 1] - borders[window]
+        return first, length
+
     def __call__(self, positions: Tensor) -> Tensor:
         """The number of the sample at each position >= 0; int64 (B,) -> int64 (B,)."""
         places = positions % self.length
@@ -138,6 +153,7 @@ class SampleStream(IterableDataset[RawSample]):
         world: number of processes.
         start: first position.
         steps: number of batches; None never ends.
+        donors: int64 positions (B,) -> the number of the sample that lends its mask, or -1; None lends none.
     """
 
     def __init__(
@@ -150,6 +166,7 @@ class SampleStream(IterableDataset[RawSample]):
         world: int = 1,
         start: int = 0,
         steps: int | None = None,
+        donors: Callable[[Tensor], Tensor] | None = None,
     ) -> None:
         self.shards = shards
         self.order = order
@@ -158,16 +175,21 @@ class SampleStream(IterableDataset[RawSample]):
         self.world = world
         self.start = start
         self.steps = steps
+        self.donors = donors
+
+    def _read(self, position: int, sample: int, donor: int) -> RawSample:
+        raw = self.shards.read(sample)._replace(position=position)
+        return raw if donor < 0 else raw._replace(donor=self.shards.read(donor))
 
     def _batch(self, step: int) -> Iterator[RawSample]:
         positions = batch_positions(
             step, batch_size=self.batch_size, rank=self.rank, world=self.world, start=self.start
         )
         samples = self.order(positions)
+        donors = self.donors(positions) if self.donors else torch.full_like(samples, -1)
         if self.steps is not None:
             positions = positions.where(positions < len(self.order), PADDING)
-        for position, sample in zip(positions.tolist(), samples.tolist(), strict=True):
-            yield self.shards.read(sample)._replace(position=position)
+        yield from map(self._read, positions.tolist(), samples.tolist(), donors.tolist())
 
     def __iter__(self) -> Iterator[RawSample]:
         info = get_worker_info()

@@ -2,82 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
 from functools import cached_property
 from typing import Any
 
-import torch
-import webdataset as wds
 from lightning import LightningDataModule
 from lightning.pytorch.trainer.states import TrainerFn
 
+from datamodules.argument_checks import check_at_least, check_colour, check_image_size, check_plan, check_share
+from datamodules.batches import add_masks
+from datamodules.donors import Donors
+from datamodules.loaders import EvaluationLoader, StreamLoader
+from datamodules.mask_sources import MaskSource
+from datamodules.polarity import PolarityWatch
 from datamodules.samples import SampleDecoder
-from datamodules.shards import ShardSet, open_shards
+from datamodules.shard_specs import open_shards
+from datamodules.shards import ShardSet
 from datamodules.stream import PLAN_VERSION, SampleOrder, SampleStream, evaluation_steps
+from datamodules.trainer_checks import check_trainer
 from inpaint_module.masks import MaskGenerator
-from inpaint_module.randomness import Stream, key
-
-
-def collate(samples: list[dict[str, Any]]) -> dict[str, Any]:
-    """Samples -> one batch; `has_mask` bool (B,) is there only if some samples have own masks and others do not."""
-    batch: dict[str, Any] = {
-        "image": torch.stack([sample["image"] for sample in samples]),
-        "position": torch.tensor([sample["position"] for sample in samples]),
-        "caption": [sample["caption"] for sample in samples],
-        "__key__": [sample["__key__"] for sample in samples],
-    }
-    has_mask = torch.tensor(["mask" in sample for sample in samples])
-    if has_mask.any():
-        empty = torch.zeros(1, *batch["image"].shape[-2:], dtype=torch.bool)
-        batch["mask"] = torch.stack([sample.get("mask", empty) for sample in samples])
-        if not has_mask.all():
-            batch["has_mask"] = has_mask
-    return batch
-
-
-def add_masks(batch: dict[str, Any], mask_generator: MaskGenerator, seed: int) -> dict[str, Any]:
-    """Give every sample of a batch a mask, on the device of its positions; a mask from the shard wins.
-
-    Args:
-        batch: of `collate`.
-        mask_generator: keys int64 (B,) -> bool (B, 1, H, W).
-        seed: seeds the masks.
-
-    Returns:
-        The batch with "mask" bool (B, 1, H, W), without "has_mask".
-    """
-    has_mask = batch.get("has_mask")
-    if "mask" in batch and has_mask is None:
-        return batch
-    height, width = batch["image"].shape[-2:]
-    mask = mask_generator(key(seed, batch["position"], Stream.MASK), height, width)
-    if has_mask is not None:
-        mask = torch.where(has_mask[:, None, None, None], batch["mask"], mask)
-    return {name: value for name, value in batch.items() if name != "has_mask"} | {"mask": mask}
-
-
-class StreamLoader(wds.WebLoader):
-    """A WebLoader over a stream, whose endless form asks for its first position whenever it starts anew."""
-
-    def __init__(self, stream: SampleStream, position: Callable[[], int], *args: Any, **options: Any) -> None:
-        super().__init__(*args, **options)
-        self._stream = stream
-        self._position = position
-
-    def __iter__(self) -> Iterator[dict[str, Any]]:
-        self._stream.start = self._position()
-        return super().__iter__()
-
-
-class EvaluationLoader(wds.WebLoader):
-    """A WebLoader of known length, in batches of this rank."""
-
-    def __init__(self, steps: int, *args: Any, **options: Any) -> None:
-        super().__init__(*args, **options)
-        self._steps = steps
-
-    def __len__(self) -> int:
-        return self._steps
 
 
 class WebDatasetDataModule(LightningDataModule):
@@ -101,7 +43,7 @@ class WebDatasetDataModule(LightningDataModule):
         val_shards: Likewise; null for no validation.
         batch_size: Samples of one batch on one device.
         image_size: Pixels, one number for squares or [height, width].
-        mask_generator: Paints a mask for every sample that has none in its shard (mask.png or mask.webp).
+        mask_generator: Paints a mask for every sample that gets none from the data.
         seed: Seeds order, crops, flips and masks.
         val_batch_size: As batch_size, for validation; null for the same.
         num_workers: Processes that decode, per device; 0 decodes in the training process.
@@ -110,9 +52,15 @@ class WebDatasetDataModule(LightningDataModule):
             unless the image itself is too small.
         flip: Probability of mirroring a training sample.
         upscale: Enlarge images smaller than image_size; false refuses them.
-        background: RGB, 0..255, laid under transparent pixels.
+        background: RGB, 0..255, laid under transparent pixels, unless AlphaMask is among the mask_sources.
         max_pixels: Refuse larger images.
         max_caption_bytes: Refuse longer captions.
+        mask_sources: Where masks in the data are looked for, the first that finds one wins: datamodules.FileMask,
+            AlphaMask, LabelMap, CocoMask or a subclass of MaskSource. Null for FileMask alone, [] for none.
+        own_mask_probability: Share of the samples with a mask in the data that get it; the others get a painted one.
+        transfer_probability: Share of the samples that get the mask of another sample's object, to learn removal. The
+            donor comes from the same window of shards; where it has no mask, the sample is as without transfer.
+        allow_empty_masks: Use masks from the data even where the crop has left nothing of them; false paints one.
 
     Raises:
         ValueError: naming the argument, if one is out of range.
@@ -136,15 +84,20 @@ class WebDatasetDataModule(LightningDataModule):
         background: tuple[int, int, int] = (255, 255, 255),
         max_pixels: int = 50_000_000,
         max_caption_bytes: int = 16384,
+        mask_sources: list[MaskSource] | None = None,
+        own_mask_probability: float = 1.0,
+        transfer_probability: float = 0.0,
+        allow_empty_masks: bool = True,
     ) -> None:
         super().__init__()
         size = (image_size, image_size) if isinstance(image_size, int) else tuple(image_size)
-        _check_image_size(size)
-        _check_at_least(1, batch_size=batch_size, window=window, max_pixels=max_pixels)
-        _check_at_least(1, val_batch_size=batch_size if val_batch_size is None else val_batch_size)
-        _check_at_least(0, num_workers=num_workers, max_caption_bytes=max_caption_bytes)
-        _check_share(min_scale=min_scale, flip=flip)
-        _check_colour(background)
+        check_image_size(size)
+        check_at_least(1, batch_size=batch_size, window=window, max_pixels=max_pixels)
+        check_at_least(1, val_batch_size=batch_size if val_batch_size is None else val_batch_size)
+        check_at_least(0, num_workers=num_workers, max_caption_bytes=max_caption_bytes)
+        check_share(min_scale=min_scale, flip=flip)
+        check_share(own_mask_probability=own_mask_probability, transfer_probability=transfer_probability)
+        check_colour(background)
         self.train_shards = train_shards
         self.val_shards = val_shards
         self.batch_size = batch_size
@@ -153,10 +106,14 @@ class WebDatasetDataModule(LightningDataModule):
         self.seed = seed
         self.num_workers = num_workers
         self.window = window
+        self.transfer_probability = transfer_probability
         common: dict[str, Any] = {"upscale": upscale, "background": tuple(background), "max_pixels": max_pixels}
         common |= {"image_size": size, "seed": seed, "max_caption_bytes": max_caption_bytes}
+        common |= {"mask_sources": mask_sources, "own_mask_probability": own_mask_probability}
+        common["allow_empty_masks"] = allow_empty_masks
         self.train_decoder = SampleDecoder(augment=True, min_scale=min_scale, flip=flip, **common)
         self.val_decoder = SampleDecoder(augment=False, **common)
+        self._watch_polarity = PolarityWatch()
         self._start = 0
         self._start_step: int | None = None  # the trainer's global_step at position _start
 
@@ -188,38 +145,28 @@ class WebDatasetDataModule(LightningDataModule):
         options = (self.trainer and self.trainer.distributed_sampler_kwargs) or {"rank": 0, "num_replicas": 1}
         return options["rank"], options["num_replicas"]
 
-    def _pipeline(self, stream: SampleStream, decoder: SampleDecoder) -> tuple[wds.DataPipeline, dict[str, Any]]:
-        """The pipeline up to batches, and how the loader runs it (a worker computes on one thread as it is)."""
-        pipeline = wds.DataPipeline(
-            stream, wds.map(decoder), wds.batched(stream.batch_size, collation_fn=collate, partial=False)
-        )
-        options = {
-            "batch_size": None,
-            "num_workers": self.num_workers,
-            "pin_memory": torch.cuda.is_available(),
-            "generator": torch.Generator(),  # the loader's own draw must not move the global one
-        }
-        return pipeline, options
+    def _stream(self, shards: ShardSet, order: SampleOrder, **options: Any) -> SampleStream:
+        """This rank's part of the stream."""
+        donors = Donors(order, seed=self.seed, probability=share) if (share := self.transfer_probability) else None
+        rank, world = self._rank_and_world()
+        return SampleStream(shards, order, rank=rank, world=world, donors=donors, **options)
 
     def train_dataloader(self) -> StreamLoader:
         """An endless loader that starts at the stream's position."""
-        self._check_accumulation()
+        if self.trainer is not None:
+            check_trainer(self.trainer)
         if self._start_step is None:
             self._start_step = self._global_step()
-        rank, world = self._rank_and_world()
         order = SampleOrder(self.train_set.counts, seed=self.seed, window=self.window)
-        stream = SampleStream(self.train_set, order, batch_size=self.batch_size, rank=rank, world=world)
-        pipeline, options = self._pipeline(stream, self.train_decoder)
-        return StreamLoader(stream, self._next_position, pipeline, **options)
+        stream = self._stream(self.train_set, order, batch_size=self.batch_size)
+        return StreamLoader(stream, self.train_decoder, num_workers=self.num_workers, position=self._next_position)
 
     def val_dataloader(self) -> EvaluationLoader:
         """The validation samples in their order, equally many batches on every rank."""
-        rank, world = self._rank_and_world()
         order = SampleOrder(self.val_set.counts, shuffle=False)
-        steps = evaluation_steps(len(order), batch_size=self.val_batch_size, world=world)
-        stream = SampleStream(self.val_set, order, batch_size=self.val_batch_size, rank=rank, world=world, steps=steps)
-        pipeline, options = self._pipeline(stream, self.val_decoder)
-        return EvaluationLoader(steps, pipeline, persistent_workers=self.num_workers > 0, **options)
+        steps = evaluation_steps(len(order), batch_size=self.val_batch_size, world=self._rank_and_world()[1])
+        stream = self._stream(self.val_set, order, batch_size=self.val_batch_size, steps=steps)
+        return EvaluationLoader(stream, self.val_decoder, num_workers=self.num_workers, steps=steps)
 
     def test_dataloader(self) -> EvaluationLoader:
         """As validation."""
@@ -228,6 +175,11 @@ class WebDatasetDataModule(LightningDataModule):
     def predict_dataloader(self) -> EvaluationLoader:
         """As validation."""
         return self.val_dataloader()
+
+    def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        """Look at the first masks from the data: mostly white ones get a warning."""
+        self._watch_polarity(batch)
+        return batch
 
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
         """Paint the masks, on the device that the batch is on."""
@@ -261,7 +213,7 @@ class WebDatasetDataModule(LightningDataModule):
             self._settle()
 
     def on_exception(self, exception: BaseException) -> None:
-        """Keep the position: another fit goes on from there."""
+        """As after a fit."""
         self._settle()
 
     def _plan(self) -> dict[str, Any]:
@@ -285,42 +237,5 @@ class WebDatasetDataModule(LightningDataModule):
         """
         if self.trainer is not None and self.trainer.state.fn != TrainerFn.FITTING:
             return
-        for name, here in self._plan().items():
-            if (there := state_dict.get(name)) != here:
-                raise ValueError(
-                    f"data {name}: expected {there!r} as in the checkpoint, got {here!r}: the stream cannot go on "
-                    "where it was; restore it, or start without ckpt_path"
-                )
+        check_plan(self._plan(), state_dict)
         self._start, self._start_step = state_dict["position"], None
-
-    def _check_accumulation(self) -> None:
-        """An epoch that ends inside an accumulation window steps early, and positions could not be counted."""
-        if self.trainer is None:
-            return
-        limit, window = self.trainer.limit_train_batches, self.trainer.accumulate_grad_batches
-        if isinstance(limit, int) and limit % window:
-            raise ValueError(
-                f"trainer.limit_train_batches: expected a multiple of accumulate_grad_batches ({window}), got {limit}"
-            )
-
-
-def _check_at_least(low: int, **values: int) -> None:
-    for name, value in values.items():
-        if value < low:
-            raise ValueError(f"data.{name}: expected at least {low}, got {value}")
-
-
-def _check_share(**values: float) -> None:
-    for name, value in values.items():
-        if not 0 <= value <= 1:
-            raise ValueError(f"data.{name}: expected 0 to 1, got {value}")
-
-
-def _check_image_size(size: tuple[int, ...]) -> None:
-    if len(size) != 2 or min(size) < 1:
-        raise ValueError(f"data.image_size: expected positive pixels, one number or [height, width], got {size}")
-
-
-def _check_colour(background: tuple[int, ...]) -> None:
-    if len(background) != 3 or not all(0 <= value <= 255 for value in background):
-        raise ValueError(f"data.background: expected three numbers 0 to 255, got {background}")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -60,6 +60,34 @@ class InpaintDiffusion(LightningModule):
         self.sampling_steps, self.seed = sampling_steps, seed
         names = ("inside", "outside", "inside_grey", "inside_mean_colour")
         self.psnr = nn.ModuleDict({name: MaskedPSNR() for name in names})
+
+    def setup(self, stage: str) -> None:
+        """Refuse ranks with different VAEs: no strategy broadcasts one that is outside the module tree.
+
+        Raises:
+            ValueError: the weights' fingerprints differ, naming the ranks.
+        """
+        digest = torch.tensor(list(self.encoder.vae.fingerprint()), device=self.trainer.strategy.root_device)
+        digests = cast(Tensor, self.all_gather(digest)).reshape(-1, len(digest)).tolist()
+        others = [rank for rank, other in enumerate(digests) if other != digests[0]]
+        if others:
+            raise ValueError(
+                f"the VAE's weights on rank {', '.join(map(str, others))} are not those on rank 0; load the same VAE "
+                "in the same dtype on every rank"
+            )
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep the VAE's fingerprint beside the state dict too, whose extra state FSDP2 does not load."""
+        checkpoint["encoder"] = self.encoder.get_extra_state()
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuse another VAE, whatever the strategy.
+
+        Raises:
+            ValueError: the fingerprints differ.
+        """
+        if "encoder" in checkpoint:
+            self.encoder.set_extra_state(checkpoint["encoder"])
 
     def training_step(self, batch: dict[str, Any], batch_index: int) -> Tensor:
         """The loss of a batch: `image` uint8 (B, 3, H, W), `mask` bool (B, 1, H, W), `position` int64 (B,)."""

@@ -32,6 +32,9 @@ class Stream(IntEnum):
     CAPTION = 8
     SAMPLER = 9
     BRANCH = 10
+    OWN_MASK = 11
+    DONOR = 12
+    DONOR_MASK = 13
 
 
 def _pcg(x: Tensor) -> Tensor:

@@ -7,9 +7,13 @@ import tarfile
 from pathlib import Path
 
 import numpy as np
+import torch
 from PIL import Image
+from torch import Tensor
 
 from datamodules.make_shards import make_shards
+from inpaint_module.masks import MaskGenerator
+from inpaint_module.randomness import draw, integers
 
 
 def photo(number: int, width: int = 48, height: int = 40) -> Image.Image:
@@ -49,3 +53,11 @@ def photo_shards(folder: Path, count: int, per_shard: int = 4) -> Path:
     """A shard folder of `count` photos."""
     make_shards(photo_folder(folder / "photos", count), folder / "shards", samples_per_shard=per_shard)
     return folder / "shards"
+
+
+class Halves(MaskGenerator):
+    """Everything left of a random column."""
+
+    def paint(self, keys: Tensor, height: int, width: int) -> Tensor:
+        column = integers(draw(keys, 1), 1, width)[:, :, None, None]
+        return (torch.arange(width, device=keys.device) < column).expand(len(keys), 1, height, width)

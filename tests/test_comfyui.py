@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from benchmarks import reference_node
 from diffusers import AutoencoderKL
 from safetensors.torch import load_file
 from tiny_models import tiny_vae
@@ -142,6 +143,14 @@ def test_the_overshoot_of_a_bicubic_resize_is_clipped(vae: Comfy) -> None:
 def test_bad_input_is_refused(vae: Comfy, pixels: Tensor, mask: Tensor, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         call(vae, pixels, mask)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_the_benchmarks_reference_is_the_golden_node(vae: Comfy, case: str) -> None:
+    pixels = GOLDEN[f"{case}.pixels"].float() / 255
+    image, noise_mask = reference_node.prepare(pixels, GOLDEN[f"{case}.mask"], int(GOLDEN[f"{case}.grow"]))
+    assert torch.equal(noise_mask, GOLDEN[f"{case}.noise_mask"].float())
+    torch.testing.assert_close(vae.encode(image), GOLDEN[f"{case}.samples"], rtol=0, atol=1e-5)
 
 
 # Loads custom_nodes/<folder> as ComfyUI does (a module named after its path), where nothing else provides the package.

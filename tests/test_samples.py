@@ -1,8 +1,11 @@
 """Samples: every kind of file comes out upright, in RGB and in place; every bad one is named."""
 
+import io
+import json
 import pickle
 import struct
 import zlib
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,17 +13,11 @@ import torch
 from data_fixtures import encode, photo
 from PIL import Image, ImageOps
 
-from datamodules.samples import (
-    SampleDecoder,
-    centre_crop,
-    crop_draws,
-    largest_box,
-    open_image,
-    parse_caption,
-    random_crop,
-    to_rgb,
-    upright_size,
-)
+from datamodules.coco_masks import CocoMask
+from datamodules.crops import crop_draws, random_crop
+from datamodules.images import crop_mask, open_image, upright_size
+from datamodules.mask_sources import AlphaMask, FileMask, LabelMap
+from datamodules.samples import SampleDecoder, parse_caption
 from datamodules.shards import RawSample
 from inpaint_module.randomness import Stream, key, uniform
 
@@ -38,79 +35,6 @@ def decoder(**options: object) -> SampleDecoder:
 
 def mean_difference(a: torch.Tensor, b: torch.Tensor) -> float:
     return (a.float() - b.float()).abs().mean().item()
-
-
-# Crops
-
-
-def test_largest_box() -> None:
-    assert largest_box(40, 20, 1.0) == (20, 20)
-    assert largest_box(40, 20, 4.0) == (40, 10)
-
-
-def test_centre_crop() -> None:
-    assert centre_crop(40, 20, (10, 10)).box == (10, 0, 30, 20)
-
-
-def test_random_crop_by_hand() -> None:
-    crop = random_crop(100, 60, (20, 20), [0.5, 1.0, 0.0, 0.4], min_scale=0.5, flip=0.5)
-    assert crop.box == (55, 0, 100, 45)
-    assert crop.flip
-    assert not random_crop(100, 60, (20, 20), [0.5, 1.0, 0.0, 0.4], min_scale=0.5, flip=0.4).flip
-
-
-def test_random_crop_is_not_enlarged_unless_the_image_is_too_small() -> None:
-    assert random_crop(100, 60, (54, 54), [0.0, 0.0, 0.0, 0.9], 0.5, 0.5).box == (0, 0, 54, 54)
-    assert random_crop(100, 60, (90, 90), [0.0, 0.0, 0.0, 0.9], 0.5, 0.5).box == (0, 0, 60, 60)
-
-
-@pytest.mark.parametrize("size", [(16, 16), (8, 24), (24, 8)])
-def test_random_crops_stay_inside_and_keep_the_aspect(size: tuple[int, int]) -> None:
-    for position in range(200):
-        left, top, right, bottom = random_crop(47, 31, size, crop_draws(3, position), 0.2, 0.5).box
-        assert 0 <= left < right <= 47
-        assert 0 <= top < bottom <= 31
-        assert (right - left) / (bottom - top) == pytest.approx(size[1] / size[0])
-
-
-def test_draws_are_those_of_the_position() -> None:
-    positions = torch.tensor([0, 63, 64, 10**12])
-    place = uniform(key(9, positions, Stream.CROP), 3).tolist()
-    flip = uniform(key(9, positions, Stream.FLIP), 1).tolist()
-    assert [crop_draws(9, int(p)) for p in positions] == [a + b for a, b in zip(place, flip, strict=True)]
-
-
-# Modes
-
-
-def test_sixteen_bit_grey_is_scaled() -> None:
-    grey = np.array([[0, 257, 32768, 65535]], dtype=np.uint16)
-    image = open_image(encode(Image.fromarray(grey)), 100)
-    assert np.asarray(to_rgb(image))[0, :, 0].tolist() == [0, 1, 128, 255]
-
-
-@pytest.mark.parametrize("mode", ["L", "1", "P"])
-def test_modes_without_alpha(mode: str) -> None:
-    image = photo(2).convert(mode)
-    assert np.array_equal(to_rgb(image), image.convert("RGB"))
-
-
-def test_cmyk_jpeg() -> None:
-    image = open_image(encode(Image.new("CMYK", (8, 8), (0, 255, 255, 0)), "JPEG"), 100)
-    assert np.asarray(to_rgb(image))[0, 0] == pytest.approx([255, 0, 0], abs=3)
-
-
-@pytest.mark.parametrize("mode", ["RGBA", "LA"])
-def test_alpha_is_laid_over_the_background(mode: str) -> None:
-    image = Image.new(mode, (2, 1), 0)
-    assert np.asarray(to_rgb(image, (10, 20, 30)))[0, 0].tolist() == [10, 20, 30]
-    assert np.asarray(to_rgb(image))[0, 0].tolist() == [255, 255, 255]
-
-
-def test_palette_and_grey_transparency() -> None:
-    for mode in ("P", "L"):
-        data = encode(Image.new(mode, (2, 2), 0), transparency=0)
-        assert np.asarray(to_rgb(open_image(data, 100), (1, 2, 3)))[0, 0].tolist() == [1, 2, 3]
 
 
 def test_animated_gives_the_first_frame() -> None:
@@ -185,6 +109,132 @@ def test_mask_threshold_is_above_one_half() -> None:
         assert (
             decoder()(raw(mask_webp=encode(Image.new("L", (20, 20), level * 2 - 128), "WEBP")))["mask"].any() == masked
         )
+
+
+@pytest.mark.parametrize("quality", [10, 30, 75])
+def test_noisy_jpeg_masks_are_cut_at_one_half(quality: int) -> None:
+    """.9 to .999 where white was, a little where black was: the clean mask but for the soft edge."""
+    generator = np.random.default_rng(quality)
+    clean = np.zeros((160, 160), dtype=np.uint8)
+    clean[:, 80:] = 255
+    noise = generator.integers(0, 26, clean.shape).astype(np.uint8)
+    noisy = Image.fromarray(np.where(clean > 0, 255 - noise, noise))
+    mask = decoder()(raw(image=photo(1, 160, 160), mask_jpg=encode(noisy, "JPEG", quality=quality)))["mask"]
+    assert mask[0, :, 8:].all()
+    assert not mask[0, :, :8].any()
+
+
+# Which mask
+
+
+def half(side: str) -> bytes:
+    """A mask whose left or right half is white, or none of it."""
+    mask = np.zeros((40, 48), dtype=np.uint8)
+    mask[:, {"left": slice(0, 24), "right": slice(24, 48), "none": slice(0, 0)}[side]] = 255
+    return encode(Image.fromarray(mask))
+
+
+def sides(sample: dict[str, Any]) -> list[bool]:
+    """Whether the left and the right quarter are masked."""
+    return [sample["mask"][..., part].all().item() for part in (slice(0, 4), slice(12, 16))]
+
+
+def labels() -> bytes:
+    image = np.zeros((40, 48), dtype=np.uint8)
+    image[:, 24:] = 5
+    return encode(Image.fromarray(image))
+
+
+def test_the_first_source_that_finds_a_mask_wins() -> None:
+    both = raw(mask_png=half("left"), label_png=labels())
+    assert sides(decoder(mask_sources=[FileMask(), LabelMap([5])])(both)) == [True, False]
+    assert sides(decoder(mask_sources=[LabelMap([5]), FileMask()])(both)) == [False, True]
+    assert sides(decoder(mask_sources=[LabelMap([6]), FileMask()])(both)) == [True, False]
+    assert "mask" not in decoder(mask_sources=[])(both)
+
+
+def test_alpha_masks_show_what_they_hide() -> None:
+    image = photo(1).convert("RGBA")
+    image.putalpha(Image.open(io.BytesIO(half("right"))))
+    masked = decoder(mask_sources=[AlphaMask()])(raw(image=image))
+    painted = decoder(mask_sources=[AlphaMask()], own_mask_probability=0.0)(raw(image=image))
+    plain = decoder()(raw(image=image))
+    assert sides(masked) == [True, False]
+    assert masked["image"].equal(decoder()(raw(image=photo(1)))["image"])
+    assert painted["image"].equal(masked["image"])
+    assert (plain["image"][..., :4] == 255).all()
+
+
+def test_own_masks_are_used_as_often_as_asked() -> None:
+    fields = {"mask_png": half("left")}
+    for share in (0.0, 0.4, 1.0):
+        chosen = ["mask" in decoder(own_mask_probability=share)(raw(p, **fields)) for p in range(300)]
+        assert np.mean(chosen) == pytest.approx(share, abs=0.08)
+    draws = uniform(key(0, torch.arange(300), Stream.OWN_MASK), 2)[:, 0]
+    chosen = ["mask" in decoder(own_mask_probability=0.4)(raw(p, **fields)) for p in range(300)]
+    assert chosen == (draws < torch.tensor(0.4)).tolist()
+
+
+def test_objects_are_chosen_by_position() -> None:
+    box = [[0, 0, 24, 0, 24, 40, 0, 40]], [[24, 0, 48, 0, 48, 40, 24, 40]]
+    content = json.dumps({"annotations": [{"segmentation": one} for one in box]}).encode()
+    found = [sides(decoder(mask_sources=[CocoMask()])(raw(p, json=content))) for p in range(60)]
+    assert 20 < found.count([True, False]) < 40
+    assert found.count([True, False]) + found.count([False, True]) == 60
+    assert found == [sides(decoder(mask_sources=[CocoMask()])(raw(p, json=content))) for p in range(60)]
+
+
+def test_empty_masks_are_allowed_or_not() -> None:
+    empty = raw(mask_png=half("none"))
+    assert not decoder()(empty)["mask"].any()
+    assert "mask" not in decoder(allow_empty_masks=False)(empty)
+    assert decoder(allow_empty_masks=False)(raw(mask_png=half("left")))["mask"].any()
+
+
+# Masks of a donor
+
+
+def test_the_donor_lends_its_mask_only() -> None:
+    donor = raw(image=photo(2), mask_png=half("right"))
+    receiver = raw(mask_png=half("left"))
+    sample = decoder()(receiver._replace(donor=donor))
+    assert sides(sample) == [False, True]
+    assert sample["image"].equal(decoder()(receiver)["image"])
+
+
+def test_without_a_mask_the_donor_changes_nothing() -> None:
+    receiver = raw(mask_png=half("left"))
+    for donor in (raw(image=photo(2)), raw(image=photo(2), mask_png=half("none"))):
+        assert sides(decoder()(receiver._replace(donor=donor))) == [True, False]
+    assert "mask" not in decoder()(raw()._replace(donor=raw(image=photo(2))))
+
+
+def test_the_donor_has_a_crop_of_its_own() -> None:
+    """Of the donor's size and shape, by draws of its own: not the receiver's."""
+    column = np.zeros((30, 90), dtype=np.uint8)
+    column[:, 40:50] = 255
+    donor = raw(image=photo(2, 90, 30), mask_png=encode(Image.fromarray(column)))
+    for position in range(20):
+        sample = decoder(augment=True)(raw(position)._replace(donor=donor))
+        draws = uniform(key(0, torch.tensor([position]), Stream.DONOR_MASK), 5)[0, :4].tolist()
+        crop = random_crop(90, 30, (16, 16), draws, 0.5, 0.5)
+        own = crop_mask(Image.fromarray(column), crop, (16, 16), (90, 30))
+        assert sample["mask"].equal(own) if own.any() else "mask" not in sample
+        assert sample["image"].equal(decoder(augment=True)(raw(position))["image"])
+
+
+def test_a_small_donor_is_enough() -> None:
+    donor = raw(image=photo(2, 8, 8), mask_png=encode(Image.new("L", (8, 8), 255)))
+    assert decoder(upscale=False)(raw()._replace(donor=donor))["mask"].all()
+
+
+def test_a_bad_donor_is_named() -> None:
+    donor = raw(mask_png=b"x")._replace(shard="d.tar", key="donor")
+    with pytest.raises(ValueError, match=r"s\.tar: sample 'k': mask of d\.tar: sample 'donor': cannot identify"):
+        decoder()(raw()._replace(donor=donor))
+
+
+# Sizes
 
 
 def test_small_images() -> None:

@@ -10,7 +10,7 @@ import torch
 from data_fixtures import write_tar
 from torch.utils.data import DataLoader
 
-from datamodules.shards import open_shards
+from datamodules.shard_specs import open_shards
 from datamodules.stream import (
     PADDING,
     SampleOrder,

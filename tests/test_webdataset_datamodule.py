@@ -6,28 +6,19 @@ from typing import Any
 
 import pytest
 import torch
-from data_fixtures import encode, photo, photo_shards, write_tar
+from data_fixtures import Halves, encode, photo, photo_shards, write_tar
 from jsonargparse import ArgumentParser
 from lightning import LightningModule, Trainer
+from lightning.pytorch.callbacks import GradientAccumulationScheduler
 from PIL import Image
 from torch import Tensor
 
-from datamodules.webdataset_datamodule import WebDatasetDataModule, add_masks, collate
-from inpaint_module.masks import MaskGenerator
-from inpaint_module.randomness import Stream, draw, integers, key
+from datamodules.webdataset_datamodule import WebDatasetDataModule
 
 # Lightning 2.6.6 asks torch for a class that newer torch is about to drop; nothing here calls it.
 pytestmark = pytest.mark.filterwarnings(r"ignore:`isinstance\(treespec, LeafSpec\)` is deprecated")
 
 COUNT = 13
-
-
-class Halves(MaskGenerator):
-    """Everything left of a random column."""
-
-    def paint(self, keys: Tensor, height: int, width: int) -> Tensor:
-        column = integers(draw(keys, 1), 1, width)[:, :, None, None]
-        return (torch.arange(width, device=keys.device) < column).expand(len(keys), 1, height, width)
 
 
 class Recorder(LightningModule):
@@ -104,23 +95,6 @@ def test_batch_shapes_and_types(shards: str) -> None:
     assert batch["caption"] == [f"photo {int(name[1:])}" for name in batch["__key__"]]
 
 
-def sample(position: int, mask: Tensor | None = None) -> dict[str, Any]:
-    row = {"image": torch.zeros(3, 4, 6, dtype=torch.uint8), "position": position, "caption": "", "__key__": "k"}
-    return row if mask is None else {**row, "mask": mask}
-
-
-def test_masks_of_the_shard_win() -> None:
-    own = torch.eye(4, 6, dtype=torch.bool)[None]
-    painted = Halves()(key(7, torch.tensor([0, 1, 2]), Stream.MASK), 4, 6)
-    none = add_masks(collate([sample(p) for p in range(3)]), Halves(), 7)
-    some = add_masks(collate([sample(0), sample(1, own), sample(2)]), Halves(), 7)
-    every = add_masks(collate([sample(p, own) for p in range(3)]), Halves(), 7)
-    assert none["mask"].equal(painted)
-    assert some["mask"].equal(torch.stack([painted[0], own, painted[2]]))
-    assert every["mask"].equal(own.expand(3, 1, 4, 6))
-    assert none.keys() == some.keys() == every.keys()
-
-
 def test_masks_from_mask_files(tmp_path: Path) -> None:
     white = encode(Image.new("L", (48, 40), 255))
     write_tar(tmp_path / "0.tar", [("a.png", encode(photo(1))), ("a.mask.png", white), ("b.png", encode(photo(2)))])
@@ -128,6 +102,15 @@ def test_masks_from_mask_files(tmp_path: Path) -> None:
     batch = data.on_after_batch_transfer(next(iter(data.val_dataloader())), 0)
     assert batch["mask"].flatten(1).all(dim=1).tolist() == [True, False]
     assert "has_mask" not in batch
+
+
+def test_mostly_white_masks_are_noticed_once(tmp_path: Path) -> None:
+    white = encode(Image.new("L", (48, 40), 250))
+    members = [member for i in range(4) for member in ((f"k{i}.png", encode(photo(i))), (f"k{i}.mask.png", white))]
+    data = module(str(write_tar(tmp_path / "0.tar", members)), batch_size=32, image_size=8, num_workers=1)
+    with pytest.warns(UserWarning, match="100% white, .*data.mask_sources") as seen:
+        fit(data, 5, tmp_path)
+    assert sum("white" in str(warning.message) for warning in seen) == 1
 
 
 def test_global_random_state_is_left_alone(shards: str) -> None:
@@ -254,6 +237,32 @@ def test_evaluating_a_checkpoint_needs_no_training_data(shards: str, tmp_path: P
     assert len(recorder.validated) == 15
 
 
+def test_training_without_end_is_refused(shards: str, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"trainer\.max_steps: expected a number of optimizer steps, got -1"):
+        fit(module(shards), -1, tmp_path)
+
+
+def test_training_ends_by_epochs_or_time(shards: str, tmp_path: Path) -> None:
+    assert len(fit(module(shards), -1, tmp_path, max_epochs=2, limit_train_batches=2)) == 2 * 2 * 3
+    assert fit(module(shards), -1, tmp_path, max_time={"seconds": 1})
+
+
+def test_two_optimizers_are_refused(shards: str, tmp_path: Path) -> None:
+    class Adversarial(Recorder):
+        automatic_optimization = False
+
+        def configure_optimizers(self) -> Any:
+            return [torch.optim.SGD(self.parameters(), lr=0.1) for _ in range(2)]
+
+    with pytest.raises(ValueError, match=r"model\.configure_optimizers: expected one optimizer, got 2"):
+        trainer(2, tmp_path).fit(Adversarial(), module(shards))
+
+
+def test_a_changing_accumulation_is_refused(shards: str, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"trainer\.callbacks: expected no GradientAccumulationScheduler"):
+        fit(module(shards), 2, tmp_path, callbacks=[GradientAccumulationScheduler({0: 2})])
+
+
 def test_epochs_may_not_cut_an_accumulation_window(shards: str, tmp_path: Path) -> None:
     message = r"trainer\.limit_train_batches: expected a multiple of accumulate_grad_batches \(2\), got 3"
     with pytest.raises(ValueError, match=message):
@@ -273,6 +282,8 @@ def test_epochs_may_not_cut_an_accumulation_window(shards: str, tmp_path: Path) 
         ({"max_pixels": 0}, "data.max_pixels: expected at least 1, got 0"),
         ({"max_caption_bytes": -1}, "data.max_caption_bytes: expected at least 0, got -1"),
         ({"min_scale": 1.5}, "data.min_scale: expected 0 to 1, got 1.5"),
+        ({"own_mask_probability": 2}, "data.own_mask_probability: expected 0 to 1, got 2"),
+        ({"transfer_probability": -1}, "data.transfer_probability: expected 0 to 1, got -1"),
         ({"flip": -0.5}, "data.flip: expected 0 to 1, got -0.5"),
         ({"image_size": 0}, r"data.image_size: expected positive pixels, .* got \(0, 0\)"),
         ({"image_size": (8, 8, 8)}, r"data.image_size: expected positive pixels"),
@@ -294,13 +305,29 @@ def test_command_line_builds_it(shards: str) -> None:
     parser = command_line()
     config = {"train_shards": [shards], "val_shards": None, "batch_size": 2, "image_size": [8, 16]}
     config["mask_generator"] = {"class_path": "inpaint_module.masks.Boxes"}
+    config["mask_sources"] = [
+        {"class_path": "datamodules.FileMask", "init_args": {"inverted": True}},
+        {"class_path": "datamodules.AlphaMask"},
+        {"class_path": "datamodules.LabelMap", "init_args": {"ids": [3, 7]}},
+        {"class_path": "datamodules.CocoMask", "init_args": {"category_ids": [1], "union": True}},
+    ]
+    config |= {"own_mask_probability": 0.5, "transfer_probability": 0.25, "allow_empty_masks": False}
     build = getattr(parser, "instantiate", None) or parser.instantiate_classes  # its name until jsonargparse 4.49
     data = build(parser.parse_object({"data": config})).data
     assert next(iter(data.train_dataloader()))["image"].shape == (2, 3, 8, 16)
+    decoder = data.train_decoder
+    assert [type(source).__name__ for source in decoder.mask_sources] == [
+        "FileMask",
+        "AlphaMask",
+        "LabelMap",
+        "CocoMask",
+    ]
+    assert vars(decoder.mask_sources[3]) == {"category_ids": [1], "union": True}
+    assert (decoder.own_mask_probability, decoder.allow_empty_masks) == (0.5, False)
 
 
 def test_help_explains_every_argument() -> None:
     lines = command_line().format_help().split("\n  --data.")
     explained = [line for line in lines if line.startswith(tuple("abcdefghijklmnopqrstuvwxyz"))]
     assert "Shards whose samples are mixed" in command_line().format_help()
-    assert len(explained) >= 15
+    assert len(explained) >= 19

@@ -1,0 +1,41 @@
+"""What the data module refuses: arguments out of range, and checkpoints of another stream. All raise ValueError."""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+def check_at_least(low: int, **values: int) -> None:
+    """Refuse numbers under `low`, naming the argument."""
+    for name, value in values.items():
+        if value < low:
+            raise ValueError(f"data.{name}: expected at least {low}, got {value}")
+
+
+def check_share(**values: float) -> None:
+    """Refuse numbers outside 0..1."""
+    for name, value in values.items():
+        if not 0 <= value <= 1:
+            raise ValueError(f"data.{name}: expected 0 to 1, got {value}")
+
+
+def check_image_size(size: tuple[int, ...]) -> None:
+    """Refuse anything but two positive numbers (H, W)."""
+    if len(size) != 2 or min(size) < 1:
+        raise ValueError(f"data.image_size: expected positive pixels, one number or [height, width], got {size}")
+
+
+def check_colour(background: tuple[int, ...]) -> None:
+    """Refuse anything but three numbers 0..255."""
+    if len(background) != 3 or not all(0 <= value <= 255 for value in background):
+        raise ValueError(f"data.background: expected three numbers 0 to 255, got {background}")
+
+
+def check_plan(here: dict[str, Any], checkpoint: dict[str, Any]) -> None:
+    """Refuse a checkpoint whose position would mean other samples here."""
+    for name, value in here.items():
+        if (there := checkpoint.get(name)) != value:
+            raise ValueError(
+                f"data {name}: expected {there!r} as in the checkpoint, got {value!r}: the stream cannot go on "
+                "where it was; restore it, or start without ckpt_path"
+            )

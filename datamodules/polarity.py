@@ -1,0 +1,37 @@
+"""Polarity: masks from the data that are mostly white say, most likely, what to keep."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from lightning.pytorch.utilities import rank_zero_warn
+
+_ENOUGH = 64
+_MOSTLY = 0.9
+
+
+def suspicious_polarity(coverages: Sequence[float]) -> bool:
+    """Whether so large a share (0..1) of each mask is masked, on average, that 1 seems to mean keep."""
+    return sum(coverages) > _MOSTLY * len(coverages)
+
+
+class PolarityWatch:
+    """Looks at the first 64 masks from the data and warns once; to be called where batches arrive, on the CPU."""
+
+    def __init__(self) -> None:
+        self.coverages: list[float] = []
+
+    def __call__(self, batch: dict[str, Any]) -> None:
+        """Note the masks of a batch of `collate`, in which `has_mask` tells the painted from the own ones."""
+        if "mask" not in batch or len(self.coverages) >= _ENOUGH:
+            return
+        own = batch["mask"][batch["has_mask"]] if "has_mask" in batch else batch["mask"]
+        self.coverages += own.float().mean(dim=(1, 2, 3)).tolist()
+        if len(self.coverages) >= _ENOUGH and suspicious_polarity(self.coverages):
+            share = sum(self.coverages) / len(self.coverages)
+            rank_zero_warn(
+                f"the first {len(self.coverages)} masks from the shards are {share:.0%} white, up to sample "
+                f"{batch['__key__'][-1]!r}; white is what is inpainted. If yours mark what to keep, set "
+                "`inverted: true` of the source in data.mask_sources"
+            )

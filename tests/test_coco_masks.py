@@ -1,0 +1,113 @@
+"""COCO annotations: run lengths and polygons of one object agree; objects are chosen by the draw."""
+
+import json
+import pickle
+from typing import Any
+
+import numpy as np
+import pytest
+from data_fixtures import encode, photo
+
+from datamodules.coco_masks import CocoMask
+from datamodules.mask_sources import MaskRequest
+
+WIDTH, HEIGHT = 7, 6
+BOX = [[2, 1, 5, 1, 5, 4, 2, 4]]  # rows 1 to 3, columns 2 to 4
+COUNTS = {"counts": [13, 3, 3, 3, 3, 3, 14], "size": [HEIGHT, WIDTH]}
+PACKED = {"counts": "=33000;", "size": [HEIGHT, WIDTH]}
+CORNER = [[0, 0, 1, 0, 1, 1, 0, 1]]
+
+
+def find(content: Any, source: CocoMask | None = None, draw: float = 0.0, **changes: Any) -> Any:
+    fields = {"png": encode(photo(1, WIDTH, HEIGHT)), "json": json.dumps(content).encode()}
+    mask = (source or CocoMask())(MaskRequest(fields, (WIDTH, HEIGHT), draw)._replace(**changes))
+    return None if mask is None else (np.asarray(mask) == 255)
+
+
+def boxed() -> np.ndarray:
+    mask = np.zeros((HEIGHT, WIDTH), dtype=bool)
+    mask[1:4, 2:5] = True
+    return mask
+
+
+def annotations(*segmentations: Any) -> dict[str, Any]:
+    return {"annotations": [{"segmentation": one, "category_id": i} for i, one in enumerate(segmentations)]}
+
+
+@pytest.mark.parametrize("segmentation", [BOX, COUNTS, PACKED])
+def test_one_object_in_every_form(segmentation: Any) -> None:
+    assert np.array_equal(find({"segmentation": segmentation}), boxed())
+    assert np.array_equal(find(annotations(segmentation)), boxed())
+
+
+def test_parts_are_united_and_not_cut_out_of_each_other() -> None:
+    parts = [[2, 1, 5, 1, 5, 3, 2, 3], [2, 2, 5, 2, 5, 4, 2, 4]]
+    assert np.array_equal(find({"segmentation": parts}), boxed())
+
+
+def test_polygons_of_another_resolution() -> None:
+    double = [[2 * value for value in BOX[0]]]
+    assert np.array_equal(find({"segmentation": double, "width": 2 * WIDTH, "height": 2 * HEIGHT}), boxed())
+
+
+def test_run_lengths_keep_their_own_resolution() -> None:
+    mask = find({"segmentation": {"counts": [0, 2], "size": [2, 1]}, "width": 99, "height": 99})
+    assert mask.shape == (2, 1)
+
+
+def test_the_draw_chooses() -> None:
+    content = annotations(BOX, CORNER)
+    assert np.array_equal(find(content, draw=0.49), boxed())
+    assert np.argwhere(find(content, draw=0.5)).tolist() == [[0, 0]]
+    assert np.argwhere(find(content, draw=1 - 2**-24)).tolist() == [[0, 0]]
+
+
+def test_union_and_categories() -> None:
+    content = annotations(PACKED, CORNER, {"counts": [0, 4], "size": [2, 2]})
+    union = CocoMask([0, 1], union=True)
+    assert find(content, union).sum() == boxed().sum() + 1
+    assert find(content, CocoMask(union=True)).all()
+    assert np.argwhere(find(content, CocoMask([1]))).tolist() == [[0, 0]]
+    assert vars(pickle.loads(pickle.dumps(union))) == vars(union)
+
+
+@pytest.mark.parametrize(
+    "content", [{}, {"caption": "a"}, {"annotations": []}, annotations([]), {"annotations": [{"bbox": [0, 0, 1, 1]}]}]
+)
+def test_without_objects_there_is_no_mask(content: Any) -> None:
+    assert find(content) is None
+
+
+def test_without_pixels_or_json_there_is_no_mask() -> None:
+    assert find({"segmentation": [[90, 90, 99, 90, 99, 99]]}) is None
+    assert find(annotations(BOX), CocoMask([7])) is None
+    assert CocoMask()(MaskRequest({"png": b""}, (WIDTH, HEIGHT))) is None
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ([], "expected an object in json, got list"),
+        ({"annotations": {}}, "expected a list of objects as annotations in json"),
+        ({"annotations": [3]}, "expected a list of objects as annotations in json"),
+        ({"segmentation": "x"}, "expected a segmentation as an object or a list, got str"),
+        ({"segmentation": {"counts": [1]}}, r'expected a segmentation as {"counts": ..., "size": \[height, width\]}'),
+        ({"segmentation": {"size": [1, 1]}}, "expected a segmentation as"),
+        ({"segmentation": {"counts": [1], "size": [1, 0]}}, r"expected width and height .* got \(0, 1\)"),
+        ({"segmentation": {"counts": [1], "size": [9, 9]}}, "expected a segmentation of at most 50 pixels, got 9 x 9"),
+        ({"segmentation": {"counts": [1], "size": [2, 2]}}, "sum to 2 x 2 = 4 pixels, got a sum of 1"),
+        ({"segmentation": [[0, 0, 1, 1]]}, r"expected a polygon as a list .* got \[0, 0, 1, 1\]"),
+        ({"segmentation": [[0, 0, 1, 1, 2, 2, 3]]}, "expected a polygon"),
+        ({"segmentation": [[0, 0, 1, 1, 2, float("nan")]]}, "expected a polygon"),
+        ({"segmentation": [0, 0, 1, 1, 2, 2]}, "expected a polygon as a list .* got 0"),
+        ({"segmentation": BOX, "width": "9", "height": 9}, "expected width and height as positive whole numbers"),
+    ],
+)
+def test_bad_annotations_are_named(content: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        find(content, max_pixels=50)
+
+
+def test_no_categories_at_all_is_a_mistake() -> None:
+    with pytest.raises(ValueError, match=r"CocoMask\.category_ids: expected at least one number, or null for all"):
+        CocoMask([])

@@ -1,0 +1,44 @@
+"""Crops: inside the image, of the right shape, and functions of the draws."""
+
+import pytest
+import torch
+
+from datamodules.crops import centre_crop, crop_draws, largest_box, random_crop
+from inpaint_module.randomness import Stream, key, uniform
+
+
+def test_largest_box() -> None:
+    assert largest_box(40, 20, 1.0) == (20, 20)
+    assert largest_box(40, 20, 4.0) == (40, 10)
+
+
+def test_centre_crop() -> None:
+    assert centre_crop(40, 20, (10, 10)).box == (10, 0, 30, 20)
+
+
+def test_random_crop_by_hand() -> None:
+    crop = random_crop(100, 60, (20, 20), [0.5, 1.0, 0.0, 0.4], min_scale=0.5, flip=0.5)
+    assert crop.box == (55, 0, 100, 45)
+    assert crop.flip
+    assert not random_crop(100, 60, (20, 20), [0.5, 1.0, 0.0, 0.4], min_scale=0.5, flip=0.4).flip
+
+
+def test_random_crop_is_not_enlarged_unless_the_image_is_too_small() -> None:
+    assert random_crop(100, 60, (54, 54), [0.0, 0.0, 0.0, 0.9], 0.5, 0.5).box == (0, 0, 54, 54)
+    assert random_crop(100, 60, (90, 90), [0.0, 0.0, 0.0, 0.9], 0.5, 0.5).box == (0, 0, 60, 60)
+
+
+@pytest.mark.parametrize("size", [(16, 16), (8, 24), (24, 8)])
+def test_random_crops_stay_inside_and_keep_the_aspect(size: tuple[int, int]) -> None:
+    for position in range(200):
+        left, top, right, bottom = random_crop(47, 31, size, crop_draws(3, position), 0.2, 0.5).box
+        assert 0 <= left < right <= 47
+        assert 0 <= top < bottom <= 31
+        assert (right - left) / (bottom - top) == pytest.approx(size[1] / size[0])
+
+
+def test_draws_are_those_of_the_position() -> None:
+    positions = torch.tensor([0, 63, 64, 10**12])
+    place = uniform(key(9, positions, Stream.CROP), 3).tolist()
+    flip = uniform(key(9, positions, Stream.FLIP), 1).tolist()
+    assert [crop_draws(9, int(p)) for p in positions] == [a + b for a, b in zip(place, flip, strict=True)]

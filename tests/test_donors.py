@@ -1,0 +1,64 @@
+"""Donors: another sample of the same window, the same one for any split, as often as asked."""
+
+from itertools import pairwise
+
+import pytest
+import torch
+
+from datamodules.donors import Donors
+from datamodules.stream import SampleOrder
+
+COUNTS = (5, 3, 7, 4, 6, 2)
+
+
+def order(**options: object) -> SampleOrder:
+    return SampleOrder(COUNTS, **{"seed": 3, "window": 2, **options})
+
+
+def test_a_pure_function_of_the_position() -> None:
+    donors = Donors(order(), seed=1, probability=0.5)
+    positions = torch.arange(100)
+    whole = donors(positions)
+    assert torch.cat([donors(part) for part in positions.split(7)]).equal(whole)
+    assert donors(positions.flip(0)).equal(whole.flip(0))
+    assert not Donors(order(), seed=2, probability=0.5)(positions).equal(whole)
+
+
+@pytest.mark.parametrize("shuffle", [True, False])
+def test_another_sample_of_the_window(shuffle: bool) -> None:
+    samples = order(shuffle=shuffle)
+    positions = torch.arange(3 * len(samples))
+    donors = Donors(samples, seed=0, probability=1.0)(positions)
+    first, length = samples.window_bounds(positions)
+    for position, donor, low, size in zip(*(t.tolist() for t in (positions, donors, first, length)), strict=True):
+        window = samples(torch.arange(low, low + size)).tolist()
+        assert low <= position < low + size
+        assert donor in window
+        assert donor != int(samples(torch.tensor([position])))
+    assert int(length.min()) < len(samples) or not shuffle
+
+
+def test_every_other_sample_lends_equally_often() -> None:
+    donors = Donors(SampleOrder((3, 2), shuffle=False), seed=0, probability=1.0)
+    shares = donors(torch.arange(2, 20000, 5)).bincount(minlength=5) / 4000
+    assert shares.tolist() == pytest.approx([0.25, 0.25, 0, 0.25, 0.25], abs=0.02)
+
+
+@pytest.mark.parametrize("probability", [0.0, 0.3, 1.0])
+def test_probability(probability: float) -> None:
+    donors = Donors(order(), seed=0, probability=probability)(torch.arange(5000))
+    assert (donors >= 0).double().mean().item() == pytest.approx(probability, abs=0.02)
+
+
+def test_a_lonely_sample_has_no_donor() -> None:
+    assert Donors(SampleOrder((1,)), seed=0, probability=1.0)(torch.arange(4)).tolist() == [-1] * 4
+
+
+def test_windows_cover_the_epochs() -> None:
+    samples = order(window=4)
+    first, length = samples.window_bounds(torch.arange(2 * len(samples)))
+    borders = sorted({(int(a), int(a + b)) for a, b in zip(first, length, strict=True)})
+    assert borders[0][0] == 0
+    assert borders[-1][1] == 2 * len(samples)
+    assert all(before[1] == after[0] for before, after in pairwise(borders))
+    assert len(borders) == 4

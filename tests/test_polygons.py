@@ -1,0 +1,59 @@
+"""Polygons: pixels by their centres, by hand and against an equation."""
+
+import numpy as np
+import pytest
+
+from datamodules.coco_rle import decode_rle
+from datamodules.polygons import fill_polygon
+
+
+def fill(points: list[tuple[float, float]], height: int = 6, width: int = 7) -> np.ndarray:
+    return fill_polygon(np.array(points, dtype=np.float64), height, width)
+
+
+def box(left: float, top: float, right: float, bottom: float) -> list[tuple[float, float]]:
+    return [(left, top), (right, top), (right, bottom), (left, bottom)]
+
+
+def test_a_box_is_its_pixels_and_equals_its_run_lengths() -> None:
+    mask = fill(box(2, 1, 5, 4))
+    assert np.argwhere(mask).tolist() == [[y, x] for y in (1, 2, 3) for x in (2, 3, 4)]
+    assert np.array_equal(mask, decode_rle([13, 3, 3, 3, 3, 3, 14], 6, 7))
+
+
+def test_subpixel_corners() -> None:
+    assert np.argwhere(fill(box(1.6, 0, 3.4, 1))).tolist() == [[0, 2]]
+    assert np.argwhere(fill(box(1.4, 0, 3.6, 1))).tolist() == [[0, 1], [0, 2], [0, 3]]
+    assert not fill(box(1.6, 1.6, 2.4, 2.4)).any()
+
+
+def test_a_triangle_by_hand() -> None:
+    expected = [[1, 1, 1, 0], [1, 1, 0, 0], [1, 0, 0, 0], [0, 0, 0, 0]]
+    assert fill([(0, 0), (3.9, 0), (0, 3.9)], 4, 4).astype(int).tolist() == expected
+    assert fill([(0, 3.9), (3.9, 0), (0, 0)], 4, 4).astype(int).tolist() == expected
+
+
+def test_even_odd() -> None:
+    """An outline that goes round a hole, and one that crosses itself."""
+    ring = fill([*box(0, 0, 6, 6), (0, 0), *box(2, 2, 4, 4), (2, 2)])
+    assert ring[0, :6].all()
+    assert not ring[2:4, 2:4].any()
+    assert ring.sum() == 32
+
+
+@pytest.mark.parametrize("shift", [(0.0, 0.0), (0.3, 0.7), (-40.0, 10.0), (500.0, 0.0)])
+def test_a_circle_wherever_it_lies(shift: tuple[float, float]) -> None:
+    angle = np.linspace(0, 2 * np.pi, 4000, endpoint=False)
+    centre = np.array([30.0, 20.0]) + shift
+    y, x = np.mgrid[:40, :60] + 0.5
+    disc = (x - centre[0]) ** 2 + (y - centre[1]) ** 2 < 17.23**2
+    mask = fill_polygon(centre + 17.23 * np.stack([np.cos(angle), np.sin(angle)], axis=1), 40, 60)
+    assert np.array_equal(mask, disc)
+
+
+def test_neighbours_share_no_pixel_and_leave_none() -> None:
+    generator = np.random.default_rng(1)
+    middle = generator.uniform(5, 25, 2)
+    corners = np.array(box(0, 0, 30, 30))
+    parts = [fill_polygon(np.stack([corners[i], corners[(i + 1) % 4], middle]), 30, 30) for i in range(4)]
+    assert (np.sum(parts, axis=0) == 1).all()

@@ -1,0 +1,49 @@
+"""Shard specs: every way to name shards, and what is not one."""
+
+from pathlib import Path
+
+import pytest
+from data_fixtures import write_tar
+
+from datamodules import shard_specs
+from datamodules.shard_specs import find_shards, open_shards
+
+
+def test_specs(tmp_path: Path) -> None:
+    for number in range(4):
+        write_tar(tmp_path / f"t-{number:02d}.tar", [(f"{number}.jpg", b"")])
+
+    def names(spec: str | list[str]) -> list[str]:
+        return [Path(shard.path).stem for shard in find_shards(spec)]
+
+    assert names(str(tmp_path)) == names(f"{tmp_path}/t-*.tar") == names(f"{tmp_path}/t-{{00..03}}.tar")
+    assert names(str(tmp_path / "t-01.tar")) == ["t-01"]
+    assert names([f"{tmp_path}/t-{{03,00}}.tar", f"{tmp_path}/t-02.tar"]) == ["t-03", "t-00", "t-02"]
+
+
+def test_embedded_specs_lie_beside_the_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "train").mkdir()
+    write_tar(tmp_path / "train" / "0.tar", [("a.jpg", b""), ("b.jpg", b"")])
+    monkeypatch.setattr(shard_specs, "_EMBEDDED", tmp_path)
+    assert len(open_shards("embedded:train")) == 2
+    with pytest.raises(ValueError, match=r"shards .*val'?: nothing found at"):
+        find_shards("embedded:val")
+
+
+@pytest.mark.parametrize("spec", ["pipe:cat x.tar", "https://host/x.tar", "s3://b/x.tar", "hf://x"])
+def test_remote_and_pipe_specs_are_refused(spec: str) -> None:
+    with pytest.raises(ValueError, match=f"shards '{spec}': expected a local folder, tar, brace pattern or glob"):
+        find_shards(spec)
+
+
+def test_nothing_found_says_where(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"nothing found at \['.*no-1\.tar'\]"):
+        find_shards(f"{tmp_path}/no-{{1..1}}.tar")
+    with pytest.raises(ValueError, match=rf"no manifest\.json and no \*\.tar in {tmp_path}"):
+        find_shards(str(tmp_path))
+
+
+def test_no_samples(tmp_path: Path) -> None:
+    write_tar(tmp_path / "0.tar", [])
+    with pytest.raises(ValueError, match=r"expected at least one sample, got none in .*0\.tar"):
+        open_shards(str(tmp_path))

@@ -1,0 +1,189 @@
+"""The frozen VAE in real training runs: absent from every state, untouched by every precision and strategy."""
+
+from __future__ import annotations
+
+import copy
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lightning.pytorch import LightningModule
+from lightning.pytorch.callbacks import EMAWeightAveraging
+from tiny_models import tiny_batch, tiny_vae
+from torch import Tensor, nn
+from two_ranks import fit, tiny, weights
+
+from inpaint_module import InpaintEncoder, InpaintLatents
+from inpaint_module.randomness import Stream, key
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:.*does not have many workers.*"),  # batches of bytes need none
+    pytest.mark.filterwarnings("ignore:.*no `val_dataloader`.*"),  # only training is looked at
+    pytest.mark.filterwarnings("ignore:.*LeafSpec.*:FutureWarning"),  # Lightning 2.6 on torch's newest pytree
+    pytest.mark.filterwarnings("ignore:.*LeafSpec.*:UserWarning"),
+    pytest.mark.filterwarnings("ignore:.*available but not used.*"),  # the tests train on the CPU
+    pytest.mark.filterwarnings("ignore:.*your dataloader is not resumable.*"),  # the tests hand over the position
+]
+TESTS = Path(__file__).parent
+EXTRA = "encoder._extra_state"
+
+
+def saved(path: Path) -> dict[str, Any]:
+    """A checkpoint, read without unpickling, in which of the encoder only the fingerprint may be."""
+    checkpoint = torch.load(path, weights_only=True)
+    states = [checkpoint["state_dict"], checkpoint.get("current_model_state", {})]
+    assert {name for state in states for name in state if not name.startswith("denoiser.")} == {EXTRA}
+    assert checkpoint["state_dict"][EXTRA].keys() == {"vae_sha256"}
+    return checkpoint
+
+
+def on_two_ranks(verb: str, folder: Path) -> list[dict[str, Any]]:
+    """What `two_ranks.py` returned on each rank."""
+    path = os.pathsep.join([str(TESTS.parent), str(TESTS)])
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    run = subprocess.run(
+        [*launch, str(TESTS / "two_ranks.py"), verb, str(folder)],
+        env=os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert run.returncode == 0, run.stderr
+    return [torch.load(folder / f"rank{rank}.pt", weights_only=True) for rank in range(2)]
+
+
+def equal(first: dict[str, Tensor], second: dict[str, Tensor]) -> bool:
+    return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
+
+
+def vae_state(module: Any) -> dict[str, Tensor]:
+    return {name: value.clone() for name, value in module.encoder.vae.module.state_dict().items()}
+
+
+def latents_in_training(precision: str) -> tuple[InpaintLatents, nn.Module]:
+    """What the encoder returned in the first step of a run, and the trained module."""
+    module, seen = tiny(), []
+    module.encoder.register_forward_hook(lambda encoder, arguments, latents: seen.append(latents))
+    fit(module, precision=precision)
+    return seen[0], module
+
+
+def test_checkpoint_holds_no_vae_and_loads_strictly(tmp_path: Path) -> None:
+    module = tiny()
+    before = weights(module)
+    fit(module).save_checkpoint(tmp_path / "a.ckpt")
+    assert not equal(weights(module), before)
+    twin = tiny()
+    twin.load_state_dict(saved(tmp_path / "a.ckpt")["state_dict"], strict=True)
+    assert equal(weights(twin), weights(module))
+
+
+def test_resume_continues_to_the_bit(tmp_path: Path) -> None:
+    in_one_go, resumed = tiny(), tiny()
+    fit(in_one_go, 4)
+    fit(tiny(), 2).save_checkpoint(tmp_path / "a.ckpt")
+    fit(resumed, 4, start=2, ckpt_path=tmp_path / "a.ckpt")
+    assert equal(weights(resumed), weights(in_one_go))
+
+
+def test_resume_with_another_vae_is_refused(tmp_path: Path) -> None:
+    fit(tiny()).save_checkpoint(tmp_path / "a.ckpt")
+    with pytest.raises(ValueError, match="trained with a VAE whose weights have sha256"):
+        fit(tiny(vae_seed=1), 4, ckpt_path=tmp_path / "a.ckpt")
+
+
+def test_deepcopy_after_training_shares_the_vae() -> None:
+    module = tiny()
+    fit(module)
+    twin = copy.deepcopy(module)
+    assert twin.encoder.vae is module.encoder.vae
+    assert equal(weights(twin), weights(module))
+    fit(twin)
+    assert not equal(weights(twin), weights(module))
+
+
+def test_ema_averages_the_denoiser_alone(tmp_path: Path) -> None:
+    module, ema = tiny(), EMAWeightAveraging(decay=0.5)
+    vae, start, kernel = vae_state(module), weights(module), module.encoder.kernel.clone()
+    trainer = fit(module, callbacks=[ema])
+    trainer.save_checkpoint(tmp_path / "a.ckpt")
+    average = ema._average_model.module
+    assert average.encoder.vae is module.encoder.vae
+    assert equal(vae_state(module), vae)
+    assert torch.equal(average.encoder.kernel, kernel)
+    checkpoint = saved(tmp_path / "a.ckpt")
+    assert checkpoint["current_model_state"].keys() == checkpoint["state_dict"].keys()
+    assert not equal(weights(average), start)
+    twin = tiny()
+    twin.load_state_dict(checkpoint["state_dict"], strict=True)
+    assert equal(weights(twin), weights(average))
+
+
+def test_the_vae_stays_in_eval_mode_while_training() -> None:
+    module, modes = tiny(), []
+    vae: Any = module.encoder.vae
+    vae.module.encoder.register_forward_hook(lambda encoder, arguments, out: modes.append(encoder.training))
+    module.denoiser.register_forward_hook(lambda denoiser, arguments, out: modes.append(not denoiser.training))
+    module.train()
+    fit(module)
+    assert modes == [False] * 4
+    vae.module.train()  # someone reaches past the module
+    module.loss(tiny_batch())
+    assert not vae.module.training
+
+
+def test_to_bfloat16_leaves_the_vae_in_float32() -> None:
+    module, plain = tiny().to(torch.bfloat16), tiny()
+    vae: Any = module.encoder.vae
+    assert next(module.denoiser.parameters()).dtype == torch.bfloat16
+    assert vae.dtype == torch.float32
+    batch = tiny_batch()
+    found, expected = (m.encoder(batch["image"], batch["mask"], target=True) for m in (module, plain))
+    assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+
+
+@pytest.mark.parametrize("precision", ["bf16-mixed", "bf16-true"])
+def test_lower_precision_trains_on_the_same_latents(precision: str) -> None:
+    expected, _ = latents_in_training("32-true")
+    found, module = latents_in_training(precision)
+    assert all(torch.equal(a, b) and a.dtype == b.dtype for a, b in zip(found, expected, strict=True))
+    dtype = torch.bfloat16 if precision == "bf16-true" else torch.float32
+    assert {value.dtype for value in module.parameters()} == {dtype}
+    assert all(value.isfinite().all() for value in module.parameters())
+    assert not equal(weights(module), weights(tiny().to(dtype)))
+
+
+def test_ddp_on_two_ranks(tmp_path: Path) -> None:
+    first, second = on_two_ranks("ddp", tmp_path)
+    assert equal(first["weights"], second["weights"])
+    assert not equal(first["weights"], weights(tiny()))
+    saved(tmp_path / "full.ckpt")
+    for rank in (first, second):
+        assert "the VAE's weights on rank 1 are not those on rank 0" in rank["refused"]
+
+
+def test_fsdp2_full_checkpoint_saves_and_resumes(tmp_path: Path) -> None:
+    first, second = on_two_ranks("fsdp", tmp_path)
+    assert first["shard"] == (4, 9, 3, 3)  # half of the first convolution's 8 output channels
+    assert equal(first["weights"], second["weights"])
+    assert equal(first["weights"], first["in_one_go"])
+    for rank in (first, second):
+        assert "trained with a VAE whose weights have sha256" in rank["refused"]
+    module: LightningModule = tiny()
+    module.load_state_dict(saved(tmp_path / "full.ckpt")["state_dict"], strict=True)
+    fit(module, 4, start=2, ckpt_path=tmp_path / "full.ckpt")  # on one rank, without sharding
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"posterior": "sample"}, {"normalize": True}, {"max_batch": 2}], ids=lambda o: "".join(o) or "plain"
+)
+def test_compiled_encoder_equals_the_eager_one(options: dict[str, Any]) -> None:
+    encoder, batch = InpaintEncoder(tiny_vae(), **options), tiny_batch(3, 35, 50)
+    compiled = torch.compile(encoder, fullgraph=True, backend="eager")
+    keys = key(0, batch["position"], Stream.POSTERIOR)
+    found, expected = (e(batch["image"], batch["mask"], target=True, generator=keys) for e in (compiled, encoder))
+    assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))

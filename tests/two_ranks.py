@@ -1,0 +1,141 @@
+"""Trains on two gloo ranks for test_training_state.py: python -m torch.distributed.run ... two_ranks.py VERB FOLDER"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import DDIMScheduler
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.strategies import ModelParallelStrategy
+from tiny_models import tiny_batch, tiny_denoiser, tiny_vae
+from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.tensor import DTensor
+from torch.utils.data import DataLoader, IterableDataset
+
+from inpaint_module import InpaintEncoder
+from inpaint_module.layouts import StableDiffusionLayout
+from inpaint_module.lightning_module import InpaintDiffusion
+
+
+class Batches(IterableDataset[dict[str, Any]]):
+    """An endless stream from batch `start` on, 2 photos per rank and batch."""
+
+    def __init__(self, start: int, rank: int, ranks: int):
+        self.start, self.rank, self.ranks = start, rank, ranks
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        return (tiny_batch(first=2 * (step * self.ranks + self.rank)) for step in itertools.count(self.start))
+
+
+class Sharded(InpaintDiffusion):
+    """The denoiser's weights split over the ranks, block by block (FSDP2)."""
+
+    def configure_model(self) -> None:
+        """Each parameter of the denoiser becomes a DTensor."""
+        if isinstance(self.denoiser, FSDPModule):
+            return
+        mesh = self.device_mesh["data_parallel"]
+        for child in self.denoiser.children():
+            for block in child if isinstance(child, nn.ModuleList) else ():
+                fully_shard(block, mesh=mesh)
+        fully_shard(self.denoiser, mesh=mesh)
+
+
+def tiny(kind: type[InpaintDiffusion] = InpaintDiffusion, vae_seed: int = 0) -> InpaintDiffusion:
+    """As `tiny_models.tiny_module`, of any class and over any VAE."""
+    return kind(
+        tiny_denoiser(),
+        InpaintEncoder(tiny_vae(vae_seed), normalize=True),
+        StableDiffusionLayout("max"),
+        DDIMScheduler(prediction_type="v_prediction"),
+    )
+
+
+def fit(
+    module: LightningModule,
+    steps: int = 2,
+    *,
+    start: int = 0,
+    rank: int = 0,
+    devices: int = 1,
+    ckpt_path: Path | None = None,
+    **options: Any,
+) -> Trainer:
+    """Train on the CPU until step `steps` with the stream's batches from `start` on; the trainer, afterwards."""
+    trainer = Trainer(
+        accelerator="cpu",
+        devices=devices,
+        max_steps=steps,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        use_distributed_sampler=False,
+        max_epochs=-1,
+        **options,
+    )
+    loader = DataLoader(Batches(start, rank, devices), batch_size=None)
+    trainer.fit(module, loader, ckpt_path=ckpt_path, weights_only=True)
+    return trainer
+
+
+def weights(module: nn.Module) -> dict[str, Tensor]:
+    """Copies of all parameters, whole where they are sharded."""
+    return {
+        name: (value.full_tensor() if isinstance(value, DTensor) else value).detach().clone()
+        for name, value in module.named_parameters()
+    }
+
+
+def refusal(*arguments: Any, **options: Any) -> str:
+    """What the ValueError says that `fit` raises."""
+    try:
+        fit(*arguments, **options)
+    except ValueError as error:
+        return str(error)
+    return "not refused"
+
+
+def ddp(rank: int, folder: Path) -> dict[str, Any]:
+    """Train; then try to, with another VAE on rank 1."""
+    options: dict[str, Any] = {"strategy": "ddp", "devices": 2, "rank": rank}
+    module = tiny()
+    fit(module, **options).save_checkpoint(folder / "full.ckpt")
+    return {"weights": weights(module), "refused": refusal(tiny(vae_seed=rank), **options)}
+
+
+def fsdp(rank: int, folder: Path) -> dict[str, Any]:
+    """Train 4 steps in one go, and 2 and 2 with a full checkpoint between; then resume with another VAE."""
+
+    def options() -> dict[str, Any]:
+        strategy = ModelParallelStrategy(
+            data_parallel_size=2,
+            tensor_parallel_size=1,
+            save_distributed_checkpoint=False,
+            process_group_backend="gloo",
+        )
+        return {"strategy": strategy, "devices": 2, "rank": rank}
+
+    path, in_one_go, resumed = folder / "full.ckpt", tiny(Sharded), tiny(Sharded)
+    fit(in_one_go, 4, **options())
+    fit(tiny(Sharded), 2, **options()).save_checkpoint(path)
+    fit(resumed, 4, start=2, ckpt_path=path, **options())
+    return {
+        "weights": weights(resumed),
+        "in_one_go": weights(in_one_go),
+        "shard": tuple(resumed.denoiser.conv_in.weight.to_local().shape),
+        "refused": refusal(tiny(Sharded, vae_seed=1), 4, start=2, ckpt_path=path, **options()),
+    }
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    rank, folder = int(os.environ["RANK"]), Path(sys.argv[2])
+    torch.save({"ddp": ddp, "fsdp": fsdp}[sys.argv[1]](rank, folder), folder / f"rank{rank}.pt")
