@@ -1,0 +1,340 @@
+"""What preprocessing costs, beside the straightforward way and beside the VAE; A and B take turns in one run.
+
+    python -m tests.benchmarks.bench_encoder                  # CPU; about ten minutes on two cores
+    python -m tests.benchmarks.bench_encoder --device cuda    # and bf16, compile, one VAE pass against two
+    python -m tests.benchmarks.bench_encoder --quick          # seconds: does it run?
+
+Prints Markdown.
+"""
+
+from __future__ import annotations
+
+import argparse
+import multiprocessing
+import platform
+import resource
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple
+
+import diffusers
+import torch
+from diffusers import AutoencoderKL
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
+
+from inpaint_module import InpaintEncoder, morphology
+from inpaint_module.frozen_vae import FrozenVAE, Posterior
+from tests.benchmarks import reference_node
+
+# dense bf16 tensor-core peaks of NVIDIA's data sheets, FLOP/s
+BF16_PEAKS = {"H200": 989e12, "H100": 989e12, "A100": 312e12, "L40S": 362e12, "L4": 121e12, "RTX 4090": 165e12}
+MILLISECOND, MEBIBYTE = 1e-3, 2**20
+
+
+class Scale(NamedTuple):
+    """How much of everything."""
+
+    kernels: tuple[int, ...] = (2, 6, 16, 33, 64)
+    batch: int = 8
+    side: int = 512
+    seconds: float = 10  # per comparison
+    vae_channels: tuple[int, ...] = (128, 256, 512, 512)  # Stable Diffusion's
+
+
+QUICK = Scale((2, 16), 2, 64, 0.05, (32, 32, 32, 32))
+
+
+class Batch(NamedTuple):
+    """The same images and holes in the form that each side takes.
+
+    Attributes:
+        pixels: uint8 (B, 3, H, W), for the encoder.
+        hole: bool (B, 1, H, W).
+        image: float32 (B, H, W, 3), for the reference.
+        mask: float32 (B, 1, H, W).
+    """
+
+    pixels: Tensor
+    hole: Tensor
+    image: Tensor
+    mask: Tensor
+
+
+class NoVAE(FrozenVAE):
+    """Costs nothing: zeros for latents. What is left of the encoder's time is preprocessing."""
+
+    ratio, channels = 8, 4
+
+    def posterior(self, pixels: Tensor) -> Posterior:
+        height, width = pixels.shape[-2:]
+        return Posterior(pixels.new_zeros(len(pixels), 4, height // 8, width // 8), None)
+
+    def decode(self, latents: Tensor) -> Tensor:
+        raise NotImplementedError
+
+    normalize = denormalize = decode
+
+    def to(self, device: torch.device) -> None:
+        pass
+
+    def fingerprint(self) -> bytes:
+        return bytes(32)
+
+
+def new_batch(batch: int, side: int, device: str) -> Batch:
+    """Noise for images; a box per hole (the cost of neither side depends on what is in them)."""
+    generator = torch.Generator().manual_seed(0)
+    pixels = torch.randint(0, 256, (batch, 3, side, side), dtype=torch.uint8, generator=generator).to(device)
+    hole = torch.zeros(batch, 1, side, side, dtype=torch.bool, device=device)
+    hole[..., side // 4 : side // 2, side // 8 : side // 2] = True
+    return Batch(pixels, hole, (pixels.float() / 255).movedim(1, -1).contiguous(), hole.float())
+
+
+def sd_sized_vae(scale: Scale, device: str, dtype: torch.dtype = torch.float32) -> AutoencoderKL:
+    """AutoencoderKL with Stable Diffusion's sizes and random weights; the encoder makes it channels_last."""
+    torch.manual_seed(0)
+    vae = AutoencoderKL(
+        block_out_channels=scale.vae_channels,
+        down_block_types=("DownEncoderBlock2D",) * 4,
+        up_block_types=("UpDecoderBlock2D",) * 4,
+        layers_per_block=2,
+        latent_channels=4,
+    )
+    return vae.to(device, dtype)
+
+
+def medians(calls: dict[str, Callable[[], Any]], seconds: float, device: str) -> dict[str, float]:
+    """Median seconds of each call. They take turns: once unmeasured, then for `seconds` and at least 3 times, where
+    that takes no more than 6 times `seconds`.
+    """
+    took: dict[str, list[float]] = {name: [] for name in calls}
+    for turn in range(1001):
+        for name, call in calls.items():
+            start = time.perf_counter()
+            call()
+            if device == "cuda":
+                torch.cuda.synchronize()
+            took[name].append(time.perf_counter() - start)
+        total = sum(map(sum, took.values()))
+        if (turn >= 3 and total > seconds) or (turn >= 1 and total > 6 * seconds):
+            break
+    return {name: statistics.median(times[1:]) for name, times in took.items()}
+
+
+def table(title: str, header: Iterable[str], rows: Iterable[Iterable[Any]]) -> None:
+    """Write a Markdown table, each row as soon as it is there."""
+    names = list(header)
+    write(f"\n## {title}\n\n| {' | '.join(names)} |\n|{'---|' * len(names)}\n")
+    for row in rows:
+        write(f"| {' | '.join(f'{cell:.4g}' if isinstance(cell, float) else str(cell) for cell in row)} |\n")
+
+
+def write(text: str) -> None:
+    sys.stdout.write(text)
+    sys.stdout.flush()
+
+
+def check_equal(data: Batch, kernel: int) -> None:
+    """Both sides must do the same work before their times mean anything."""
+    image, noise_mask = reference_node.prepare(data.image, data.mask, kernel)
+    seen: list[Tensor] = []
+    vae = NoVAE()
+    vae.posterior = lambda pixels: seen.append(pixels) or NoVAE.posterior(vae, pixels)  # type: ignore[method-assign]
+    found = InpaintEncoder(vae, kernel)(data.pixels, data.hole)
+    assert torch.equal(found.noise_mask, noise_mask)
+    torch.testing.assert_close(seen[0], image.movedim(-1, 1), rtol=0, atol=1e-6)
+
+
+def dilation_rows(scale: Scale, device: str) -> Iterable[tuple[Any, ...]]:
+    """Bool mask to float noise mask, against float mask to float noise mask by conv2d."""
+    data, first = new_batch(scale.batch, scale.side, device), None
+    for kernel in scale.kernels:
+        plan = morphology.plan_dilation(morphology.square(kernel))
+        calls = {
+            "ours": lambda plan=plan: morphology.dilate(data.hole, plan).float(),
+            "reference": lambda kernel=kernel: reference_node.grow(data.mask, kernel),
+        }
+        took = medians(calls, scale.seconds, device)
+        first = first or took["ours"]
+        yield kernel, *columns(took), took["ours"] / first
+
+
+def preprocessing_rows(scale: Scale, device: str) -> Iterable[tuple[Any, ...]]:
+    """All of the encoder but the VAE: from bytes here, from floats that are already in 0..1 there."""
+    data = new_batch(scale.batch, scale.side, device)
+    for kernel in scale.kernels:
+        check_equal(data, kernel)
+        encoder = InpaintEncoder(NoVAE(), kernel).to(device)
+        calls = {
+            "ours": lambda encoder=encoder: encoder(data.pixels, data.hole),
+            "reference": lambda kernel=kernel: reference_node.prepare(data.image, data.mask, kernel),
+        }
+        yield kernel, *columns(medians(calls, scale.seconds, device))
+
+
+def columns(took: dict[str, float]) -> tuple[float, float, float]:
+    """Milliseconds of both, and how many times faster ours is."""
+    return took["ours"] / MILLISECOND, took["reference"] / MILLISECOND, took["reference"] / took["ours"]
+
+
+def share_rows(scale: Scale, device: str) -> Iterable[tuple[Any, ...]]:
+    """Preprocessing beside the VAE, with one image and all of a batch's work (`target=True` needs two encodes)."""
+    batch = 1 if device == "cpu" else scale.batch
+    data, vae = new_batch(batch, scale.side, device), sd_sized_vae(scale, device)
+    for target in (False, True):
+        light, heavy = InpaintEncoder(NoVAE(), 16).to(device), InpaintEncoder(vae, 16).to(device)
+        calls = {
+            "preprocessing": lambda light=light, target=target: light(data.pixels, data.hole, target),
+            "whole": lambda heavy=heavy, target=target: heavy(data.pixels, data.hole, target),
+        }
+        took = medians(calls, scale.seconds, device)
+        share = 100 * took["preprocessing"] / (took["whole"] - took["preprocessing"])
+        yield batch, target, took["preprocessing"] / MILLISECOND, took["whole"] / MILLISECOND, share
+
+
+def peak_rows(scale: Scale, device: str) -> Iterable[tuple[Any, ...]]:
+    """Extra memory of one call above what its inputs take."""
+    for kernel in (scale.kernels[0], scale.kernels[-1]):
+        ours, theirs = (peak(name, scale, kernel, device) for name in ("ours", "reference"))
+        yield kernel, ours / MEBIBYTE, theirs / MEBIBYTE, theirs / max(ours, 1)
+
+
+def peak(name: str, scale: Scale, kernel: int, device: str) -> float:
+    """On a GPU the allocator's peak; on the CPU how far a fresh process's high-water mark of memory rises."""
+    if device == "cuda":
+        return measured_peak(name, scale, kernel, device)
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        return pool.apply(measured_peak, (name, scale, kernel, device))
+
+
+def measured_peak(name: str, scale: Scale, kernel: int, device: str) -> float:
+    data = new_batch(scale.batch, scale.side, device)
+    encoder = InpaintEncoder(NoVAE(), kernel).to(device)
+    small = new_batch(1, 16, device)
+
+    def call(batch: Batch) -> Any:
+        if name == "ours":
+            return encoder(batch.pixels, batch.hole)
+        return reference_node.prepare(batch.image, batch.mask, kernel)
+
+    call(small)  # libraries load at the first call
+    if device == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        call(data)
+        return torch.cuda.max_memory_allocated() - before
+    # torch's import may have peaked above what is in use: fill that up first
+    ballast = torch.ones(max(high_water() - in_use(), 0) // 4 + MEBIBYTE)
+    before = high_water()
+    call(data)
+    return high_water() - before + 0 * ballast[0].item()
+
+
+def high_water() -> int:
+    """Bytes; Linux counts in KiB, macOS in bytes."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def in_use() -> int:
+    """Bytes of memory that the process holds now; the high-water mark where the system does not tell."""
+    try:
+        with open("/proc/self/statm") as statm:
+            return int(statm.read().split()[1]) * resource.getpagesize()
+    except OSError:
+        return high_water()
+
+
+def encode_rows(scale: Scale) -> Iterable[tuple[Any, ...]]:
+    """The whole encoder with `target=True`: images/s by dtype, compiled or not, one pass on 2B or two on B."""
+    data, peak_flops = new_batch(scale.batch, scale.side, "cuda"), bf16_peak()
+    for dtype in (torch.float32, torch.bfloat16):
+        vae = sd_sized_vae(scale, "cuda", dtype)
+        one, two = (InpaintEncoder(vae, 16, max_batch=m).to("cuda") for m in (None, scale.batch))
+        work = encode_flops(one, data)
+        calls: dict[str, Callable[[], Any]] = {
+            "eager, one pass on 2B": lambda one=one: one(data.pixels, data.hole, True),
+            "eager, two passes on B": lambda two=two: two(data.pixels, data.hole, True),
+        }
+        compiled = torch.compile(one)
+        calls["compiled, one pass on 2B"] = lambda compiled=compiled: compiled(data.pixels, data.hole, True)
+        for name, seconds in medians(calls, scale.seconds, "cuda").items():
+            share = 100 * work / seconds / peak_flops if peak_flops else float("nan")
+            yield str(dtype)[6:], name, seconds / MILLISECOND, scale.batch / seconds, share
+
+
+def encode_flops(encoder: InpaintEncoder, data: Batch) -> int:
+    """Floating point operations of one call with `target=True`: matrix products and convolutions."""
+    with FlopCounterMode(display=False) as counter:
+        encoder(data.pixels, data.hole, True)
+    return counter.get_total_flops()
+
+
+def compiled_rows(scale: Scale) -> Iterable[tuple[Any, ...]]:
+    """Preprocessing alone on the GPU, eager against compiled."""
+    data = new_batch(scale.batch, scale.side, "cuda")
+    encoder = InpaintEncoder(NoVAE(), 16).to("cuda")
+    compiled = torch.compile(encoder)
+    calls = {
+        "eager": lambda: encoder(data.pixels, data.hole, True),
+        "compiled": lambda: compiled(data.pixels, data.hole, True),
+    }
+    for name, seconds in medians(calls, scale.seconds, "cuda").items():
+        yield name, seconds / MILLISECOND, scale.batch / seconds
+
+
+def bf16_peak() -> float | None:
+    """Of this card, where it is known."""
+    name = torch.cuda.get_device_name()
+    return next((peak for card, peak in BF16_PEAKS.items() if card in name), None)
+
+
+def header(device: str) -> str:
+    """The machine and the versions."""
+    cpu = f"{platform.machine()} CPU, {torch.get_num_threads()} torch thread(s)"
+    card = f"{torch.cuda.get_device_name()}, CUDA {torch.version.cuda}, " if device == "cuda" else ""
+    versions = f"torch {torch.__version__}, diffusers {diffusers.__version__}, Python {platform.python_version()}"
+    return f"# Encoder benchmark\n\n{card}{cpu}; {versions}. Medians; the two sides of a ratio take turns in one run.\n"
+
+
+@torch.no_grad()
+def main(arguments: list[str] | None = None) -> None:
+    """Run all tables of a device."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--quick", action="store_true", help="small sizes: does it run?")
+    options = parser.parse_args(arguments)
+    scale, device = QUICK if options.quick else Scale(), options.device
+    size = f"{scale.batch} x {scale.side} x {scale.side}"
+    sides = ("k", "ours, ms", "conv2d reference, ms", "times faster")
+    write(header(device))
+    table(f"Dilation, {size}", (*sides, f"ours / ours at k = {scale.kernels[0]}"), dilation_rows(scale, device))
+    table(f"Preprocessing (all but the VAE), {size}", sides, preprocessing_rows(scale, device))
+    memory = "allocator's peak" if device == "cuda" else "rise of the process's high-water mark"
+    table(
+        f"Memory of preprocessing, {size}, {memory}",
+        ("k", "ours, MiB", "reference, MiB", "reference / ours"),
+        peak_rows(scale, device),
+    )
+    table(
+        f"Share of the step: AutoencoderKL {scale.vae_channels}, {scale.side} px, float32 channels_last, k = 16",
+        ("batch", "target", "preprocessing, ms", "with the VAE, ms", "preprocessing / VAE, %"),
+        share_rows(scale, device),
+    )
+    if device == "cuda":
+        table(
+            f"Preprocessing with target, {size}, k = 16",
+            ("", "ms", "images/s"),
+            compiled_rows(scale),
+        )
+        table(
+            f"The whole encoder with target, {size}, AutoencoderKL {scale.vae_channels}",
+            ("VAE dtype", "", "ms", "images/s", "% of the card's dense bf16 peak"),
+            encode_rows(scale),
+        )
+
+
+if __name__ == "__main__":
+    main()
