@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from types import SimpleNamespace
 
+import pytest
 import torch
 from diffusers import DDIMScheduler, EulerDiscreteScheduler
 from torch import Tensor, nn
@@ -39,6 +40,7 @@ def test_an_oracle_is_believed() -> None:
     assert scheduler.num_inference_steps is None  # the caller's scheduler is not touched
 
 
+@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # diffusers on NumPy 2
 def test_schedulers_that_scale_their_input() -> None:
     scheduler = EulerDiscreteScheduler(prediction_type="sample")
     out = inpaint_latents(Oracle(), scheduler, StableDiffusionLayout(), LATENTS, torch.randn_like(CLEAN), 5)
