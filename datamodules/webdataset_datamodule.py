@@ -21,6 +21,8 @@ from datamodules.stream import PLAN_VERSION, SampleOrder, SampleStream, evaluati
 from datamodules.trainer_checks import check_trainer
 from inpaint_module.masks import MaskGenerator
 
+_LAST_STEP = 2**62  # later than any optimizer step
+
 
 class WebDatasetDataModule(LightningDataModule):
     """Batches of images, captions and masks from webdataset shards.
@@ -182,7 +184,9 @@ class WebDatasetDataModule(LightningDataModule):
         return batch
 
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
-        """Paint the masks, on the device that the batch is on."""
+        """Paint the masks, on the device that the batch is on; a curriculum is at its end in evaluation."""
+        if self.trainer is not None:
+            self.mask_generator.set_step(self._global_step() if self.trainer.training else _LAST_STEP)
         return add_masks(batch, self.mask_generator, self.seed)
 
     # Position and resume

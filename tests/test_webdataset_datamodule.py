@@ -14,6 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from datamodules.webdataset_datamodule import WebDatasetDataModule
+from inpaint_module.masks import MaskGenerator
 
 # Lightning 2.6.6 asks torch for a class that newer torch is about to drop; nothing here calls it.
 pytestmark = pytest.mark.filterwarnings(r"ignore:`isinstance\(treespec, LeafSpec\)` is deprecated")
@@ -111,6 +112,28 @@ def test_mostly_white_masks_are_noticed_once(tmp_path: Path) -> None:
     with pytest.warns(UserWarning, match="100% white, .*data.mask_sources") as seen:
         fit(data, 5, tmp_path)
     assert sum("white" in str(warning.message) for warning in seen) == 1
+
+
+class Schedule(MaskGenerator):
+    """Masks as many rows as optimizer steps were taken, and all of them at the end of the schedule."""
+
+    step = 0
+
+    def set_step(self, step: int) -> None:
+        self.step = step
+
+    def paint(self, keys: Tensor, height: int, width: int) -> Tensor:
+        rows = (torch.arange(height) < self.step)[:, None]
+        return rows.expand(len(keys), 1, height, width)
+
+
+def test_a_curriculum_follows_the_optimizer_steps_and_a_resume(shards: str, tmp_path: Path) -> None:
+    seen = fit(module(shards, mask_generator=Schedule()), 2, tmp_path, accumulate_grad_batches=2)
+    seen += fit(module(shards, mask_generator=Schedule()), 3, tmp_path, tmp_path / "2.ckpt", accumulate_grad_batches=2)
+    assert [row[-1] // 16 for row in seen] == [0] * 6 + [1] * 6 + [2] * 6
+    recorder = Recorder()
+    trainer(1, tmp_path).validate(recorder, module(shards, mask_generator=Schedule()), verbose=False)
+    assert {row[-1] for row in recorder.validated} == {16 * 16}
 
 
 def test_global_random_state_is_left_alone(shards: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -11,8 +12,14 @@ from torch import Tensor
 class MaskGenerator(ABC):
     """Random masks, one per key: the same key gives the same mask in any batch, order, process and device.
 
-    Sizes of marks are given in pixels at a stated `resolution` and scale with the short side of the image.
+    Sizes of marks are given in pixels at a stated `resolution` and scale with the short side of the image. A mask is
+    never empty unless a generator is asked for it, as by a count of marks that begins at 0.
+
+    Attributes:
+        parts: the generators that this one is composed of.
     """
+
+    parts: Sequence[MaskGenerator] = ()
 
     def __call__(self, keys: Tensor, height: int, width: int) -> Tensor:
         """Draw and paint.
@@ -38,18 +45,92 @@ class MaskGenerator(ABC):
     def paint(self, keys: Tensor, height: int, width: int) -> Tensor:
         """The masks of checked keys; what a subclass implements. Shapes as for calling it."""
 
+    def set_step(self, step: int) -> None:
+        """Tell every `Curriculum` within how far the training is; the others do not change.
 
-def checked_range(name: str, bounds: tuple[float, float], lowest: float) -> tuple[float, float]:
-    """A (low, high) pair of a generator's configuration.
+        Args:
+            step: optimizer steps so far, as `trainer.global_step`.
+        """
+        for part in self.parts:
+            part.set_step(step)
+
+
+def checked_range(name: str, bounds: tuple[float, float], lowest: float, highest: float = float("inf")) -> None:
+    """See to a (low, high) pair of a generator's configuration.
 
     Raises:
-        ValueError: not two numbers with lowest <= low <= high.
+        ValueError: not two numbers with lowest <= low <= high <= highest.
     """
-    if len(bounds) != 2 or not lowest <= bounds[0] <= bounds[1]:
-        raise ValueError(f"{name} must be [low, high] with {lowest} <= low <= high, got {list(bounds)}")
-    return bounds
+    if len(bounds) != 2 or not lowest <= bounds[0] <= bounds[1] <= highest:
+        most = "" if highest == float("inf") else f" <= {highest}"
+        raise ValueError(f"{name} must be [low, high] with {lowest} <= low <= high{most}, got {list(bounds)}")
 
 
-def scaled(pixels: int, resolution: int, short_side: int) -> int:
-    """A size that holds at `resolution` for an image of `short_side`: at least 1 pixel."""
-    return max(1, round(pixels * short_side / resolution))
+def checked_at_least(lowest: int, **numbers: int) -> None:
+    """See to whole numbers of a generator's configuration.
+
+    Raises:
+        ValueError: one is below `lowest`; the message names it.
+    """
+    for name, number in numbers.items():
+        if number < lowest:
+            raise ValueError(f"{name} must be at least {lowest}, got {number}")
+
+
+def checked_share(**shares: float) -> None:
+    """See to probabilities and other shares of a generator's configuration.
+
+    Raises:
+        ValueError: one is not in 0..1; the message names it.
+    """
+    for name, share in shares.items():
+        if not 0 <= share <= 1:
+            raise ValueError(f"{name} must be in 0..1, got {share}")
+
+
+def cheap_to_read(x: Tensor) -> bool:
+    """Whether values may be read back: eagerly on a CPU. A GPU would wait, and a compiled graph would break."""
+    return x.device.type == "cpu" and not torch.compiler.is_compiling()
+
+
+def paint_where(chosen: Tensor, generator: MaskGenerator, keys: Tensor, masks: Tensor) -> Tensor:
+    """Masks with those of the chosen samples painted anew.
+
+    Args:
+        chosen: bool (B,).
+        generator: what paints them. The others are not even painted where `chosen` is cheap to read.
+        keys: int64 (B,).
+        masks: bool (B, 1, H, W), which must be the caller's own: it may be written to.
+    """
+    if cheap_to_read(chosen):
+        samples = chosen.nonzero()[:, 0]
+        if len(samples):
+            masks[samples] = generator(keys[samples], *masks.shape[-2:])
+        return masks
+    return torch.where(chosen[:, None, None, None], generator(keys, *masks.shape[-2:]), masks)
+
+
+def in_groups(paint: Callable[[Tensor], Tensor], keys: Tensor, elements: int) -> Tensor:
+    """Call `paint` on parts of the keys and join the results, so that what it holds meanwhile stays small.
+
+    On a CPU the parts are small enough for its cache, which makes the work several times faster too. The parts depend
+    on shapes alone.
+
+    Args:
+        paint: int64 (b,) -> (b, ...).
+        keys: int64 (B,).
+        elements: numbers that one key's intermediate tensors have, each.
+    """
+    most = 2**20 if keys.device.type == "cpu" else 2**25
+    parts = [paint(part) for part in keys.split(max(1, most // elements))]
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+
+def no_masks(keys: Tensor, height: int, width: int) -> Tensor:
+    """Nothing painted yet: bool (B, 1, H, W)."""
+    return torch.zeros(len(keys), 1, height, width, dtype=torch.bool, device=keys.device)
+
+
+def unless_empty(masks: Tensor, otherwise: Tensor) -> Tensor:
+    """Masks, with `otherwise` in place of the empty ones; both bool (B, 1, H, W)."""
+    return torch.where(masks.flatten(1).any(1)[:, None, None, None], masks, otherwise)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from itertools import accumulate
+
 import torch
 from torch import Tensor
 
 from inpaint_module import randomness
-from inpaint_module.masks.generator import MaskGenerator
+from inpaint_module.masks.generator import MaskGenerator, checked_share, no_masks, paint_where
 
 
 class Mixture(MaskGenerator):
@@ -23,19 +25,41 @@ class Mixture(MaskGenerator):
     def __init__(self, generators: list[MaskGenerator], probabilities: list[float] | None = None):
         if not generators:
             raise ValueError("generators must name at least one mask generator, got none")
-        chances = probabilities or [1 / len(generators)] * len(generators)
+        chances = [1 / len(generators)] * len(generators) if probabilities is None else list(probabilities)
         if len(chances) != len(generators) or min(chances) < 0 or abs(sum(chances) - 1) > 1e-6:
             raise ValueError(f"probabilities must be {len(generators)} numbers >= 0 that sum to 1; got {chances}")
-        self.generators, self.probabilities = generators, chances
+        self.parts, self.probabilities = generators, chances
 
     def paint(self, keys: Tensor, height: int, width: int) -> Tensor:
         """See `MaskGenerator`."""
-        lot = randomness.uniform(keys, 1)[:, 0]
-        masks, threshold = None, 0.0
-        for branch, (generator, chance) in enumerate(zip(self.generators, self.probabilities, strict=True)):
-            painted = generator(randomness.fork(keys, branch), height, width)
-            chosen = (lot >= threshold)[:, None, None, None]
-            masks = painted if masks is None else torch.where(chosen, painted, masks)
-            threshold += chance
-        assert masks is not None
+        lot = randomness.draw(keys, 1)[:, 0]
+        bounds = [0, *(round(total * 2**32) for total in accumulate(self.probabilities[:-1])), 2**32]
+        masks = no_masks(keys, height, width)
+        for branch, generator in enumerate(self.parts):
+            chosen = (lot >= bounds[branch]) & (lot < bounds[branch + 1])
+            masks = paint_where(chosen, generator, randomness.fork(keys, branch), masks)
         return masks
+
+
+class Full(MaskGenerator):
+    """The whole image is masked, for every key."""
+
+    def paint(self, keys: Tensor, height: int, width: int) -> Tensor:
+        """See `MaskGenerator`."""
+        return torch.ones(len(keys), 1, height, width, dtype=torch.bool, device=keys.device)
+
+
+class FullWithProbability(Mixture):
+    """A generator's masks, of which some become the whole image, as in Stable Diffusion's inpainting training.
+
+    Args:
+        generator: what paints the other masks.
+        probability: of the full mask, 0..1.
+
+    Raises:
+        ValueError: a probability beyond 0..1.
+    """
+
+    def __init__(self, generator: MaskGenerator, probability: float = 0.25):
+        checked_share(probability=probability)
+        super().__init__([Full(), generator], [probability, 1 - probability])

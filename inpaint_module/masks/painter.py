@@ -1,8 +1,10 @@
 """Paint many marks into many masks at once.
 
 Every brush stroke, box, disc and strip is one primitive, the oriented box with a corner radius. It is convex, so each
-image row meets it in one interval: the ends of all intervals go into a difference array of shape (B, H, W + 1), and
-one cumulative sum along the rows fills them. Work is the rows that marks span plus H x W, without a loop over marks.
+image row meets it in one interval: the ends of all intervals go into a difference array of shape (B, H, W), and one
+cumulative sum along the rows fills them. Work is the rows that marks span plus H x W, without a loop over marks.
+
+Borders use nothing but IEEE + - * / sqrt, floor and ceil in float32, so that devices agree on every pixel.
 """
 
 from __future__ import annotations
@@ -12,6 +14,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from inpaint_module.masks.generator import cheap_to_read
+
+MAX_INTERVALS = 1 << 22  # row intervals in flight: about 0.3 GiB
 _NOWHERE = -1.0e6  # an interval's right end where a row misses the mark
 
 
@@ -50,10 +55,10 @@ def strokes(start: Tensor, end: Tensor, width: Tensor, visible: Tensor) -> Marks
     """
     centre, half = (start + end) / 2, (end - start) / 2
     length = (half[..., 0] * half[..., 0] + half[..., 1] * half[..., 1]).sqrt()
-    unit = torch.where(length[..., None] > 0, half / length.clamp_min(1e-9)[..., None], half.new_tensor(0.0))
+    divisor = length.clamp_min(1e-9)
+    cos = torch.where(length > 0, half[..., 0] / divisor, 1.0)
     radius = width / 2
-    cos = torch.where(length > 0, unit[..., 0], 1.0)
-    return Marks(centre[..., 0], centre[..., 1], length + radius, radius, cos, unit[..., 1], radius, visible)
+    return Marks(centre[..., 0], centre[..., 1], length + radius, radius, cos, half[..., 1] / divisor, radius, visible)
 
 
 def boxes(left: Tensor, top: Tensor, width: Tensor, height: Tensor, visible: Tensor) -> Marks:
@@ -66,6 +71,9 @@ def boxes(left: Tensor, top: Tensor, width: Tensor, height: Tensor, visible: Ten
 def paint(marks: Marks, height: int, width: int, max_rows: int) -> Tensor:
     """The union of each sample's marks.
 
+    Samples are painted in groups of at most `MAX_INTERVALS` row intervals, a bound that needs no look at the marks;
+    memory is then that of the marks and of the masks, however many marks there are.
+
     Args:
         marks: fields (B, M).
         height: H.
@@ -75,68 +83,110 @@ def paint(marks: Marks, height: int, width: int, max_rows: int) -> Tensor:
     Returns:
         bool (B, 1, H, W). A pixel is in a mark when its centre is.
     """
-    rows, start, end = _row_intervals(marks, height, width, min(max_rows, height))
-    line = torch.arange(len(rows), device=rows.device)[:, None, None] * height + rows
-    hit = (start < end).to(torch.int16).flatten()
-    edges = torch.zeros(len(rows) * height * (width + 1), dtype=torch.int16, device=rows.device)
-    edges.scatter_add_(0, (line * (width + 1) + start).flatten(), hit)
-    edges.scatter_add_(0, (line * (width + 1) + end).flatten(), -hit)
-    depth = edges.view(len(rows), 1, height, width + 1).cumsum(-1, dtype=torch.int16)
-    return depth[..., :width] > 0
+    rows = min(max_rows, height)
+    group = max(1, MAX_INTERVALS // max(1, marks.x.shape[1] * rows))
+    groups = zip(*(field.split(group) for field in marks), strict=True)
+    painted = [_paint_group(Marks(*fields), height, width, rows) for fields in groups]
+    return painted[0] if len(painted) == 1 else torch.cat(painted)
 
 
-def _row_intervals(marks: Marks, height: int, width: int, max_rows: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Rows that each mark may span, and the columns start .. end - 1 of each: int64 (B, M, max_rows) three times."""
-    inner_along, inner_across = marks.along - marks.radius, marks.across - marks.radius
-    reach = inner_along * marks.sin.abs() + inner_across * marks.cos.abs() + marks.radius
-    first = (marks.y - reach).ceil().clamp(0, height - 1)
-    rows = first[..., None] + torch.arange(max_rows, device=first.device)
-    offset = rows - marks.y[..., None]
-    chain = _right_chain(marks, inner_along, inner_across)
-    right = _right_end(offset, chain, marks.radius)
-    left = _right_end(-offset, chain, marks.radius)  # the mark is symmetric about its centre
-    start = (marks.x[..., None] - left).ceil().clamp(0, width).long()
-    end = (marks.x[..., None] + right).floor().add(1).clamp(0, width).long()
-    inside = marks.visible[..., None] & (rows < height)
-    return rows.clamp_max(height - 1).long(), start, torch.where(inside, end, 0)
+def _paint_group(marks: Marks, height: int, width: int, max_rows: int) -> Tensor:
+    rows = _spanned_rows(marks, height) if cheap_to_read(marks.x) else _padded_rows(marks, height, max_rows)
+    start, end = _interval(rows, width)
+    depth = torch.zeros(len(marks.x) * height * width, dtype=torch.int16, device=start.device)
+    for column, change in ((start, 1), (end, -1)):  # an interval up to the last column needs no end: the sum stops
+        counts = ((start < end) & (column < width)).to(torch.int16) * change
+        depth.scatter_add_(0, (rows.line * width + column.clamp_max(width - 1)).flatten(), counts.flatten())
+    return depth.view(len(marks.x), 1, height, width).cumsum_(-1) > 0
 
 
-class _Edge(NamedTuple):
-    """An edge of the inner box: centre (x, y) from the mark's centre, half vector (dx, dy) with dy >= 0."""
+class _Rows(NamedTuple):
+    """Pairs of a mark and an image row, in shapes that broadcast.
 
-    x: Tensor
-    y: Tensor
-    dx: Tensor
-    dy: Tensor
+    Attributes:
+        outline: float32 (12, ...), of the row's mark, from `_outline`.
+        offset: float32, how far the row lies below the mark's centre.
+        line: int64, the place of the row among all rows of all samples.
+        inside: bool, whether the mark is visible and spans the row.
+    """
+
+    outline: Tensor
+    offset: Tensor
+    line: Tensor
+    inside: Tensor
 
 
-def _right_chain(marks: Marks, along: Tensor, across: Tensor) -> tuple[_Edge, _Edge]:
-    """The two edges on the right side of the inner box, which the corner radius then rolls around."""
-    falls = marks.sin < 0
-    cos, sin = torch.where(falls, -marks.cos, marks.cos), marks.sin.abs()
+def _spanned_rows(marks: Marks, height: int) -> _Rows:
+    """Just the rows that visible marks span, (N,): how many is read back, which a CPU does at no cost."""
+    first, last = _first_and_last_row(marks, height)
+    number = torch.where(marks.visible, last - first + 1, 0).clamp_min(0).flatten().long()
+    mark = torch.repeat_interleave(number)
+    before = number.cumsum(0) - number
+    row = torch.arange(len(mark)) + (first.flatten().long() - before)[mark]
+    sample = torch.div(mark, marks.x.shape[1], rounding_mode="floor")
+    offset = row - marks.y.flatten()[mark]
+    return _Rows(_outline(marks).flatten(1)[:, mark], offset, sample * height + row, torch.ones_like(mark) > 0)
+
+
+def _padded_rows(marks: Marks, height: int, max_rows: int) -> _Rows:
+    """`max_rows` rows of every mark, (B, M, max_rows): nothing is read back."""
+    first, last = _first_and_last_row(marks, height)
+    row = first[..., None] + torch.arange(max_rows, device=first.device)
+    sample = torch.arange(len(first), device=first.device)[:, None, None]
+    line = sample * height + row.clamp_max(height - 1).long()
+    inside = marks.visible[..., None] & (row <= last[..., None])
+    return _Rows(_outline(marks)[..., None], row - marks.y[..., None], line, inside)
+
+
+def _first_and_last_row(marks: Marks, height: int) -> tuple[Tensor, Tensor]:
+    """Of the image, that each mark may meet: whole float32 (B, M) twice; the last before the first if there is none."""
+    along, across = marks.along - marks.radius, marks.across - marks.radius
+    reach = along * marks.sin.abs() + across * marks.cos.abs() + marks.radius
+    return (marks.y - reach).ceil().clamp(0, height - 1), (marks.y + reach).floor().clamp(-1, height - 1)
+
+
+def _outline(marks: Marks) -> Tensor:
+    """What row intervals are made of, float32 (12, B, M): x, radius and the two right edges of the inner box."""
+    along, across = marks.along - marks.radius, marks.across - marks.radius
+    cos, sin = torch.where(marks.sin < 0, -marks.cos, marks.cos), marks.sin.abs()
     axis = (along * cos, along * sin)
     side = (across * sin * torch.where(cos < 0, 1.0, -1.0), across * cos.abs())
     rising = [torch.where(cos < 0, s, a) for a, s in zip(axis, side, strict=True)]  # points right and up
     leaning = [torch.where(cos < 0, a, s) for a, s in zip(axis, side, strict=True)]  # points left and up
-    return _Edge(-leaning[0], -leaning[1], *rising), _Edge(*rising, *leaning)
+    lower = _edge(-leaning[0], -leaning[1], rising[0], rising[1], marks.radius)
+    upper = _edge(rising[0], rising[1], leaning[0], leaning[1], marks.radius)
+    return torch.stack([marks.x, marks.radius, *lower, *upper])
 
 
-def _right_end(offset: Tensor, chain: tuple[_Edge, _Edge], radius: Tensor) -> Tensor:
-    """The greatest x, from the mark's centre, that the mark reaches `offset` (B, M, R) rows below its centre."""
-    return torch.maximum(*(_edge_reach(offset, edge, radius[..., None]) for edge in chain))
+def _edge(x: Tensor, y: Tensor, dx: Tensor, dy: Tensor, radius: Tensor) -> tuple[Tensor, ...]:
+    """The edge with middle (x, y) and half vector (dx, dy), dy >= 0, as `_reach` takes it.
 
-
-def _edge_reach(offset: Tensor, edge: _Edge, radius: Tensor) -> Tensor:
-    """The greatest x that a disc of `radius`, rolled along the edge, reaches in each row; `_NOWHERE` where it misses.
-
-    The disc touches row y from the edge point at y + radius * dx / |edge|, clamped to the edge's ends.
+    A disc of `radius` that rolls along the edge touches a row from the edge's point `lead` = radius * dx / |edge|
+    rows below: hence the middle's row less the lead, the half height, and x and its change per row along the edge.
     """
-    x, y, dx, dy = (value[..., None] for value in edge)
     length = (dx * dx + dy * dy).sqrt()
-    lead = radius * torch.where(length > 0, dx / length.clamp_min(1e-9), 0.0)
-    wanted = offset - y + lead
+    lead = torch.where(length > 0, radius * dx / length.clamp_min(1e-9), 0.0)
+    level = dy <= 1e-6  # of a pixel: the right end alone counts
+    slope = torch.where(level, 0.0, dx / dy.clamp_min(1e-6))
+    return y - lead, dy, lead, x + torch.where(level, dx.abs(), 0.0), slope
+
+
+def _interval(rows: _Rows, width: int) -> tuple[Tensor, Tensor]:
+    """The columns start .. end - 1 of each row: int64, none where start >= end."""
+    x, radius, *edges = rows.outline.unbind(0)
+    right, left = (  # the mark is symmetric about its centre
+        torch.maximum(_reach(offset, radius, *edges[:5]), _reach(offset, radius, *edges[5:]))
+        for offset in (rows.offset, -rows.offset)
+    )
+    start = (x - left).ceil().clamp(0, width).long()
+    end = (x + right).floor().add(1).clamp(0, width).long()
+    return start, torch.where(rows.inside, end, 0)
+
+
+def _reach(offset: Tensor, radius: Tensor, y: Tensor, dy: Tensor, lead: Tensor, x: Tensor, slope: Tensor) -> Tensor:
+    """The greatest x that a disc of `radius`, rolled along an edge, reaches in each row; `_NOWHERE` where it misses."""
+    wanted = offset - y
     taken = torch.minimum(torch.maximum(wanted, -dy), dy)
-    share = torch.where(dy > 0, taken / dy.clamp_min(1e-9), dx.sign())
     rest = wanted - taken - lead  # rows from the disc's centre: exactly 0 where a sharp edge itself meets the row
     gap = radius * radius - rest * rest
-    return torch.where(gap >= 0, x + dx * share + gap.clamp_min(0).sqrt(), _NOWHERE)
+    return torch.where(gap >= 0, x + slope * taken + gap.clamp_min(0).sqrt(), _NOWHERE)

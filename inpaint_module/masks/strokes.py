@@ -1,4 +1,4 @@
-"""Random brush strokes."""
+"""Chains of random brush strokes."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from torch import Tensor
 
 from inpaint_module import randomness
 from inpaint_module.masks import painter
-from inpaint_module.masks.generator import MaskGenerator, checked_range, scaled
+from inpaint_module.masks.generator import MaskGenerator, checked_at_least, checked_range, checked_share
 
 
 class Strokes(MaskGenerator):
@@ -15,18 +15,20 @@ class Strokes(MaskGenerator):
 
     Each stroke starts at a uniform point; each segment goes on from the end of the one before, in a direction of
     0.01 + {0, .., directions - 1} radians from the vertical, mirrored for every second stroke, and is clipped to the
-    image.
+    image. A segment is as wide as drawn; OpenCV, with which LaMa paints, makes slanted ones up to a pixel wider.
 
     Args:
-        count: fewest and most strokes of a mask.
+        count: fewest and most strokes of a mask; from 0 on, masks may be empty.
         length: shortest and longest segment in pixels at `resolution`.
-        width: thinnest and thickest segment in pixels at `resolution`.
+        width: thinnest and thickest segment in pixels at `resolution`; at least 1 pixel of the image.
         segments: most segments of a stroke; the number is uniform in 1..segments.
         directions: number of directions.
+        discs: probability that a segment is a disc at its start instead, its radius the segment's width.
+        squares: probability that it is an upright square there, its side the segment's width.
         resolution: short side of the image at which the sizes hold.
 
     Raises:
-        ValueError: a bound out of order or below 1.
+        ValueError: a bound out of order or too low, or probabilities beyond 0..1.
     """
 
     def __init__(
@@ -37,54 +39,71 @@ class Strokes(MaskGenerator):
         *,
         segments: int = 5,
         directions: int = 4,
+        discs: float = 0.0,
+        squares: float = 0.0,
         resolution: int = 256,
     ):
-        for name, bounds in (("count", count), ("length", length), ("width", width)):
-            checked_range(name, bounds, 1)
-        for name, number in (("segments", segments), ("directions", directions), ("resolution", resolution)):
-            if number < 1:
-                raise ValueError(f"{name} must be at least 1, got {number}")
+        checked_range("count", count, 0)
+        checked_range("length", length, 1)
+        checked_range("width", width, 1)
+        checked_at_least(1, segments=segments, directions=directions, resolution=resolution)
+        checked_share(discs=discs, squares=squares, discs_and_squares=discs + squares)
         self.count, self.length, self.width = count, length, width
         self.segments, self.directions, self.resolution = segments, directions, resolution
+        self.discs, self.squares = discs, squares
 
     def paint(self, keys: Tensor, height: int, width: int) -> Tensor:
         """See `MaskGenerator`."""
-        most, short_side = self.count[1], min(height, width)
-        words = randomness.draw(keys, 1 + most * (3 + 3 * self.segments))
+        most, scale = self.count[1], min(height, width) / self.resolution
+        words = randomness.draw(keys, 1 + most * (3 + 4 * self.segments))
         visible = torch.arange(most, device=keys.device) < randomness.integers(words[:, :1], self.count[0], most + 1)
-        x, y, number, *rest = words[:, 1:].unflatten(1, (3 + 3 * self.segments, most)).unbind(1)
-        directions, lengths, widths = torch.stack(rest, -1).unflatten(-1, (3, self.segments)).unbind(-2)
-        steps = self._steps(directions, lengths, short_side)
+        first, rest = words[:, 1:].split([3 * most, 4 * most * self.segments], 1)
+        x, y, number = first.unflatten(1, (3, most)).unbind(1)
+        directions, lengths, widths, kinds = rest.unflatten(1, (4, most, self.segments)).unbind(1)
         start = torch.stack([randomness.integers(x, 0, width), randomness.integers(y, 0, height)], -1).float()
-        ends = _walk(start, steps, steps.new_tensor([width - 1, height - 1]))
-        thick = randomness.integers(widths, *self._bounds(self.width, short_side)).float()
-        drawn = visible[..., None] & (
-            torch.arange(self.segments, device=keys.device) <= randomness.integers(number, 0, self.segments)[..., None]
-        )
-        marks = painter.strokes(
-            ends[..., :-1, :].flatten(1, 2), ends[..., 1:, :].flatten(1, 2), thick.flatten(1), drawn.flatten(1)
-        )
-        longest = scaled(self.length[1], self.resolution, short_side) + scaled(
-            self.width[1], self.resolution, short_side
-        )
-        return painter.paint(marks, height, width, longest + 2)
+        points = walk(start, self._steps(directions, lengths, scale), height, width)
+        thick = _scaled(widths, self.width, scale).clamp_min(1)
+        segment = torch.arange(self.segments, device=keys.device)
+        drawn = visible[..., None] & (segment <= randomness.integers(number, 0, self.segments)[..., None])
+        marks = self._marks(points, thick, drawn, kinds)
+        longest = max(self.length[1] + self.width[1], 2 * self.width[1] if self.discs else 0)
+        return painter.paint(marks, height, width, int(longest * scale) + 3)
 
-    def _steps(self, directions: Tensor, lengths: Tensor, short_side: int) -> Tensor:
+    def _steps(self, directions: Tensor, lengths: Tensor, scale: float) -> Tensor:
         """Each segment as a vector: words (B, M, segments) twice to float32 (B, M, segments, 2)."""
         angle = 0.01 + randomness.integers(directions, 0, self.directions).double()
         mirrored = torch.arange(angle.shape[1], device=angle.device)[:, None] % 2 == 0
         angle = torch.where(mirrored, -angle, angle)
-        length = randomness.integers(lengths, *self._bounds(self.length, short_side)).float()
+        length = _scaled(lengths, self.length, scale)
         return torch.stack([angle.sin().float() * length, angle.cos().float() * length], -1)
 
-    def _bounds(self, bounds: tuple[int, int], short_side: int) -> tuple[int, int]:
-        low, high = (scaled(bound, self.resolution, short_side) for bound in bounds)
-        return low, high + 1
+    def _marks(self, points: Tensor, thick: Tensor, drawn: Tensor, kinds: Tensor) -> painter.Marks:
+        start, end = points[..., :-1, :].flatten(1, 2), points[..., 1:, :].flatten(1, 2)
+        thick, drawn, kinds = thick.flatten(1), drawn.flatten(1), kinds.flatten(1)
+        lines = painter.strokes(start, end, thick, drawn)
+        if not self.discs and not self.squares:
+            return lines
+        is_disc = kinds < round(self.discs * 2**32)
+        is_square = ~is_disc & (kinds < round((self.discs + self.squares) * 2**32))
+        half = torch.where(is_square, thick / 2, thick)
+        dots = painter.strokes(start, start, 2 * half, drawn)
+        dots = dots._replace(radius=torch.where(is_square, 0.0, half))
+        dotted = is_disc | is_square
+        return painter.Marks(*(torch.where(dotted, dot, line) for dot, line in zip(dots, lines, strict=True)))
 
 
-def _walk(start: Tensor, steps: Tensor, corner: Tensor) -> Tensor:
-    """Points of a walk that the image holds in: (B, M, 2) and (B, M, S, 2) to (B, M, S + 1, 2)."""
+def walk(start: Tensor, steps: Tensor, height: int, width: int) -> Tensor:
+    """Points of walks that the image holds in: (..., 2) and (..., S, 2) to (..., S + 1, 2), x before y.
+
+    A loop over the steps of a walk, each of which needs the one before; all walks of all samples go at once.
+    """
     points = [start]
     for step in steps.unbind(-2):
-        points.append(torch.minimum((points[-1] + step).clamp_min(0), corner))
+        x, y = (points[-1] + step).unbind(-1)
+        points.append(torch.stack([x.clamp(0, width - 1), y.clamp(0, height - 1)], -1))
     return torch.stack(points, -2)
+
+
+def _scaled(words: Tensor, bounds: tuple[int, int], scale: float) -> Tensor:
+    """A whole number of pixels within bounds at the resolution, as float32 pixels of the image."""
+    return randomness.integers(words, bounds[0], bounds[1] + 1).float() * scale

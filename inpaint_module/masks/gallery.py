@@ -1,0 +1,151 @@
+"""A contact sheet of a mask generator, and its numbers."""
+
+from __future__ import annotations
+
+import io
+import tarfile
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from PIL import Image, ImageDraw, ImageFont, ImageOps
+from torch import Tensor
+
+from inpaint_module.masks.components import count_components
+from inpaint_module.masks.generator import MaskGenerator
+from inpaint_module.morphology import mask_leak, reduce_mask
+from inpaint_module.randomness import Stream, key
+
+SHARDS = Path(__file__).parents[2] / "datamodules" / "embedded" / "val"
+RATIOS, LEAKY = (8, 16, 32), ("nearest", "nearest-exact", "bilinear", "area", "max")
+SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
+_INK, _FAINT, _RED, _PAPER = (25, 25, 30), (205, 205, 212), (225, 45, 60), (255, 255, 255)
+_TILE, _GAP, _COLUMNS, _ROWS, _PANEL = 176, 6, 8, 4, 380
+
+
+Font = ImageFont.ImageFont | ImageFont.FreeTypeFont
+
+
+class Statistics(NamedTuple):
+    """What a sheet says about a generator.
+
+    Attributes:
+        coverage: float (B,), masked share of each mask, 0..1.
+        components: pieces of each mask.
+        leak: (reduction, ratio) to the mean leak, 0..1.
+    """
+
+    coverage: Tensor
+    components: list[int]
+    leak: dict[tuple[str, int], float]
+
+
+def statistics(masks: Tensor) -> Statistics:
+    """Measure bool masks (B, 1, H, W)."""
+    leak: dict[tuple[str, int], float] = {}
+    for ratio in RATIOS:
+        sides = [side - side % ratio for side in masks.shape[-2:]]
+        whole = masks[..., : sides[0], : sides[1]]
+        leak |= {(how, ratio): mask_leak(whole, reduce_mask(whole, ratio, how)).mean().item() for how in LEAKY}
+    return Statistics(masks.flatten(1).float().mean(1), count_components(masks), leak)
+
+
+def load_photos(folder: Path | None = None, number: int = _COLUMNS * _ROWS) -> list[Image.Image]:
+    """Photos to lay masks over: of a folder, or of the embedded shards.
+
+    Raises:
+        ValueError: there are none.
+    """
+    photos = [Image.open(file) for file in (_files(folder) if folder else _members(SHARDS))[:number]]
+    if not photos:
+        raise ValueError(f"no photos ({', '.join(SUFFIXES)}) in {folder or SHARDS}; name a folder with --photos")
+    return [ImageOps.exif_transpose(photo).convert("RGB") for photo in photos]
+
+
+def _files(folder: Path) -> list[Path]:
+    return sorted(file for file in folder.iterdir() if file.suffix.lower() in SUFFIXES) if folder.is_dir() else []
+
+
+def _members(shards: Path) -> list[io.BytesIO]:
+    found = []
+    for shard in sorted(shards.glob("*.tar")):
+        with tarfile.open(shard) as tar:
+            names = [name for name in tar.getnames() if name.lower().endswith(SUFFIXES) and ".mask." not in name]
+            found += [io.BytesIO(tar.extractfile(name).read()) for name in names]  # type: ignore[union-attr]
+    return found
+
+
+def draw_sheet(
+    title: str,
+    generator: MaskGenerator,
+    photos: list[Image.Image],
+    *,
+    number: int = 256,
+    size: int = 512,
+    seed: int = 0,
+) -> Image.Image:
+    """Photos under masks on the left, their numbers on the right.
+
+    Args:
+        title: what stands above.
+        generator: whose masks.
+        photos: repeated as often as needed.
+        number: masks to measure; the first 32 are shown.
+        size: height and width in pixels at which they are painted.
+        seed: of the masks.
+    """
+    keys = key(seed, torch.arange(number), Stream.MASK)
+    masks = torch.cat([generator(part, size, size) for part in keys.split(32)])
+    left = _COLUMNS * (_TILE + _GAP) + _GAP
+    sheet = Image.new("RGB", (left + _PANEL, _ROWS * (_TILE + _GAP) + _GAP), _PAPER)
+    for nth, mask in enumerate(masks[: _COLUMNS * _ROWS, 0]):
+        place = [_GAP + index * (_TILE + _GAP) for index in (nth % _COLUMNS, nth // _COLUMNS)]
+        sheet.paste(_tile(photos[nth % len(photos)], mask), (place[0], place[1]))
+    _draw_panel(ImageDraw.Draw(sheet), left + 2 * _GAP, f"{title}\n{number} masks at {size} px", statistics(masks))
+    return sheet
+
+
+def _tile(photo: Image.Image, mask: Tensor) -> Image.Image:
+    """A photo in grey, and red where it is masked."""
+    photo = ImageOps.fit(photo, (_TILE, _TILE)).convert("L").convert("RGB")
+    hole = Image.fromarray(mask.byte().mul(255).numpy()).resize((_TILE, _TILE), Image.Resampling.BOX)
+    red = Image.blend(photo, Image.new("RGB", photo.size, _RED), 0.7)
+    return Image.composite(red, photo, hole)
+
+
+def _draw_panel(draw: ImageDraw.ImageDraw, x: int, title: str, numbers: Statistics) -> None:
+    big, small = ImageFont.load_default(18), ImageFont.load_default(13)
+    deciles = torch.quantile(numbers.coverage, torch.tensor([0.1, 0.5, 0.9])).tolist()
+    parts = torch.tensor(numbers.components)
+    draw.text((x, 10), title, _INK, big)
+    mean = numbers.coverage.mean().item()
+    draw.text((x, 62), f"coverage: mean {mean:.1%}; 10, 50, 90 % of masks below", _INK, small)
+    draw.text((x, 80), "{:.1%}, {:.1%}, {:.1%}".format(*deciles), _INK, small)
+    _draw_histogram(draw, (x, 108, x + _PANEL - 40, 298), numbers.coverage, small)
+    summary = f"pieces: mean {parts.float().mean().item():.1f}, most {parts.max().item()}"
+    draw.text((x, 330), f"{summary}; in one piece {(parts == 1).float().mean().item():.0%}", _INK, small)
+    draw.text((x, 376), "masked pixels lost on the latent grid", _INK, small)
+    for column, ratio in enumerate(RATIOS):
+        draw.text((x + 130 + 70 * column, 400), f"f{ratio}", _INK, small)
+    for row, how in enumerate(LEAKY):
+        draw.text((x, 422 + 22 * row), how, _INK, small)
+        for column, ratio in enumerate(RATIOS):
+            leak = numbers.leak[how, ratio]
+            place = (x + 130 + 70 * column, 422 + 22 * row)
+            draw.text(place, f"{leak:.1%}", _RED if leak > 0.05 else _INK, small)
+
+
+def _draw_histogram(draw: ImageDraw.ImageDraw, box: tuple[int, int, int, int], shares: Tensor, font: Font) -> None:
+    """Bars of 5 % each, with a line at the mean."""
+    left, top, right, bottom = box
+    counts = torch.histc(shares, 20, 0, 1)
+    step = (right - left) / 20
+    for nth, share in enumerate((counts / counts.max()).tolist()):
+        if share:
+            bar = left + nth * step
+            draw.rectangle((bar, bottom - share * (bottom - top), bar + step - 2, bottom), _RED)
+    mean = left + shares.mean().item() * (right - left)
+    draw.line((mean, top, mean, bottom), _INK, 1)
+    draw.line((left, bottom + 1, right, bottom + 1), _FAINT, 2)
+    for percent in (0, 25, 50, 75, 100):
+        draw.text((left + percent / 100 * (right - left), bottom + 8), f"{percent} %", _INK, font, anchor="ma")
