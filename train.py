@@ -5,10 +5,12 @@ from __future__ import annotations
 from lightning.pytorch import LightningDataModule, LightningModule
 from lightning.pytorch.cli import LightningCLI
 
+from inpaint_module.cli import ResumingCLI
+
 
 def main() -> LightningCLI:
-    """Run LightningCLI: fit, validate, test or predict, with the model and the data that the config names."""
-    return LightningCLI(
+    """Run the command line: fit, validate, test or predict, with the model and the data that the config names."""
+    return ResumingCLI(
         LightningModule,
         LightningDataModule,
         subclass_mode_model=True,

@@ -1,0 +1,191 @@
+"""Checkpoint files that are whole or refused: one file each, sealed by the sha256 of its bytes."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import struct
+import time
+from pathlib import Path
+from typing import Any, BinaryIO, NamedTuple
+
+import torch
+from lightning.fabric.plugins.io.checkpoint_io import CheckpointIO
+from lightning.pytorch.utilities import rank_zero_info
+
+SEAL = re.compile(rb"(step:(\d{20}) time:(\d{20})) sha256:([0-9a-f]{64})")
+SEAL_BYTES = len("step: time: sha256:") + 20 + 20 + 64
+CHUNK_BYTES = 1 << 22
+
+
+class Seal(NamedTuple):
+    """The end of a checkpoint file, which `torch.load` and unzip take for the zip archive's comment."""
+
+    step: int  # optimizer steps
+    time: int  # when it was written, ns since 1970
+    sha256: str  # of the archive as `torch.save` wrote it, and of step and time
+
+
+class VerifiedCheckpointIO(CheckpointIO):
+    """Saves a checkpoint so that a kill at any moment leaves the old file or the new one; loads only whole ones.
+
+    The temporary file lies in the destination folder (`<name>.tmp`), never in TMPDIR: a rename across file systems is
+    a copy, and half a copy is no checkpoint. File and folder are on the disk before `save_checkpoint` returns.
+    """
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
+        """Write, seal, sync, then move into place.
+
+        Raises:
+            ValueError: a path that is not local, or storage options.
+        """
+        if storage_options is not None:
+            raise ValueError(f"storage_options: expected none for a local file, got {storage_options!r}")
+        path = local_path(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(path.name + ".tmp")
+        try:
+            with temporary.open("wb") as file:
+                _write(checkpoint, file)
+            os.replace(temporary, path)
+        except BaseException:  # such as a full disk, or Ctrl-C
+            temporary.unlink(missing_ok=True)
+            raise
+        _sync_folder(path.parent)
+
+    def load_checkpoint(
+        self, path: str | Path, map_location: Any = None, weights_only: bool | None = None
+    ) -> dict[str, Any]:
+        """Verify, then read: tensors and plain values alone, whatever `weights_only` says.
+
+        Raises:
+            ValueError: naming the file, if it is not local, not whole, or was not written by this class.
+        """
+        path = local_path(path)
+        with path.open("rb") as file:
+            _verify(file, path)
+            file.seek(0)
+            place = map_location or (lambda storage, location: storage)
+            return torch.load(file, map_location=place, weights_only=True)
+
+    def remove_checkpoint(self, path: str | Path) -> None:
+        """Remove the file, if it is there."""
+        local_path(path).unlink(missing_ok=True)
+
+
+def newest_valid_checkpoint(*folders: Path) -> Path | None:
+    """The checkpoint (`*.ckpt`, at any depth) that was written last and verifies; None if there are no checkpoints.
+
+    Prints a line for each one that it refuses on the way.
+
+    Raises:
+        ValueError: there are checkpoints, but none verifies: a run never starts from scratch in silence.
+    """
+    paths = {path for folder in folders for path in folder.rglob("*.ckpt")}
+    refused = []
+    for path in sorted(paths, key=_age):
+        try:
+            with path.open("rb") as file:
+                _verify(file, path)
+            return path
+        except (ValueError, OSError) as error:
+            refused.append(str(error))
+            rank_zero_info(f"resume: refused {error}")
+    if refused:
+        raise ValueError(
+            f"expected a checkpoint that verifies in {', '.join(map(str, folders))}, got {len(refused)} that do not: "
+            f"{'; '.join(refused)}. To start anew, delete or rename them"
+        )
+    return None
+
+
+def read_seal(path: Path) -> Seal:
+    """What the end of the file says; whether it is true, only its sha256 tells.
+
+    Raises:
+        ValueError: naming the file, if it has no seal.
+    """
+    with path.open("rb") as file:
+        return _read_seal(file, path)
+
+
+def local_path(path: str | Path) -> Path:
+    """The path of a file on this machine.
+
+    Raises:
+        ValueError: a URL.
+    """
+    if re.match(r"[A-Za-z][A-Za-z0-9+.-]*:/", str(path)):
+        raise ValueError(f"checkpoint {path}: expected a local path, got a URL: download it first")
+    return Path(path)
+
+
+class _HashingWriter:
+    """A file that is hashed as it is written, so that what the disk makes of it is checked too."""
+
+    def __init__(self, file: BinaryIO):
+        self.file, self.hash = file, hashlib.sha256()
+
+    def write(self, data: bytes) -> int:
+        self.hash.update(data)
+        return self.file.write(data)
+
+    def flush(self) -> None:
+        self.file.flush()
+
+
+def _write(checkpoint: dict[str, Any], file: BinaryIO) -> None:
+    """Archive, then seal, then sync."""
+    writer = _HashingWriter(file)
+    torch.save(checkpoint, writer)  # type: ignore[arg-type]
+    head = f"step:{checkpoint.get('global_step', 0):020d} time:{time.time_ns():020d}".encode()
+    writer.hash.update(head)
+    file.seek(-2, os.SEEK_END)  # an archive ends with the length of its comment
+    file.write(struct.pack("<H", SEAL_BYTES) + head + b" sha256:" + writer.hash.hexdigest().encode())
+    file.flush()
+    os.fsync(file.fileno())
+
+
+def _sync_folder(folder: Path) -> None:
+    """A new name is on the disk only when its folder is."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _read_seal(file: BinaryIO, path: Path) -> Seal:
+    size = file.seek(0, os.SEEK_END)
+    file.seek(max(0, size - SEAL_BYTES - 2))
+    length, text = file.read(2), file.read()
+    found = SEAL.fullmatch(text)
+    if found is None or length != struct.pack("<H", SEAL_BYTES):
+        raise ValueError(
+            f"checkpoint {path}: expected a sha256 at its end, got none: cut short, or not of this program"
+        )
+    return Seal(int(found[2]), int(found[3]), found[4].decode())
+
+
+def _verify(file: BinaryIO, path: Path) -> None:
+    """Refuse a file that differs in any bit from what was saved."""
+    seal = _read_seal(file, path)
+    left = file.tell() - SEAL_BYTES - 2
+    digest = hashlib.sha256()
+    file.seek(0)
+    while left > 0:
+        chunk = file.read(min(left, CHUNK_BYTES))
+        digest.update(chunk)
+        left -= len(chunk) or left  # shrinks under our hands: the digest will tell
+    digest.update(b"\0\0" + f"step:{seal.step:020d} time:{seal.time:020d}".encode())
+    if digest.hexdigest() != seal.sha256:
+        raise ValueError(f"checkpoint {path}: expected sha256 {seal.sha256}, got {digest.hexdigest()}: it is damaged")
+
+
+def _age(path: Path) -> tuple[int, str]:
+    """Sorts the newest first, and those that cannot be read before all, so that they are told of."""
+    try:
+        return -read_seal(path).time, path.name
+    except (ValueError, OSError):
+        return -(10**20), path.name

@@ -1,0 +1,70 @@
+"""ResumingCLI: LightningCLI whose `fit`, run again, goes on where it was."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import Trainer
+from lightning.pytorch.cli import LightningCLI
+from lightning.pytorch.plugins import CheckpointIO
+from lightning.pytorch.utilities import rank_zero_info
+
+from inpaint_module.checkpoint_io import VerifiedCheckpointIO, newest_valid_checkpoint, read_seal
+from inpaint_module.resume import ExactResume, model_checkpoints
+
+
+class ResumingCLI(LightningCLI):
+    """LightningCLI whose `fit` goes on from the newest valid checkpoint in the folder of its ModelCheckpoint.
+
+    The same command run again after a kill ends with the same bits as without the kill. To start anew, delete or
+    rename the folder, or name another one. `--ckpt_path` goes before. Checkpoints are sealed by `VerifiedCheckpointIO`,
+    and `ExactResume` is among the callbacks. A config that names another CheckpointIO resumes by `--ckpt_path` alone.
+    """
+
+    def _parse_ckpt_path(self) -> None:
+        """The command line is the truth: hyperparameters of a checkpoint do not replace it."""
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        """The config's trainer, with our checkpoint files."""
+        plugins = self._get(self.config_init, "trainer").get("plugins") or []
+        plugins = list(plugins) if isinstance(plugins, list) else [plugins]
+        if not any(isinstance(plugin, CheckpointIO) for plugin in plugins):
+            plugins.append(VerifiedCheckpointIO())
+        trainer = super().instantiate_trainer(plugins=plugins, **kwargs)
+        trainer.callbacks.insert(0, ExactResume())  # type: ignore[attr-defined]
+        return trainer
+
+    def before_fit(self) -> None:
+        """Choose the checkpoint to go on from, and say which.
+
+        Raises:
+            ValueError: there are checkpoints, but none verifies.
+        """
+        options = self.config_init["fit"]
+        ours = isinstance(self.trainer.strategy.checkpoint_io, VerifiedCheckpointIO)
+        if ours and options["ckpt_path"] is None and not self.trainer.fast_dev_run:  # type: ignore[attr-defined]
+            path = newest_valid_checkpoint(*checkpoint_folders(self.trainer))
+            options["ckpt_path"] = path and str(path)
+            rank_zero_info(resume_line(path, self.trainer.max_steps))
+
+    def after_fit(self) -> None:
+        """If there was nothing left to train, validate: a kill may have cut off the last validation."""
+        if self.trainer.fit_loop.restarting and self.trainer.enable_validation:
+            self.trainer.validate(self.model, datamodule=self.datamodule)
+
+
+def checkpoint_folders(trainer: Trainer) -> list[Path]:
+    """Where the trainer's ModelCheckpoints write all that a resume needs."""
+    default = Path(trainer.log_dir or trainer.default_root_dir) / "checkpoints"
+    return [Path(each.dirpath or default) for each in model_checkpoints(trainer) if not each.save_weights_only]
+
+
+def resume_line(path: Path | None, max_steps: int) -> str:
+    """What `fit` says first."""
+    if path is None:
+        return "resume: no checkpoint yet, starting from scratch"
+    step = read_seal(path).step
+    if 0 <= max_steps <= step:
+        return f"resume: finished: {path} is at step {step} of {max_steps}; raise trainer.max_steps to go on"
+    return f"resume: going on from {path} at step {step}; to start anew, delete or rename its folder"

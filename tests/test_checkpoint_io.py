@@ -1,0 +1,214 @@
+"""Checkpoint files: whole or refused, whatever cut the writing short."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from inpaint_module import checkpoint_io
+from inpaint_module.checkpoint_io import VerifiedCheckpointIO, local_path, newest_valid_checkpoint, read_seal
+
+# After the imports it forks a child per point, which overwrites a.ckpt and dies there.
+KILLED_SAVES = """
+import os, signal, sys
+from pathlib import Path
+import torch
+from inpaint_module import checkpoint_io as io
+
+def dying(function, before=True):
+    def call(*arguments):
+        result = None if before else function(*arguments)
+        os.kill(os.getpid(), signal.SIGKILL)
+    return call
+
+whole = torch.save
+
+def half(data, file):
+    whole(data, file)
+    file.flush()
+    file.file.truncate(file.file.tell() // 2)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+points = {
+    "archive": lambda: setattr(io.torch, "save", half),
+    "seal": lambda: setattr(io.struct, "pack", dying(io.struct.pack)),
+    "sync": lambda: setattr(io.os, "fsync", dying(io.os.fsync)),
+    "replace": lambda: setattr(io.os, "replace", dying(io.os.replace)),
+    "replaced": lambda: setattr(io.os, "replace", dying(io.os.replace, before=False)),
+}
+for name, prepare in points.items():
+    path = Path(sys.argv[1]) / name / "a.ckpt"
+    io.VerifiedCheckpointIO().save_checkpoint({"global_step": 1, "value": torch.zeros(10000)}, path)
+    if not (child := os.fork()):
+        prepare()
+        io.VerifiedCheckpointIO().save_checkpoint({"global_step": 2, "value": torch.ones(10000)}, path)
+        os._exit(0)
+    assert os.waitpid(child, 0)[1] == signal.SIGKILL, name
+"""
+
+
+def checkpoint(step: int = 1) -> dict[str, Any]:
+    return {"global_step": step, "state_dict": {"weight": torch.arange(1000) + step}}
+
+
+def save(path: Path, step: int = 1) -> Path:
+    VerifiedCheckpointIO().save_checkpoint(checkpoint(step), path)
+    return path
+
+
+def flip(path: Path, byte: int) -> None:
+    data = bytearray(path.read_bytes())
+    data[byte] ^= 1
+    path.write_bytes(data)
+
+
+def test_saves_and_loads(tmp_path: Path) -> None:
+    path = save(tmp_path / "new" / "a.ckpt", 7)
+    loaded = VerifiedCheckpointIO().load_checkpoint(path)
+    assert torch.equal(loaded["state_dict"]["weight"], checkpoint(7)["state_dict"]["weight"])
+    assert read_seal(path).step == 7
+    assert [entry.name for entry in path.parent.iterdir()] == ["a.ckpt"]
+    VerifiedCheckpointIO().remove_checkpoint(path)
+    VerifiedCheckpointIO().remove_checkpoint(path)
+    assert not path.exists()
+
+
+def test_the_file_is_an_ordinary_checkpoint_too(tmp_path: Path) -> None:
+    path = save(tmp_path / "a.ckpt")
+    assert torch.load(path, weights_only=True)["global_step"] == 1
+    assert torch.load(path, weights_only=True, mmap=True)["state_dict"]["weight"][-1] == 1000
+    with zipfile.ZipFile(path) as archive:
+        assert archive.testzip() is None
+        assert archive.comment.startswith(b"step:00000000000000000001 time:")
+
+
+def test_every_flipped_bit_is_found(tmp_path: Path) -> None:
+    path = save(tmp_path / "a.ckpt")
+    size = path.stat().st_size
+    for byte in [*range(0, size - 300, 97), *range(size - 300, size)]:
+        flip(path, byte)
+        with pytest.raises(ValueError, match=r"a\.ckpt: expected"):
+            VerifiedCheckpointIO().load_checkpoint(path)
+        flip(path, byte)
+    VerifiedCheckpointIO().load_checkpoint(path)
+
+
+@pytest.mark.parametrize("left", [0, 1, 50, 0.5, -1])
+def test_truncated_files_are_refused(left: float, tmp_path: Path) -> None:
+    path = save(tmp_path / "a.ckpt")
+    size = path.stat().st_size
+    os.truncate(path, int(left * size) if isinstance(left, float) else left % size)
+    with pytest.raises(ValueError, match="expected a sha256 at its end, got none: cut short, or not of this program"):
+        VerifiedCheckpointIO().load_checkpoint(path)
+
+
+def test_checkpoints_of_others_are_refused(tmp_path: Path) -> None:
+    torch.save(checkpoint(), tmp_path / "a.ckpt")
+    with pytest.raises(ValueError, match="not of this program"):
+        VerifiedCheckpointIO().load_checkpoint(tmp_path / "a.ckpt")
+
+
+class Bomb:
+    """Runs code when it is unpickled."""
+
+    def __reduce__(self) -> tuple[Any, tuple[str]]:
+        return os.system, ("false",)
+
+
+def test_code_in_a_checkpoint_never_runs(tmp_path: Path) -> None:
+    VerifiedCheckpointIO().save_checkpoint({"bomb": Bomb()}, tmp_path / "a.ckpt")
+    with pytest.raises(Exception, match="Weights only load failed"):
+        VerifiedCheckpointIO().load_checkpoint(tmp_path / "a.ckpt", weights_only=False)
+
+
+@pytest.mark.parametrize("url", ["http://host/a.ckpt", "https://host/a.ckpt", "s3://bucket/a.ckpt", "file:///a.ckpt"])
+def test_urls_are_refused(url: str) -> None:
+    io = VerifiedCheckpointIO()
+    for call in (io.load_checkpoint, io.remove_checkpoint, local_path, lambda path: io.save_checkpoint({}, path)):
+        with pytest.raises(ValueError, match="expected a local path, got a URL"):
+            call(url)
+
+
+def test_storage_options_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="storage_options: expected none"):
+        VerifiedCheckpointIO().save_checkpoint({}, tmp_path / "a.ckpt", storage_options={})
+
+
+def test_tmpdir_is_not_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TMPDIR", str(tmp_path / "nowhere"))
+    monkeypatch.setattr("tempfile.tempdir", None)
+    save(tmp_path / "a.ckpt")
+
+
+def test_an_error_leaves_the_old_file_and_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = save(tmp_path / "a.ckpt", 1)
+
+    def full_disk(*arguments: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(checkpoint_io.os, "fsync", full_disk)
+    with pytest.raises(OSError, match="No space left"):
+        save(path, 2)
+    assert VerifiedCheckpointIO().load_checkpoint(path)["global_step"] == 1
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_kill_leaves_the_old_file_or_the_new_one(tmp_path: Path) -> None:
+    run = subprocess.run(
+        [sys.executable, "-c", KILLED_SAVES, str(tmp_path)],
+        cwd=Path(__file__).parents[1],
+        env=os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
+        capture_output=True,
+        text=True,
+    )
+    assert run.returncode == 0, run.stderr
+    for name, step in {"archive": 1, "seal": 1, "sync": 1, "replace": 1, "replaced": 2}.items():
+        found = newest_valid_checkpoint(tmp_path / name)
+        assert found == tmp_path / name / "a.ckpt"
+        assert VerifiedCheckpointIO().load_checkpoint(found)["global_step"] == step
+        assert (tmp_path / name / "a.ckpt.tmp").exists() == (step == 1)
+        save(found, 3)  # the next save takes the place of what was left
+        assert list(found.parent.iterdir()) == [found]
+
+
+def test_the_last_written_is_the_newest(tmp_path: Path) -> None:
+    assert newest_valid_checkpoint(tmp_path, tmp_path / "nowhere") is None
+    save(tmp_path / "epoch=0-step=20.ckpt", 20)
+    path = save(tmp_path / "deeper" / "epoch=0-val" / "x=1.ckpt", 10)  # gone back by --ckpt_path
+    os.utime(path, (0, 0))  # as a copy may have it
+    assert newest_valid_checkpoint(tmp_path) == path
+
+
+def test_a_damaged_one_gives_way_to_the_one_before(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    old, middle = save(tmp_path / "a.ckpt", 1), save(tmp_path / "b.ckpt", 2)
+    new = save(tmp_path / "c.ckpt", 3)
+    flip(new, 1000)
+    os.truncate(middle, 100)
+    (tmp_path / "link.ckpt").symlink_to("nowhere")
+    assert newest_valid_checkpoint(tmp_path) == old
+
+
+def test_none_that_verifies_is_an_error(tmp_path: Path) -> None:
+    flip(save(tmp_path / "a.ckpt"), 1000)
+    with pytest.raises(ValueError, match=r"got 1 that do not: .*a\.ckpt: expected sha256 .* To start anew, delete"):
+        newest_valid_checkpoint(tmp_path)
+
+
+def test_refusals_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[str] = []
+    monkeypatch.setattr(checkpoint_io, "rank_zero_info", told.append)
+    save(tmp_path / "a.ckpt", 1)
+    time.sleep(0.001)
+    flip(save(tmp_path / "b.ckpt", 2), 1000)
+    newest_valid_checkpoint(tmp_path)
+    assert len(told) == 1
+    assert "resume: refused checkpoint" in told[0]
+    assert "b.ckpt" in told[0]
