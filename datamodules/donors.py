@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from datamodules.stream import SampleOrder
-from inpaint_module.randomness import Stream, draw, integers, key
+from inpaint_module.randomness import Stream, draw, key
 
 
 class Donors:
@@ -34,8 +34,5 @@ class Donors:
     def __call__(self, positions: Tensor) -> Tensor:
         """See the class."""
         words = draw(key(self.seed, positions, Stream.DONOR), 2)
-        first, length = self.order.window_bounds(positions)
-        shift = integers(words[:, 1], 1, length.clamp(min=2))
-        donors = self.order(first + (positions - first + shift) % length)
-        lends = ((words[:, 0] >> 8).float() * 2.0**-24 < self.probability) & (length > 1)
-        return torch.where(lends, donors, -1)
+        lends = (words[:, 0] >> 8).float() * 2.0**-24 < self.probability
+        return torch.where(lends, self.order.another(positions, words[:, 1]), -1)

@@ -21,10 +21,10 @@ from PIL import Image, ImageOps
 from tqdm import tqdm
 
 from datamodules.images import open_image, to_rgb, upright_size
+from datamodules.manifest import MANIFEST, Shard, write_manifest
 from datamodules.mask_sources import read_labels
 from datamodules.samples import parse_caption
 from datamodules.shard_writer import ShardWriter
-from datamodules.shards import MANIFEST, Shard, write_manifest
 from datamodules.tar_index import IMAGE_FIELDS, LABEL_FIELDS, MASK_FIELDS
 
 _FORMATS = {"jpg": "JPEG", "jpeg": "JPEG", "png": "PNG", "webp": "WEBP"}

@@ -12,7 +12,8 @@ from pathlib import Path
 
 from webdataset.shardlists import expand_urls
 
-from datamodules.shards import MANIFEST, Shard, ShardSet, read_manifest
+from datamodules.manifest import MANIFEST, Shard, read_manifest
+from datamodules.shards import ShardSet
 from datamodules.tar_index import index_shard
 
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:")

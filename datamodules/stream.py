@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.utils.data import IterableDataset, get_worker_info
 
 from datamodules.shards import RawSample, ShardSet
-from inpaint_module.randomness import Stream, hash32, key
+from inpaint_module.randomness import Stream, hash32, integers, key
 
 PLAN_VERSION = 1  # of the order below: change it whenever the same seed gives another order
 PADDING = -1  # the position of a sample that only fills the last batch of an evaluation
@@ -109,6 +109,16 @@ class SampleOrder:
             first[here] = epoch * self.length + borders[window]
             length[here] = borders[window + 1] - borders[window]
         return first, length
+
+    def another(self, positions: Tensor, words: Tensor) -> Tensor:
+        """Another sample of the window around each position, all equally likely by 32-bit `words`; int64 (B,).
+
+        -1 where the window holds one sample only.
+        """
+        first, length = self.window_bounds(positions)
+        shift = integers(words, 1, length.clamp(min=2))
+        others = self(first + (positions - first + shift) % length)
+        return torch.where(length > 1, others, -1)
 
     def __call__(self, positions: Tensor) -> Tensor:
         """The number of the sample at each position >= 0; int64 (B,) -> int64 (B,)."""

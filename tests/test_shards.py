@@ -9,8 +9,9 @@ import pytest
 from data_fixtures import write_tar
 
 from datamodules import shards
+from datamodules.manifest import index_path, load_index, read_manifest, write_manifest
 from datamodules.shard_specs import find_shards, open_shards
-from datamodules.shards import ShardSet, index_path, load_index, read_manifest, write_manifest
+from datamodules.shards import ShardSet
 
 PAIR = [("a.jpg", b"image a"), ("a.txt", b"one"), ("d/b.png", b"image b"), ("d/b.mask.png", b"mask b")]
 
