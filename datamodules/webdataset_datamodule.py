@@ -5,10 +5,7 @@ from __future__ import annotations
 from functools import cached_property
 from typing import Any
 
-from lightning import LightningDataModule
-from lightning.pytorch.trainer.states import TrainerFn
-
-from datamodules.argument_checks import check_at_least, check_colour, check_image_size, check_plan, check_share
+from datamodules.argument_checks import check_at_least, check_colour, check_image_size, check_share
 from datamodules.batches import add_masks
 from datamodules.donors import Donors
 from datamodules.loaders import EvaluationLoader, StreamLoader
@@ -18,13 +15,14 @@ from datamodules.samples import SampleDecoder
 from datamodules.shard_specs import open_shards
 from datamodules.shards import ShardSet
 from datamodules.stream import PLAN_VERSION, SampleOrder, SampleStream, evaluation_steps
+from datamodules.stream_datamodule import StreamDataModule
 from datamodules.trainer_checks import check_trainer
 from inpaint_module.masks import MaskGenerator
 
 _LAST_STEP = 2**62  # later than any optimizer step
 
 
-class WebDatasetDataModule(LightningDataModule):
+class WebDatasetDataModule(StreamDataModule):
     """Batches of images, captions and masks from webdataset shards.
 
     Training is one endless stream in which every sample comes once per pass, shuffled anew each time. What stands at
@@ -116,10 +114,6 @@ class WebDatasetDataModule(LightningDataModule):
         self.train_decoder = SampleDecoder(augment=True, min_scale=min_scale, flip=flip, **common)
         self.val_decoder = SampleDecoder(augment=False, **common)
         self._watch_polarity = PolarityWatch()
-        self._start = 0
-        self._start_step: int | None = None  # the trainer's global_step at position _start
-
-    # Data
 
     @cached_property
     def train_set(self) -> ShardSet:
@@ -142,31 +136,25 @@ class WebDatasetDataModule(LightningDataModule):
         if stage == "fit" and self.val_shards is None and self.trainer is not None:
             self.trainer.limit_val_batches = 0
 
-    def _rank_and_world(self) -> tuple[int, int]:
-        """Rank and number of ranks as to data: tensor-parallel ranks share theirs."""
-        options = (self.trainer and self.trainer.distributed_sampler_kwargs) or {"rank": 0, "num_replicas": 1}
-        return options["rank"], options["num_replicas"]
-
     def _stream(self, shards: ShardSet, order: SampleOrder, **options: Any) -> SampleStream:
         """This rank's part of the stream."""
         donors = Donors(order, seed=self.seed, probability=share) if (share := self.transfer_probability) else None
-        rank, world = self._rank_and_world()
+        rank, world = self.rank_and_world()
         return SampleStream(shards, order, rank=rank, world=world, donors=donors, **options)
 
     def train_dataloader(self) -> StreamLoader:
         """An endless loader that starts at the stream's position."""
         if self.trainer is not None:
             check_trainer(self.trainer)
-        if self._start_step is None:
-            self._start_step = self._global_step()
+        self.begin()
         order = SampleOrder(self.train_set.counts, seed=self.seed, window=self.window)
         stream = self._stream(self.train_set, order, batch_size=self.batch_size)
-        return StreamLoader(stream, self.train_decoder, num_workers=self.num_workers, position=self._next_position)
+        return StreamLoader(stream, self.train_decoder, num_workers=self.num_workers, position=self.next_position)
 
     def val_dataloader(self) -> EvaluationLoader:
         """The validation samples in their order, equally many batches on every rank."""
         order = SampleOrder(self.val_set.counts, shuffle=False)
-        steps = evaluation_steps(len(order), batch_size=self.val_batch_size, world=self._rank_and_world()[1])
+        steps = evaluation_steps(len(order), batch_size=self.val_batch_size, world=self.rank_and_world()[1])
         stream = self._stream(self.val_set, order, batch_size=self.val_batch_size, steps=steps)
         return EvaluationLoader(stream, self.val_decoder, num_workers=self.num_workers, steps=steps)
 
@@ -186,41 +174,10 @@ class WebDatasetDataModule(LightningDataModule):
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
         """Paint the masks, on the device that the batch is on; a curriculum is at its end in evaluation."""
         if self.trainer is not None:
-            self.mask_generator.set_step(self._global_step() if self.trainer.training else _LAST_STEP)
+            self.mask_generator.set_step(self.global_step() if self.trainer.training else _LAST_STEP)
         return add_masks(batch, self.mask_generator, self.seed)
 
-    # Position and resume
-
-    def _global_step(self) -> int:
-        return self.trainer.global_step if self.trainer else 0
-
-    def position(self) -> int:
-        """The first position that no optimizer step has used; batches inside an accumulation window do not count."""
-        if self.trainer is None or self._start_step is None:
-            return self._start
-        steps = self._global_step() - self._start_step
-        samples = self.trainer.accumulate_grad_batches * self._rank_and_world()[1] * self.batch_size
-        return self._start + steps * samples
-
-    def _next_position(self) -> int:
-        """Where the training loader starts anew: `trainer.overfit_batches` repeats the first batches."""
-        repeat = self.trainer and self.trainer.overfit_batches  # type: ignore[attr-defined]
-        return self._start if repeat else self.position()
-
-    def _settle(self) -> None:
-        """Make the position independent of the trainer, which is about to go."""
-        self._start, self._start_step = self.position(), None
-
-    def teardown(self, stage: str) -> None:
-        """Keep the position: another fit goes on from there."""
-        if stage == "fit":
-            self._settle()
-
-    def on_exception(self, exception: BaseException) -> None:
-        """As after a fit."""
-        self._settle()
-
-    def _plan(self) -> dict[str, Any]:
+    def plan(self) -> dict[str, Any]:
         """What must be equal for a position to mean the same sample."""
         return {
             "plan_version": PLAN_VERSION,
@@ -228,18 +185,3 @@ class WebDatasetDataModule(LightningDataModule):
             "window": self.window,
             "dataset_fingerprint": self.train_set.fingerprint,
         }
-
-    def state_dict(self) -> dict[str, Any]:
-        """Position of the stream and what it refers to."""
-        return {"position": self.position(), **self._plan()}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on at a checkpoint's position; evaluation ignores it.
-
-        Raises:
-            ValueError: if the checkpoint's seed, window, dataset or order is not this run's.
-        """
-        if self.trainer is not None and self.trainer.state.fn != TrainerFn.FITTING:
-            return
-        check_plan(self._plan(), state_dict)
-        self._start, self._start_step = state_dict["position"], None

@@ -69,7 +69,7 @@ def test_purity_over_ranks_and_starts(shards: str, monkeypatch: pytest.MonkeyPat
     ranks = []
     for rank in range(2):
         data = module(shards, batch_size=2, **MIXED)
-        monkeypatch.setattr(data, "_rank_and_world", lambda rank=rank: (rank, 2))
+        monkeypatch.setattr(data, "rank_and_world", lambda rank=rank: (rank, 2))
         ranks.append(masks(data)[: POSITIONS // 2].unflatten(0, (-1, 2)))
     assert torch.stack(ranks, dim=1).flatten(0, 2).equal(whole)
     resumed = module(shards, **MIXED)

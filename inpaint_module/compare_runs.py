@@ -1,0 +1,155 @@
+"""Lay run folders side by side: python -m inpaint_module.compare_runs runs/a runs/b [--out compare.html]
+
+Shows what differs in their configs, versions, data and VAE, the last value of every metric that they have in common,
+and, in the page, their newest picture grids.
+"""
+
+from __future__ import annotations
+
+import argparse
+import base64
+import html
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import yaml  # type: ignore[import-untyped]
+
+from inpaint_module.run_record import METRICS, RECORD, read_metrics
+
+_IGNORED = ("starts", "command", "data.position")  # differ between any two runs
+
+
+class Run(NamedTuple):
+    """A run folder: `settings` and `metrics` map dotted names to values; `grid` is its newest picture grid."""
+
+    name: str
+    settings: dict[str, str]
+    metrics: dict[str, float]
+    grid: Path | None
+
+
+class Row(NamedTuple):
+    """One line of the comparison: a value per run, "-" where a run has none."""
+
+    name: str
+    values: list[str]
+
+
+def flatten(value: Any, prefix: str = "") -> dict[str, str]:
+    """Nested dicts and lists -> dotted names and texts: `{"a": [{"b": 1}]}` -> `{"a.0.b": "1"}`."""
+    if isinstance(value, dict):
+        items = value.items()
+    elif isinstance(value, list) and any(isinstance(item, dict) for item in value):
+        items = {str(number): item for number, item in enumerate(value)}.items()
+    else:
+        return {prefix: str(value)}
+    return {n: v for key, item in items for n, v in flatten(item, f"{prefix}.{key}".lstrip(".")).items()}
+
+
+def read_run(folder: str | Path) -> Run:
+    """A run folder's config, record and last metrics.
+
+    Raises:
+        ValueError: naming the folder, if it has no metrics.csv or no run.json.
+    """
+    folder = Path(folder)
+    if missing := [name for name in (METRICS, RECORD) if not (folder / name).is_file()]:
+        raise ValueError(
+            f"{folder}: expected a run folder with {METRICS} and {RECORD}, got none of {', '.join(missing)}: add the "
+            "callback inpaint_module.run_record.RunRecord to the run's config"
+        )
+    record = flatten(json.loads((folder / RECORD).read_text()))
+    config = folder / "config.yaml"
+    settings = flatten(yaml.safe_load(config.read_text())) if config.is_file() else {}
+    settings |= {f"run.{name}": value for name, value in record.items() if not name.startswith(_IGNORED)}
+    metrics = {row.metric: row.value for row in read_metrics(folder / METRICS)}
+    grids = sorted((folder / "grids").glob("*.png"))
+    return Run(str(folder), settings, metrics, grids[-1] if grids else None)
+
+
+def differences(runs: Sequence[Run]) -> list[Row]:
+    """The settings that are not equal in all runs, by name."""
+    names = sorted({name for run in runs for name in run.settings})
+    rows = [Row(name, [run.settings.get(name, "-") for run in runs]) for name in names]
+    return [row for row in rows if len(set(row.values)) > 1]
+
+
+def last_metrics(runs: Sequence[Run]) -> list[Row]:
+    """The last value of every metric, by name."""
+    names = sorted({name for run in runs for name in run.metrics})
+    return [Row(name, [f"{run.metrics[name]:.4g}" if name in run.metrics else "-" for run in runs]) for name in names]
+
+
+def text_table(heads: Sequence[str], rows: Sequence[Row]) -> str:
+    """Aligned columns for a terminal."""
+    lines = [["", *heads], *([row.name, *row.values] for row in rows)]
+    widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
+    return "\n".join("  ".join(cell.ljust(w) for cell, w in zip(line, widths, strict=True)).rstrip() for line in lines)
+
+
+def _html_table(title: str, heads: Sequence[str], rows: Sequence[Row]) -> str:
+    head = "".join(f"<th>{html.escape(name)}</th>" for name in ["", *heads])
+    body = "".join(
+        f"<tr><td>{html.escape(row.name)}</td>{''.join(f'<td>{html.escape(v)}</td>' for v in row.values)}</tr>"
+        for row in rows
+    )
+    return f"<h2>{html.escape(title)}</h2><table><tr>{head}</tr>{body}</table>"
+
+
+_STYLE = (
+    "body{font:15px/1.5 system-ui,sans-serif;margin:2rem auto;max-width:75rem;padding:0 1rem}"
+    "table{border-collapse:collapse}td,th{padding:.25rem .8rem;border-bottom:1px solid #ddd;text-align:left;"
+    "overflow-wrap:anywhere}img{max-width:100%}figure{margin:1rem 0}"
+)
+
+
+def page(runs: Sequence[Run]) -> str:
+    """The comparison as one self-contained HTML page."""
+    heads = [run.name for run in runs]
+    figures = [
+        f"<figure><figcaption>{html.escape(run.name)}, {run.grid.stem}</figcaption>"
+        f'<img alt="{html.escape(run.name)}" src="data:image/png;base64,'
+        f'{base64.b64encode(run.grid.read_bytes()).decode()}"></figure>'
+        for run in runs
+        if run.grid
+    ]
+    return (
+        f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{html.escape(" and ".join(heads))}</title>'
+        f"<style>{_STYLE}</style><h1>{len(runs)} runs side by side</h1>"
+        + _html_table("Last metrics", heads, last_metrics(runs))
+        + _html_table("What differs", heads, differences(runs))
+        + "<h2>Newest grids</h2>"
+        + "".join(figures)
+        + "</html>\n"
+    )
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """The command; returns the exit code."""
+    parser = argparse.ArgumentParser(
+        prog="python -m inpaint_module.compare_runs",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("runs", nargs="+", help="run folders, such as runs/quickstart")
+    parser.add_argument("--out", type=Path, help="write a page with the grids there too")
+    options = parser.parse_args(arguments)
+    try:
+        runs = [read_run(folder) for folder in options.runs]
+    except ValueError as error:
+        sys.stderr.write(f"{error}\n")
+        return 1
+    heads = [run.name for run in runs]
+    tables = [text_table(heads, last_metrics(runs)), "what differs", text_table(heads, differences(runs))]
+    sys.stdout.write("\n\n".join(tables) + "\n")
+    if options.out:
+        options.out.write_text(page(runs))
+        sys.stdout.write(f"\npage: {options.out}\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
