@@ -26,6 +26,7 @@ FLOORS = {
     "inpaint_module.surgery": 5,
     "inpaint_module.sampling": 5,
     "inpaint_module.metrics": 5,
+    "inpaint_module.throughput": 5,
     "inpaint_module.pca_start": 5,
     "inpaint_module.callbacks": 6,
     "inpaint_module.lightning_module": 6,

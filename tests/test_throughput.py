@@ -1,0 +1,96 @@
+"""Throughput: the shares are those of what really took the time."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from itertools import count
+from typing import Any
+
+import pytest
+from lightning.pytorch import Callback, Trainer
+from tiny_models import tiny_batch, tiny_module
+from torch.utils.data import DataLoader, IterableDataset
+
+from inpaint_module.throughput import SHARES, HostTimer, Stopwatch, Throughput
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:.*does not have many workers.*"),
+    pytest.mark.filterwarnings("ignore:.*no `val_dataloader`.*"),
+    pytest.mark.filterwarnings("ignore:.*LeafSpec.*"),
+    pytest.mark.filterwarnings("ignore:.*available but not used.*"),
+]
+
+
+class SlowBatches(IterableDataset[dict[str, Any]]):
+    """Batches of 2, each after a pause."""
+
+    def __init__(self, seconds: float):
+        self.seconds = seconds
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        for step in count():
+            time.sleep(self.seconds)
+            yield tiny_batch(first=2 * step)
+
+
+class Seen(Callback):
+    """Keeps what was logged."""
+
+    def on_train_end(self, trainer: Trainer, pl_module: Any) -> None:
+        self.metrics = {name: float(value) for name, value in trainer.logged_metrics.items()}
+
+
+def logged(seconds: float, steps: int = 6, device: str = "cpu", **options: Any) -> dict[str, float]:
+    seen, module = Seen(), tiny_module()
+    trainer = Trainer(
+        accelerator=device,
+        devices=1,
+        max_steps=steps,
+        max_epochs=-1,
+        logger=False,
+        callbacks=[Throughput(), seen],
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        log_every_n_steps=3,
+        **options,
+    )
+    trainer.fit(module, DataLoader(SlowBatches(seconds), batch_size=None))
+    assert not module.encoder._forward_hooks
+    assert not module.denoiser._forward_hooks
+    return {name.removeprefix("throughput/"): value for name, value in seen.metrics.items() if "throughput" in name}
+
+
+def test_a_slow_source_is_waited_for() -> None:
+    found = logged(0.2)
+    assert found["waiting"] > 0.4
+    assert found["images_per_s"] < 2 / 0.2
+
+
+@pytest.mark.parametrize("window", [1, 2])
+def test_shares_add_up_to_the_whole(window: int) -> None:
+    found = logged(0.0, accumulate_grad_batches=window)
+    assert sum(found[name] for name in (*SHARES, "other")) == pytest.approx(1, abs=1e-6)
+    assert all(found[name] > 0 for name in ("encoder", "denoiser", "optimizer"))
+
+
+def test_stopwatch_sums_and_forgets(monkeypatch: pytest.MonkeyPatch) -> None:
+    timer = HostTimer()
+    now = iter([0.0, 2.0, 10.0, 11.0, 20.0])
+    monkeypatch.setattr(timer, "mark", lambda: next(now))
+    watch = Stopwatch(timer)
+    for _ in range(2):
+        watch.start("a")
+        watch.stop("a")
+    watch.start("b")
+    watch.forget("b")
+    watch.stop("b")
+    assert watch.take() == {"a": 3.0}
+    assert watch.take() == {}
+
+
+@pytest.mark.cuda
+def test_on_a_gpu_the_shares_are_the_device_s() -> None:
+    found = logged(0.0, device="gpu")
+    assert all(0 < found[name] < 1 for name in ("encoder", "denoiser", "optimizer"))
