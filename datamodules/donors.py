@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from datamodules.stream import SampleOrder
+from datamodules.order import Order
 from inpaint_module.randomness import Stream, draw, key
 
 
@@ -26,7 +26,7 @@ class Donors:
         probability: the share (0..1) of positions with a donor.
     """
 
-    def __init__(self, order: SampleOrder, *, seed: int, probability: float) -> None:
+    def __init__(self, order: Order, *, seed: int, probability: float) -> None:
         self.order = order
         self.seed = seed
         self.probability = probability

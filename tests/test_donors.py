@@ -5,8 +5,11 @@ from itertools import pairwise
 import pytest
 import torch
 
+from datamodules.bucket_order import BucketOrder
+from datamodules.buckets import Buckets
 from datamodules.donors import Donors
-from datamodules.stream import SampleOrder
+from datamodules.order import SampleOrder
+from inpaint_module.randomness import Stream, draw, key
 
 COUNTS = (5, 3, 7, 4, 6, 2)
 
@@ -62,3 +65,15 @@ def test_windows_cover_the_epochs() -> None:
     assert borders[-1][1] == 2 * len(samples)
     assert all(before[1] == after[0] for before, after in pairwise(borders))
     assert len(borders) == 4
+
+
+def test_donors_of_any_order_are_those_of_the_sample_in_its_window() -> None:
+    """Below the batches of one shape, the same sample at the same place has the same words' donor."""
+    plain = order()
+    aspects = torch.linspace(0.5, 2, len(plain)).__getitem__
+    bucketed = BucketOrder(plain, aspects, Buckets((64, 64), step=16), batch_size=3, seed=0)
+    positions = torch.arange(120)
+    donors = Donors(bucketed, seed=1, probability=1.0)(positions)
+    words = draw(key(1, positions, Stream.DONOR), 2)[:, 1]
+    assert donors.equal(bucketed.another(positions, words))
+    assert not donors.eq(bucketed(positions)).any()
