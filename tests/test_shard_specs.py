@@ -30,10 +30,27 @@ def test_embedded_specs_lie_beside_the_module(tmp_path: Path, monkeypatch: pytes
         find_shards("embedded:val")
 
 
-@pytest.mark.parametrize("spec", ["pipe:cat x.tar", "https://host/x.tar", "s3://b/x.tar", "hf://x"])
-def test_remote_and_pipe_specs_are_refused(spec: str) -> None:
-    with pytest.raises(ValueError, match=f"shards '{spec}': expected a local folder, tar, brace pattern or glob"):
+@pytest.mark.parametrize(
+    ("spec", "reason"),
+    [
+        ("pipe:cat x.tar", "pipe: is not supported: a pipe runs a shell command"),
+        ("file:///data/x.tar", "file: is not supported: write local files as paths"),
+        ("hf://x", "hf: is not supported: download the files first, or use their https addresses"),
+        ("ftp://host/x.tar", "ftp: is not supported"),
+        ("https:x.tar", "https: is not supported"),
+    ],
+)
+def test_other_schemes_are_refused(spec: str, reason: str) -> None:
+    with pytest.raises(ValueError, match=f"^shards '{spec}': expected a local folder, .* {reason}$"):
         find_shards(spec)
+
+
+@pytest.mark.parametrize("more", ["pipe:cat x.tar", "x.tar"])
+def test_a_url_cannot_hide_another_address(more: str) -> None:
+    with pytest.raises(ValueError, match="nothing found at"):  # taken for local paths
+        find_shards(f"{{{more},https://host}}/x.tar")
+    with pytest.raises(ValueError, match=f"expected URLs only, got '{more}'"):
+        find_shards(f"https://127.0.0.1:1/{{1..0}}.tar::{more}")
 
 
 def test_nothing_found_says_where(tmp_path: Path) -> None:
