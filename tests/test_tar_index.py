@@ -1,15 +1,19 @@
 """The index finds every byte, and refuses every tar that could lose or mix samples."""
 
 import gzip
+import hashlib
+import io
 import re
 import tarfile
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from data_fixtures import write_tar
 
 from datamodules import tar_index
-from datamodules.tar_index import index_shard, split_name
+from datamodules.sequential_file import SequentialFile
+from datamodules.tar_index import index_shard, scan_tar, split_name
 
 PAIR = [("a.jpg", b"image a"), ("a.txt", b"one"), ("d/b.png", b"image b"), ("d/b.mask.png", b"mask b")]
 
@@ -91,3 +95,40 @@ def test_masks_and_label_maps_are_not_the_image(tmp_path: Path) -> None:
     index = index_shard(write_tar(tmp_path / "s.tar", [(f"a..b/k.{name}", b"") for name in names]))
     assert index.keys == ["a..b/k"]
     assert list(index.fields[0]) == names
+
+
+@pytest.mark.parametrize("damage", [None, "header", "cut data", "cut at a member", "appended"])
+def test_one_pass_over_a_stream_finds_the_same(tmp_path: Path, damage: str | None) -> None:
+    """A stream that cannot seek: index, sizes, bytes and sha256, or the same refusal."""
+    members = [*PAIR, ("e.webp", b"e" * 512), ("f" * 120 + ".jpg", b""), ("g.jpg", b"g" * (3 << 20))]
+    path = write_tar(tmp_path / "s.tar", members)
+    data = path.read_bytes()
+    damaged = {
+        "header": data[:1024] + b"x" * 200 + data[1224:],
+        "cut data": data[:700],
+        "cut at a member": data[:2048],
+        "appended": data + data,
+    }.get(damage or "", data)
+    path.write_bytes(damaged)
+    pipe = io.BytesIO(damaged)
+    stream = SimpleNamespace(read=lambda size: pipe.read(min(size, 1000)))
+    if damage is not None:
+        with pytest.raises(ValueError, match=r"s\.tar: ") as here:
+            index_shard(path)
+        with pytest.raises(ValueError, match=f"^{re.escape(str(here.value))}$"):
+            scan_tar(stream, str(path))
+        return
+    found = scan_tar(stream, str(path), measure=lambda data: (len(data), sum(data[:2])))
+    assert (found.bytes, found.sha256) == (len(data), hashlib.sha256(data).hexdigest())
+    assert found.index[:2] == index_shard(path)[:2]
+    assert found.index.sizes == [(7, 214), (7, 214), (512, 202), (0, 0), (3 << 20, 206)]
+
+
+def test_sequential_file_goes_back_over_its_last_read_only() -> None:
+    file = SequentialFile(io.BytesIO(bytes(range(100))))
+    assert file.read(10) == bytes(range(10))
+    assert (file.seek(4), file.tell(), file.read(3), file.read(8)) == (4, 4, bytes([4, 5, 6]), bytes(range(7, 15)))
+    assert (file.seek(13), file.seek(90), file.read(50), file.tell()) == (13, 90, bytes(range(90, 100)), 100)
+    assert file.sha256 == hashlib.sha256(bytes(range(100))).hexdigest()
+    with pytest.raises(ValueError, match="expected to go on from byte 100, got a seek to 3"):
+        file.seek(3)

@@ -1,0 +1,66 @@
+"""ordered_map: results in order, little in work, errors passed on."""
+
+import os
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from datamodules.ordered_pool import ordered_map
+
+
+def work(number: int) -> tuple[int, int]:
+    if number == 13:
+        raise ValueError("thirteen")
+    if number == 99:
+        os._exit(9)
+    time.sleep(0.02 * (number % 3 == 0))
+    return number, os.getpid()
+
+
+def test_order_processes_and_bound() -> None:
+    taken = 0
+
+    def items() -> Iterator[int]:
+        nonlocal taken
+        while taken < 12:
+            taken += 1
+            yield taken
+
+    seen, processes = [], set()
+    for number, process in ordered_map(work, items(), workers=2, preload=__name__):
+        seen.append(number)
+        processes.add(process)
+        assert taken - len(seen) < 8
+    assert seen == list(range(1, 13))
+    assert len(processes) == 2
+    assert os.getpid() not in processes
+
+
+def test_one_worker_is_this_process() -> None:
+    assert list(ordered_map(work, [1, 2], workers=1, preload=__name__)) == [(1, os.getpid()), (2, os.getpid())]
+
+
+def test_errors_come_in_their_place() -> None:
+    results = ordered_map(work, [12, 13, 14], workers=2, preload=__name__)
+    assert next(results)[0] == 12
+    with pytest.raises(ValueError, match="thirteen"):
+        next(results)
+
+
+def test_a_dead_worker_is_an_error() -> None:
+    with pytest.raises(OSError, match="a worker process died; is the memory full"):
+        list(ordered_map(work, [1, 99, 2], workers=2, preload=__name__))
+
+
+def test_closing_ends_the_workers() -> None:
+    results = ordered_map(work, range(50, 90), workers=2, preload=__name__)
+    process = next(results)[1]
+    results.close()
+    with pytest.raises(ProcessLookupError):
+        os.kill(process, 0)
+
+
+def test_no_workers() -> None:
+    with pytest.raises(ValueError, match="workers: expected at least 1, got 0"):
+        list(ordered_map(work, [1], workers=0, preload=__name__))
