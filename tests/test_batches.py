@@ -25,3 +25,21 @@ def test_masks_of_the_shard_win() -> None:
     assert some["mask"].equal(torch.stack([painted[0], own, painted[2]]))
     assert every["mask"].equal(own.expand(3, 1, 4, 6))
     assert none.keys() == some.keys() == every.keys()
+
+
+def test_notes_of_a_batch() -> None:
+    clean = collate([sample(p) for p in range(2)])
+    assert set(clean) == {"image", "position", "caption", "__key__"}
+    rows = [
+        sample(0),
+        {**sample(1), "notes": [("bad", "a"), ("bad", "b")]},
+        {**sample(2), "notes": [("bad", "c"), ("x", "d")]},
+    ]
+    assert collate(rows)["notes"] == {"bad": ["a", "b", "c"], "x": ["d"]}
+    assert add_masks(collate(rows), Halves(), 7)["notes"] == {"bad": ["a", "b", "c"], "x": ["d"]}
+
+
+def test_labels() -> None:
+    batch = collate([{**sample(p), "label": 7 - p} for p in range(3)])
+    assert batch["label"].tolist() == [7, 6, 5]
+    assert batch["label"].dtype == torch.int64

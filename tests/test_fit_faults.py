@@ -1,0 +1,140 @@
+"""A training through bad samples and dead workers: the same batches as if nobody had died, and files that tell."""
+
+from __future__ import annotations
+
+import faulthandler
+import json
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from data_fixtures import Halves, encode, photo, photo_shards, write_tar
+from lightning import LightningModule, Trainer
+from torch import Tensor
+
+from datamodules.shards import RawSample
+from datamodules.webdataset_datamodule import WebDatasetDataModule
+
+# Lightning 2.6.6 asks torch for a class that newer torch is about to drop; nothing here calls it.
+pytestmark = pytest.mark.filterwarnings(r"ignore:`isinstance\(treespec, LeafSpec\)` is deprecated")
+
+KEY = "p004"
+
+
+class Recorder(LightningModule):
+    """Notes what it was given."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = torch.nn.Linear(1, 1)
+        self.seen: list[tuple[Any, ...]] = []
+
+    def training_step(self, batch: dict[str, Any], batch_index: int) -> Tensor:
+        sums = [batch[name].long().sum().item() for name in ("image", "mask")]
+        self.seen.append((batch["position"].tolist(), batch["__key__"], *sums))
+        return self.layer(torch.ones(1, 1)).sum()
+
+    def validation_step(self, batch: dict[str, Any], batch_index: int) -> None:
+        assert "notes" not in batch
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+
+def die() -> None:
+    faulthandler.disable()  # pytest's, which prints
+    os.kill(os.getpid(), signal.SIGSEGV)
+
+
+def bad() -> None:
+    raise ValueError("bad")
+
+
+def data_module(shards: str, act: Callable[[], None], val: str = "", **options: Any) -> WebDatasetDataModule:
+    """Whose training decoder does something else when it meets KEY."""
+    settings: dict[str, Any] = {"batch_size": 3, "image_size": 16, "mask_generator": Halves(), "seed": 4}
+    data = WebDatasetDataModule(shards, val or shards, **settings, **options)
+    decoder = data.train_decoder
+
+    def decode(raw: RawSample) -> dict[str, Any]:
+        if raw.key == KEY:
+            act()
+        return decoder(raw)
+
+    data.train_decoder = decode  # type: ignore[assignment]
+    return data
+
+
+def fit(
+    data: WebDatasetDataModule, steps: int, folder: Path, checkpoint: Path | None = None, validate: int = 0
+) -> list[tuple[Any, ...]]:
+    """Train, with validations of so many batches, save at the end."""
+    recorder = Recorder()
+    quiet = dict.fromkeys(["enable_checkpointing", "enable_progress_bar", "enable_model_summary", "logger"], False)
+    limits: dict[str, Any] = {
+        "max_steps": steps,
+        "max_epochs": -1,
+        "limit_val_batches": validate,
+        "val_check_interval": 2,
+    }
+    trainer = Trainer(accelerator="cpu", default_root_dir=folder, use_distributed_sampler=False, **limits, **quiet)
+    trainer.fit(recorder, data, ckpt_path=checkpoint, weights_only=None if checkpoint is None else True)
+    trainer.save_checkpoint(folder / f"{steps}.ckpt")
+    return recorder.seen
+
+
+def rows(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return str(photo_shards(tmp_path_factory.mktemp("data"), 13))
+
+
+def test_a_fit_goes_on_where_a_worker_dies(
+    shards: str, tmp_path: Path, capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    """With two workers, a stop, and one worker after it: the batches of a run in which the killer was bad content."""
+    whole = fit(data_module(shards, bad), 6, tmp_path / "whole")
+    assert rows(tmp_path / "whole" / "quarantine.jsonl")[0]["key"] == KEY
+    folder = tmp_path / "run"
+    found = fit(data_module(shards, die, num_workers=2), 4, folder, validate=1)
+    found += fit(data_module(shards, die, num_workers=1), 6, folder, folder / "4.ckpt")
+    assert found == whole
+    assert [(row["key"], row["exit_code"]) for row in rows(folder / "crashes.jsonl")] == [(KEY, -signal.SIGSEGV)] * 2
+    assert {row["key"] for row in rows(folder / "quarantine.jsonl")} == {KEY}
+
+
+def test_too_many_bad_samples_end_a_fit(shards: str, tmp_path: Path) -> None:
+    write_tar(tmp_path / "0.tar", [(f"k{n}.png", b"x" if n % 2 else encode(photo(n))) for n in range(8)])
+    data = data_module(str(tmp_path / "0.tar"), bad, shards, max_bad_share=0.002)
+    with pytest.raises(
+        ValueError, match=r"data\.max_bad_share: expected at most 0\.20% .*/run/quarantine\.jsonl names"
+    ):
+        fit(data, 9, tmp_path / "run")
+
+
+def test_a_bad_sample_ends_an_evaluation(tmp_path: Path) -> None:
+    write_tar(tmp_path / "0.tar", [("k0.png", encode(photo(1))), ("k1.png", b"x")])
+    data = data_module(str(tmp_path / "0.tar"), bad)
+    trainer = Trainer(accelerator="cpu", logger=False, enable_progress_bar=False, default_root_dir=tmp_path)
+    with pytest.raises(ValueError, match=r"0\.tar: sample 'k1': cannot identify"):
+        trainer.validate(Recorder(), data, verbose=False)
+    assert not (tmp_path / "quarantine.jsonl").exists()
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ({"max_bad_share": 1.5}, r"data\.max_bad_share: expected 0 to 1, got 1\.5"),
+        ({"stall_timeout": -1.0}, r"data\.stall_timeout: expected at least 0, got -1\.0"),
+    ],
+)
+def test_options_out_of_range(option: dict[str, float], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        data_module("unused", bad, **option)

@@ -1,0 +1,290 @@
+"""Loaders: the batches are those of the stream, whatever dies or stalls on the way."""
+
+from __future__ import annotations
+
+import faulthandler
+import json
+import os
+import signal
+import time
+from collections.abc import Callable
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from data_fixtures import encode, photo, photo_shards, write_tar
+
+from datamodules import loaders, recovery
+from datamodules.loaders import EvaluationLoader, StreamLoader
+from datamodules.order import SampleOrder
+from datamodules.samples import SampleDecoder
+from datamodules.shard_specs import open_shards
+from datamodules.shards import RawSample, ShardSet
+from datamodules.stream import SampleStream
+
+COUNT = 13
+DECODER = SampleDecoder(image_size=(16, 16), seed=1, augment=True)
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory: pytest.TempPathFactory) -> ShardSet:
+    return open_shards(str(photo_shards(tmp_path_factory.mktemp("data"), COUNT)))
+
+
+@pytest.fixture(autouse=True)
+def _look_often(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loaders, "POLL_SECONDS", 0.1)
+
+
+class Meeting:
+    """Decodes, but does something else when it meets a key (and a position, if one is named)."""
+
+    def __init__(self, key: str, act: Callable[[], object], position: int | None = None) -> None:
+        self.key, self.act, self.position = key, act, position
+
+    def __call__(self, raw: RawSample) -> dict[str, Any]:
+        if raw.key == self.key and self.position in (None, raw.position):
+            self.act()
+        return DECODER(raw)
+
+
+def dying(number: int) -> Callable[[], None]:
+    def die() -> None:
+        faulthandler.disable()  # pytest's, which prints
+        os.kill(os.getpid(), number)
+
+    return die
+
+
+def bad() -> None:
+    raise ValueError("bad")
+
+
+def loader(shards: ShardSet, decoder: Callable[..., Any] = DECODER, **options: Any) -> StreamLoader:
+    order = SampleOrder(shards.counts, seed=1)
+    stream = SampleStream(shards, order, batch_size=2, rank=options.pop("rank", 0), world=options.pop("world", 1))
+    return StreamLoader(stream, decoder, **{"num_workers": 0, "position": lambda: 3, "seed": 1, **options})
+
+
+def batches(loader: StreamLoader, count: int = 8) -> list[dict[str, Any]]:
+    found = list(islice(loader, count))
+    assert len(found) == count
+    return found
+
+
+def content(found: list[dict[str, Any]]) -> list[tuple[Any, ...]]:
+    """Positions, keys, captions and pixels."""
+    return [(b["position"].tolist(), b["__key__"], b["caption"], b["image"].numpy().tobytes()) for b in found]
+
+
+def rows(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def stream_keys(shards: ShardSet) -> list[str]:
+    """The keys of the stream from position 0 on, of its first epoch."""
+    return [shards.read(sample).key for sample in SampleOrder(shards.counts, seed=1)(torch.arange(COUNT)).tolist()]
+
+
+# Deaths
+
+
+@pytest.mark.parametrize("number", [signal.SIGSEGV, signal.SIGKILL])
+def test_a_sample_that_kills_its_worker_is_substituted(
+    shards: ShardSet, tmp_path: Path, number: int, caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Two deaths, then every batch is that of a run in which the sample was bad; a later run knows it at once."""
+    key = stream_keys(shards)[8]
+    clean = content(batches(loader(shards, Meeting(key, bad))))
+    caplog.clear()
+    found = batches(loader(shards, Meeting(key, dying(number)), num_workers=2, folder=tmp_path))
+    assert content(found) == clean
+    crashes = rows(tmp_path / "crashes.jsonl")
+    assert [(row["key"], row["position"], row["exit_code"]) for row in crashes] == [(key, 8, -number)] * 2
+    assert [row["worker"] for row in crashes] == [0, 0]  # of the third batch, then of the first again
+    notes = [note for batch in found for note in batch.get("notes", {}).get("crash", ())]
+    assert len(notes) == len(caplog.messages) - 1 == 2
+    assert f"died ({signal.Signals(number).name}) at position 8, decoding" in notes[0]
+    assert sum("substituted" in batch.get("notes", {}) for batch in found) == 1
+    again = batches(loader(shards, Meeting(key, dying(number)), num_workers=2, folder=tmp_path))
+    assert content(again) == clean
+    assert len(rows(tmp_path / "crashes.jsonl")) == 2
+    reasons = {row["reason"].rpartition(": ")[2] for row in rows(tmp_path / "quarantine.jsonl")}
+    assert reasons == {"has killed its worker twice"}
+
+
+def test_one_death_changes_nothing(shards: ShardSet, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """Not even with other ranks around: the workers go on at the first batch that was not delivered."""
+
+    def once() -> None:
+        if not (tmp_path / "met").exists():
+            (tmp_path / "met").touch()
+            dying(signal.SIGABRT)()
+
+    split = {"rank": 1, "world": 2}
+    clean = batches(loader(shards, **split))
+    key = clean[3]["__key__"][1]
+    found = batches(loader(shards, Meeting(key, once), num_workers=2, folder=tmp_path, **split))
+    assert content(found) == content(clean)
+    assert ["notes" in batch for batch in found].count(True) == 1
+    assert rows(tmp_path / "crashes.jsonl")[0]["rank"] == 1
+    assert not (tmp_path / "quarantine.jsonl").exists()
+
+
+def test_the_main_process_is_not_interrupted_by_a_death(shards: ShardSet, capfd: pytest.CaptureFixture[str]) -> None:
+    """torch's own loader raises here, from whatever the main process is doing."""
+    keys = stream_keys(shards)
+    found = iter(loader(shards, Meeting(keys[8], dying(signal.SIGKILL)), num_workers=2))
+    next(found)
+    time.sleep(0.5)  # in which a worker dies
+    assert next(found)["position"].tolist() == [5, 6]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_a_death_that_no_sample_explains_is_an_error(
+    shards: ShardSet, tmp_path: Path, number: int, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Ended from outside while decoding, or dead while not decoding."""
+    if number == signal.SIGTERM:
+        stopped = loader(shards, Meeting(stream_keys(shards)[8], dying(number)), num_workers=2, folder=tmp_path)
+        message = r"worker \d died \(SIGTERM\) while it was decoding: no sample is to blame"
+    else:
+        stopped = loader(shards, num_workers=2, folder=tmp_path)
+        stopped._stream.donors = lambda positions: os.kill(os.getpid(), number)  # type: ignore[assignment, return-value]
+        message = r"worker \d died \(SIGKILL\) while it was not decoding: .* data\.num_workers"
+    with pytest.raises(RuntimeError, match=message):
+        batches(stopped)
+    assert not (tmp_path / "crashes.jsonl").exists()
+
+
+def test_many_deaths_are_an_error(
+    shards: ShardSet, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(recovery, "_MOST_DEATHS", 1)
+    key = stream_keys(shards)[3]
+    message = r"expected at most 1 deaths of workers within 1000 batches, got 2 .*the last: worker 0 died \(SIGKILL\)"
+    with pytest.raises(RuntimeError, match=message):
+        batches(loader(shards, Meeting(key, dying(signal.SIGKILL)), num_workers=1))
+
+
+def test_a_kill_of_everything_blames_no_sample(shards: ShardSet, tmp_path: Path) -> None:
+    def train() -> None:
+        os.setsid()
+        slow = loader(shards, Meeting("", bad), num_workers=2, folder=tmp_path)
+        slow.pipeline[0].dataset.pipeline[0].donors = lambda positions: (
+            time.sleep(0.2) or torch.full_like(positions, -1)
+        )
+        for _ in slow:
+            (tmp_path / "training").touch()
+
+    if not (child := os.fork()):
+        train()
+    while not (tmp_path / "training").exists():
+        time.sleep(0.05)
+    os.killpg(child, signal.SIGKILL)
+    assert os.waitpid(child, 0)[1] == signal.SIGKILL
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["training"]
+
+
+# Stalls and errors
+
+
+def test_a_stall_is_named(shards: ShardSet) -> None:
+    keys = stream_keys(shards)
+    stalled = loader(shards, Meeting(keys[5], lambda: time.sleep(600)), num_workers=2, stall_timeout=1.5)
+    message = rf"data\.stall_timeout: expected a batch within 1\.5 s, got none: .*worker 1 decodes .*{keys[5]}.* 5"
+    with pytest.raises(TimeoutError, match=message):
+        batches(stalled)
+
+
+def test_a_slow_batch_is_no_stall(shards: ShardSet) -> None:
+    slow = loader(shards, Meeting(stream_keys(shards)[5], lambda: time.sleep(1.5)), num_workers=1, stall_timeout=5)
+    assert content(batches(slow, 3)) == content(batches(loader(shards), 3))
+
+
+def test_an_evaluation_that_stalls_is_an_error(shards: ShardSet) -> None:
+    stream = SampleStream(shards, SampleOrder(shards.counts, shuffle=False), batch_size=2, steps=7)
+    decoder = Meeting("p002", lambda: time.sleep(2))
+    with pytest.raises(RuntimeError, match=r"DataLoader timed out after 1"):
+        list(EvaluationLoader(stream, decoder, steps=7, num_workers=1, stall_timeout=1))
+
+
+def test_an_evaluation_names_its_bad_sample(shards: ShardSet, tmp_path: Path) -> None:
+    write_tar(tmp_path / "0.tar", [("a.png", encode(photo(1))), ("b.png", b"x")])
+    broken = open_shards(str(tmp_path))
+    stream = SampleStream(broken, SampleOrder(broken.counts, shuffle=False), batch_size=2, steps=1)
+    with pytest.raises(ValueError, match=r"0\.tar: sample 'b': cannot identify"):
+        list(EvaluationLoader(stream, DECODER, steps=1, num_workers=0))
+
+
+def test_an_unreadable_shard_is_not_a_bad_sample(shards: ShardSet) -> None:
+    def gone() -> None:
+        raise OSError("the disk is gone")
+
+    for workers in (0, 1):
+        with pytest.raises(OSError, match="the disk is gone"):
+            batches(loader(shards, Meeting(stream_keys(shards)[5], gone), num_workers=workers))
+
+
+# Bad samples
+
+
+@pytest.fixture
+def broken(tmp_path: Path) -> ShardSet:
+    """40 samples, of which 4 are no images."""
+    members = [(f"k{n:02d}.png", b"x" if n % 10 == 3 else encode(photo(n))) for n in range(40)]
+    (tmp_path / "broken").mkdir()
+    write_tar(tmp_path / "broken" / "0.tar", members)
+    return open_shards(str(tmp_path / "broken"))
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_bad_samples_are_substituted_and_written_down(broken: ShardSet, tmp_path: Path, workers: int) -> None:
+    found = batches(loader(broken, num_workers=workers, folder=tmp_path, position=lambda: 0), 20)
+    assert content(found) == content(batches(loader(broken, position=lambda: 0), 20))
+    noted = [text for batch in found for text in batch.get("notes", {}).get("bad", ())]
+    assert len(noted) >= 4
+    written = {row["key"] for row in rows(tmp_path / "quarantine.jsonl")}
+    assert written == {"k03", "k13", "k23", "k33"}
+    assert written.isdisjoint(key for batch in found for key in batch["__key__"])
+    assert [p for batch in found for p in batch["position"].tolist()] == list(range(40))
+    assert {frozenset(batch) for batch in found} == {
+        frozenset({"image", "position", "caption", "__key__"} | extra) for extra in (set(), {"notes"})
+    }
+    later = batches(loader(broken, num_workers=workers, position=lambda: 20), 10)
+    assert content(later) == content(found[10:])
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_too_many_bad_samples_end_the_run(broken: ShardSet, tmp_path: Path, workers: int) -> None:
+    message = r"data\.max_bad_share: expected at most 0\.30% bad samples, got 4 among .*quarantine\.jsonl names all"
+    with pytest.raises(ValueError, match=message):
+        batches(loader(broken, num_workers=workers, folder=tmp_path, max_bad_share=0.003, position=lambda: 0), 20)
+
+
+def test_zero_ends_it_at_the_first(broken: ShardSet) -> None:
+    for workers in (0, 1):
+        with pytest.raises(ValueError, match=r"0\.tar: sample 'k\d3': cannot identify"):
+            batches(loader(broken, num_workers=workers, max_bad_share=0.0, position=lambda: 0), 20)
+
+
+# The rest
+
+
+def test_a_worker_computes_on_one_thread(shards: ShardSet) -> None:
+    def threads(raw: RawSample) -> dict[str, Any]:
+        return {**DECODER(raw), "caption": str(torch.get_num_threads())}
+
+    assert {c for batch in batches(loader(shards, threads, num_workers=2), 4) for c in batch["caption"]} == {"1"}
+
+
+def test_the_position_is_asked_for_when_the_loader_starts(shards: ShardSet) -> None:
+    position = [3]
+    for workers in (0, 1):
+        ready = loader(shards, position=lambda: position[0], num_workers=workers)
+        position[0] += 1
+        found = iter(ready)
+        position[0] += 10
+        assert next(found)["position"][0] == position[0] - 10
