@@ -5,18 +5,41 @@ Decoding is Pillow's with the three formats named: no other codec is ever tried 
 
 from __future__ import annotations
 
+import warnings
 from io import BytesIO
+from typing import NamedTuple
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from PIL import Image, ImageOps
 from torch import Tensor
 
 from datamodules.crops import Box, Crop
+from datamodules.jpeg import cut_below, reduction
 
 FORMATS = ("JPEG", "PNG", "WEBP")
-_ORIENTATION = 0x0112  # the EXIF tag; values 5 to 8 swap width and height
-_GAP = 2.0  # fast reductions (JPEG's DCT scaling, box averages) stop at twice the final size, as Pillow's thumbnail
+_ORIENTATION = 0x0112  # the EXIF tag
+_GAP = 2.0  # box averages of a mask stop at twice the final size, as in Pillow's thumbnail
+
+
+class Turn(NamedTuple):
+    """From the stored to the upright image: `swap` x and y first, then mirror `x` (left to right) and `y`."""
+
+    swap: bool = False
+    x: bool = False
+    y: bool = False
+
+
+_TURNS = {  # the values of the EXIF tag
+    2: Turn(x=True),
+    3: Turn(x=True, y=True),
+    4: Turn(y=True),
+    5: Turn(swap=True),
+    6: Turn(swap=True, x=True),
+    7: Turn(swap=True, x=True, y=True),
+    8: Turn(swap=True, y=True),
+}
 
 
 def open_image(data: bytes, max_pixels: int) -> Image.Image:
@@ -25,21 +48,43 @@ def open_image(data: bytes, max_pixels: int) -> Image.Image:
     Raises:
         ValueError: if the header announces more than `max_pixels` pixels, or none.
     """
-    image = Image.open(BytesIO(data), formats=FORMATS)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # of a damaged EXIF Pillow only warns; the picture may then lie on its side
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the check below says more
+        image = Image.open(BytesIO(data), formats=FORMATS)
     if not 0 < image.width * image.height <= max_pixels:
         raise ValueError(f"expected 1 to {max_pixels} pixels, got {image.width} x {image.height}")
     return image
 
 
+def read_turn(image: Image.Image) -> Turn:
+    """What EXIF says about the camera's position."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        orientation = image.getexif().get(_ORIENTATION, 1)
+    return _TURNS.get(orientation, Turn())
+
+
+def upright(image: Image.Image) -> Image.Image:
+    """The picture as EXIF says that it is to be seen; damaged EXIF is an error."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        return ImageOps.exif_transpose(image)
+
+
 def upright_size(image: Image.Image) -> tuple[int, int]:
     """Width and height in pixels once the EXIF rotation is applied."""
-    turned = image.getexif().get(_ORIENTATION, 1) in (5, 6, 7, 8)
-    return (image.height, image.width) if turned else (image.width, image.height)
+    return (image.height, image.width) if read_turn(image).swap else (image.width, image.height)
 
 
 def has_alpha(image: Image.Image) -> bool:
     """Whether some pixels may be transparent, by the header."""
     return image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info
+
+
+def is_animated(image: Image.Image) -> bool:
+    """Whether a PNG or WEBP has more pictures than the first, which is the one that is read."""
+    return image.format in ("PNG", "WEBP") and getattr(image, "is_animated", False)
 
 
 def to_rgb(image: Image.Image, background: tuple[int, int, int] | None = (255, 255, 255)) -> Image.Image:
@@ -57,54 +102,92 @@ def to_rgb(image: Image.Image, background: tuple[int, int, int] | None = (255, 2
     return image if image.mode == "RGB" else image.convert("RGB")
 
 
-def _scale_box(box: Box, size: tuple[int, int], new: tuple[int, int]) -> Box:
+class View(NamedTuple):
+    """How a crop is read from a file.
+
+    `box` is the crop in pixels of the file, `scale` (1, 2, 4 or 8) how many of these become one while a JPEG is
+    decoded, `turn` makes it upright, `flip` mirrors it then.
+    """
+
+    box: Box
+    scale: int
+    turn: Turn
+    flip: bool
+
+
+def _stored_box(box: Box, upright: tuple[int, int], turn: Turn) -> Box:
+    """A box of the upright image of that width and height, in pixels of the file."""
+    left, top, right, bottom = box
+    left, right = (upright[0] - right, upright[0] - left) if turn.x else (left, right)
+    top, bottom = (upright[1] - bottom, upright[1] - top) if turn.y else (top, bottom)
+    return (top, left, bottom, right) if turn.swap else (left, top, right, bottom)
+
+
+def plan_view(image: Image.Image, crop: Crop, size: tuple[int, int], reducing_gap: float = 1.5) -> View:
+    """How to read a crop for a target `size` (H, W); a JPEG is reduced as `jpeg.reduction` says.
+
+    Less so where the crop would not lie on whole pixels any more: of a photo taken upside down, if its length is no
+    multiple of 2, 4 or 8.
+    """
+    turn = read_turn(image)
+    box = _stored_box(crop.box, upright_size(image), turn)
+    factor = min((crop.box[2] - crop.box[0]) / size[1], (crop.box[3] - crop.box[1]) / size[0])
+    scale = reduction(factor, reducing_gap) if image.format == "JPEG" else 1
+    while any(side % scale for side in box):
+        scale //= 2
+    return View(box, scale, turn, crop.flip)
+
+
+def _read_box(image: Image.Image, data: bytes, view: View) -> Image.Image:
+    """Decode what lies in the view's box, in the file's mode and orientation."""
+    if image.format == "JPEG" and (shorter := cut_below(data, view.box[3])) is not data:
+        image = open_image(shorter, image.width * image.height)
+    if view.scale > 1:
+        image.draft(None, (image.width // view.scale, image.height // view.scale))
+    left, top, right, bottom = (side // view.scale for side in view.box)
+    return image.crop((left, top, right, bottom))
+
+
+def read_view(
+    image: Image.Image,
+    data: bytes,
+    view: View,
+    size: tuple[int, int],
+    background: tuple[int, int, int] | None = (255, 255, 255),
+) -> Tensor:
+    """Decode a view, resize it to `size` (H, W), antialiased bicubic, and turn and flip it; uint8 (3, H, W).
+
+    Args:
+        image: as opened, its pixels not decoded yet.
+        data: the file that it was opened from.
+        view: of `plan_view`.
+        size: the target, (H, W) pixels.
+        background: RGB, 0..255, under transparent pixels; None shows the colours that they hide.
+    """
+    pixels = torch.from_numpy(np.array(to_rgb(_read_box(image, data, view), background))).permute(2, 0, 1)
+    target = size[::-1] if view.turn.swap else size
+    if pixels.shape[1:] != target:
+        pixels = F.interpolate(pixels[None], target, mode="bicubic", antialias=True)[0]
+    pixels = pixels.transpose(1, 2) if view.turn.swap else pixels
+    mirrored = [axis for axis, wanted in ((1, view.turn.y), (2, view.turn.x != view.flip)) if wanted]
+    return (pixels.flip(mirrored) if mirrored else pixels).contiguous()
+
+
+def _scale_box(box: Box, size: tuple[int, int], new: tuple[int, int]) -> tuple[float, float, float, float]:
     """A box of an image of `size` (width, height), in pixels of the same image at `new` size."""
     x, y = new[0] / size[0], new[1] / size[1]
     return box[0] * x, box[1] * y, min(box[2] * x, new[0]), min(box[3] * y, new[1])
 
 
-def resize_crop(
-    image: Image.Image, crop: Crop, size: tuple[int, int], frame: tuple[int, int], resample: Image.Resampling
-) -> Image.Image:
-    """Crop an upright image of any resolution, resize it to `size` (H, W) and flip it; as in `crop_image`."""
-    box = _scale_box(crop.box, frame, image.size)
-    image = image.resize((size[1], size[0]), resample, box=box, reducing_gap=_GAP)
-    return ImageOps.mirror(image) if crop.flip else image
-
-
-def crop_image(
-    image: Image.Image,
-    crop: Crop,
-    size: tuple[int, int],
-    frame: tuple[int, int],
-    background: tuple[int, int, int] | None = (255, 255, 255),
-    resample: Image.Resampling = Image.Resampling.BICUBIC,
-) -> Image.Image:
-    """Decode, turn upright, crop and resize in one pass.
+def crop_mask(mask: Image.Image, crop: Crop, size: tuple[int, int], frame: tuple[int, int]) -> Tensor:
+    """Send an upright mask (mode L, any resolution) through its image's crop; bool (1, H, W), above one half.
 
     Args:
-        image: an image whose pixels are not decoded yet.
+        mask: of a picture of which the crop's `frame` (width, height) is one resolution.
         crop: its box is in pixels of `frame`.
         size: the target, (H, W) pixels.
-        frame: width and height of the picture that the crop was chosen for; the upright image may have another.
-        background: RGB, 0..255, under transparent pixels; None shows the colours that they hide.
-        resample: Pillow's filter.
-
-    Returns:
-        An RGB image of `size`.
+        frame: width and height of the upright image.
     """
-    reduction = min((crop.box[2] - crop.box[0]) / size[1], (crop.box[3] - crop.box[1]) / size[0]) / _GAP
-    if image.format == "JPEG" and reduction > 1:
-        image.draft(None, (int(image.width / reduction), int(image.height / reduction)))
-    return resize_crop(to_rgb(ImageOps.exif_transpose(image), background), crop, size, frame, resample)
-
-
-def image_to_tensor(image: Image.Image) -> Tensor:
-    """RGB image -> uint8 (3, H, W)."""
-    return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()
-
-
-def crop_mask(mask: Image.Image, crop: Crop, size: tuple[int, int], frame: tuple[int, int]) -> Tensor:
-    """Send an upright mask (mode L, any resolution) through its image's crop; bool (1, H, W), above one half."""
-    cropped = resize_crop(mask, crop, size, frame, Image.Resampling.BILINEAR)
-    return torch.from_numpy(np.array(cropped))[None] >= 128
+    box = _scale_box(crop.box, frame, mask.size)
+    mask = mask.resize((size[1], size[0]), Image.Resampling.BILINEAR, box=box, reducing_gap=_GAP)
+    return torch.from_numpy(np.array(ImageOps.mirror(mask) if crop.flip else mask))[None] >= 128

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image, ImageOps
 
-from datamodules.images import has_alpha, open_image, to_rgb
+from datamodules.images import has_alpha, open_image, to_rgb, upright
 from datamodules.tar_index import IMAGE_FIELDS, LABEL_FIELDS, MASK_FIELDS
 
 _GREY_STEPS = {2: 85, 4: 17}  # Pillow stretches grey PNGs of 2 and 4 bits to 0..255
@@ -59,6 +59,11 @@ def _first(fields: dict[str, bytes], names: Sequence[str]) -> bytes | None:
     return next((fields[name] for name in names if name in fields), None)
 
 
+def image_bytes(fields: dict[str, bytes]) -> bytes:
+    """The file of a sample's image; the index has made sure that there is one."""
+    return next(fields[name] for name in IMAGE_FIELDS if name in fields)
+
+
 class FileMask(MaskSource):
     """A grey picture beside the image: `mask.png`, `mask.webp`, `mask.jpg` or `mask.jpeg`, white = inpaint.
 
@@ -74,7 +79,7 @@ class FileMask(MaskSource):
         data = _first(request.fields, MASK_FIELDS)
         if data is None:
             return None
-        mask = to_rgb(ImageOps.exif_transpose(open_image(data, request.max_pixels)), (0, 0, 0)).convert("L")
+        mask = to_rgb(upright(open_image(data, request.max_pixels)), (0, 0, 0)).convert("L")
         return ImageOps.invert(mask) if self.inverted else mask
 
 
@@ -96,12 +101,10 @@ class AlphaMask(MaskSource):
 
     def __call__(self, request: MaskRequest) -> Image.Image | None:
         """See `MaskSource`."""
-        image = open_image(
-            next(request.fields[name] for name in IMAGE_FIELDS if name in request.fields), request.max_pixels
-        )
+        image = open_image(image_bytes(request.fields), request.max_pixels)
         if not has_alpha(image):
             return None
-        alpha = ImageOps.exif_transpose(image).convert("RGBA").getchannel("A")
+        alpha = upright(image).convert("RGBA").getchannel("A")
         if alpha.getextrema() == (255, 255):
             return None
         return alpha if self.inverted else ImageOps.invert(alpha)
@@ -140,5 +143,5 @@ def read_labels(data: bytes, max_pixels: int) -> np.ndarray:
     if image.format != "PNG" or image.mode not in ("1", "L", "P", "I", "I;16", "I;16B"):
         raise ValueError(f"expected a label map in a grey or palette PNG, got a {image.format} of mode {image.mode}")
     bits = data[24]  # of the PNG's first chunk, IHDR
-    labels = np.asarray(ImageOps.exif_transpose(image)).astype(np.int64)
+    labels = np.asarray(upright(image)).astype(np.int64)
     return labels // _GREY_STEPS.get(bits, 1) if image.mode == "L" else labels

@@ -1,45 +1,30 @@
 """Samples: the bytes of one sample -> an upright, cropped uint8 image, its caption and a mask from the data if any.
 
-Crop, flip and the choice of the mask are functions of (seed, position), so that neither workers nor restarts change
-them.
+Crop, flip, augmentations and the choice of the mask are functions of (seed, position), so that neither workers nor
+restarts change them.
 """
 
 from __future__ import annotations
 
-import json
+import copy
 from collections.abc import Sequence
 from typing import Any
 
 from PIL import Image
-from torch import Tensor
+from torch import nn
 
+from datamodules.augmentations import Augmentations
+from datamodules.captions import parse_caption, parse_label
 from datamodules.crops import Crop, centre_crop, crop_draws, random_crop
-from datamodules.draws import position_draws
-from datamodules.images import crop_image, crop_mask, image_to_tensor, open_image, upright_size
-from datamodules.mask_sources import FileMask, MaskRequest, MaskSource
+from datamodules.images import is_animated, open_image, plan_view, read_view, upright_size
+from datamodules.latent_cache import read_latents
+from datamodules.mask_sources import FileMask, MaskSource, image_bytes
+from datamodules.own_masks import OwnMasks
 from datamodules.shards import RawSample
-from datamodules.tar_index import IMAGE_FIELDS
-from inpaint_module.randomness import Stream
+from datamodules.tar_index import LATENTS_FIELD
+from inpaint_module.clean_latents import LatentsTag
 
-
-def parse_caption(fields: dict[str, bytes], max_bytes: int) -> str:
-    """The caption from `txt`, else from `caption` in `json`, else empty.
-
-    Raises:
-        ValueError: if it is not UTF-8, not text, or longer than `max_bytes`.
-    """
-    data = fields.get("txt", b"")
-    if "txt" not in fields and "json" in fields:
-        content = json.loads(fields["json"])
-        if not isinstance(content, dict):
-            raise ValueError(f"expected an object in json, got {type(content).__name__}")
-        caption = content.get("caption") or ""
-        if not isinstance(caption, str):
-            raise ValueError(f"expected a text as caption in json, got {type(caption).__name__}")
-        data = caption.encode()
-    if len(data) > max_bytes:
-        raise ValueError(f"expected a caption of at most {max_bytes} bytes, got {len(data)}")
-    return data.decode("utf-8", errors="strict").strip()
+Size = tuple[int, int]
 
 
 class SampleDecoder:
@@ -49,16 +34,19 @@ class SampleDecoder:
     there is none, and the batch paints a random one.
 
     Args:
-        image_size: the target, (H, W) pixels.
-        seed: seeds crops, flips and the choice of masks.
+        image_size: the target, (H, W) pixels, of samples that do not ask for another.
+        seed: seeds crops, flips, augmentations and the choice of masks.
         augment: crop and flip at random by position; else the largest centred crop.
         min_scale: smallest random crop, as a share (0..1) of the largest that fits.
         flip: probability (0..1) of a mirrored sample.
         upscale: enlarge images smaller than the target; else they are refused.
         background: RGB, 0..255, under transparent pixels; unused if a mask source looks for masks there.
         max_pixels: refuse images with more pixels than this.
+        reducing_gap: at least 1; how many times larger than the target, along a side, a JPEG is still decoded.
         max_caption_bytes: refuse longer captions.
-        resample: Pillow's filter.
+        caption_key: where in the json the caption is.
+        label_key: where in the json the class number is; None looks for none.
+        transforms: further augmentations, of torchvision.transforms.v2.
         mask_sources: where own masks are looked for; the first that finds one wins.
         own_mask_probability: the share (0..1) of positions at which an own mask is used.
         allow_empty_masks: use own masks without a masked pixel in the crop; else they count as none.
@@ -67,7 +55,7 @@ class SampleDecoder:
     def __init__(
         self,
         *,
-        image_size: tuple[int, int],
+        image_size: Size,
         seed: int,
         augment: bool,
         min_scale: float = 0.5,
@@ -75,8 +63,11 @@ class SampleDecoder:
         upscale: bool = True,
         background: tuple[int, int, int] = (255, 255, 255),
         max_pixels: int = 50_000_000,
+        reducing_gap: float = 1.5,
         max_caption_bytes: int = 16384,
-        resample: Image.Resampling = Image.Resampling.BICUBIC,
+        caption_key: str = "caption",
+        label_key: str | None = None,
+        transforms: Sequence[nn.Module] | None = None,
         mask_sources: Sequence[MaskSource] | None = None,
         own_mask_probability: float = 1.0,
         allow_empty_masks: bool = True,
@@ -84,71 +75,74 @@ class SampleDecoder:
         self.image_size = image_size
         self.seed = seed
         self.augment = augment
-        self.min_scale = min_scale
-        self.flip = flip
-        self.upscale = upscale
-        self.max_pixels = max_pixels
-        self.max_caption_bytes = max_caption_bytes
-        self.resample = resample
-        self.mask_sources = [FileMask()] if mask_sources is None else list(mask_sources)
-        self.background = None if any(source.shows_hidden for source in self.mask_sources) else background
-        self.own_mask_probability = own_mask_probability
-        self.allow_empty_masks = allow_empty_masks
+        self.min_scale, self.flip, self.upscale = min_scale, flip, upscale
+        self.max_pixels, self.reducing_gap = max_pixels, reducing_gap
+        self.max_caption_bytes, self.caption_key, self.label_key = max_caption_bytes, caption_key, label_key
+        self.augmentations = Augmentations(transforms or (), seed=seed)
+        options: dict[str, Any] = {"probability": own_mask_probability, "allow_empty": allow_empty_masks}
+        self.masks = OwnMasks(mask_sources, seed=seed, max_pixels=max_pixels, **options)
+        self.background = None if self.masks.shows_hidden else background
+        self.latents: LatentsTag | None = None
 
-    def _open(self, raw: RawSample) -> Image.Image:
-        return open_image(next(raw.fields[name] for name in IMAGE_FIELDS if name in raw.fields), self.max_pixels)
+    def for_cache(self, latents: LatentsTag) -> SampleDecoder:
+        """This decoder for the samples of a latent cache, which hold all that was done to image and mask."""
+        twin = copy.copy(self)
+        twin.augment, twin.latents, twin.augmentations = False, latents, Augmentations((), seed=self.seed)
+        twin.masks = copy.copy(self.masks)
+        twin.masks.sources = [FileMask()]
+        return twin
 
-    def _crop(self, width: int, height: int, draws: Sequence[float]) -> Crop:
+    def _latents(self, raw: RawSample, frame: Size) -> dict[str, Any]:
+        """The cached latents, where they are wanted; an upright frame (width, height) must be their image's."""
+        if self.latents is None:
+            if self.augment and LATENTS_FIELD in raw.fields:
+                raise ValueError(f"expected no {LATENTS_FIELD}, as the first sample of data.train_shards, got one")
+            return {}
+        if frame[::-1] != self.latents.image_size:
+            raise ValueError(
+                f"expected an image of (H, W) {self.latents.image_size} for its latents, got {frame[::-1]}"
+            )
+        return {"latents": read_latents(raw.fields, self.latents)}
+
+    def _crop(self, frame: Size, size: Size, draws: Sequence[float]) -> Crop:
+        """A crop of an upright frame (width, height) for a target (H, W)."""
         if not self.augment:
-            return centre_crop(width, height, self.image_size)
-        return random_crop(width, height, self.image_size, draws, self.min_scale, self.flip)
+            return centre_crop(*frame, size)
+        return random_crop(*frame, size, draws, self.min_scale, self.flip)
 
-    def _check_size(self, width: int, height: int) -> None:
-        if not self.upscale and (width < self.image_size[1] or height < self.image_size[0]):
-            need = f"{self.image_size[1]} x {self.image_size[0]}"
-            raise ValueError(f"expected an image of at least {need} pixels (upscale: false), got {width} x {height}")
+    def _note(self, raw: RawSample, image: Image.Image, frame: Size, size: Size) -> list[tuple[str, str]]:
+        """What is worth counting: (kind, key) of an animated image and of one that is smaller than its target."""
+        small = frame[0] < size[1] or frame[1] < size[0]
+        if small and not self.upscale:
+            need, got = f"{size[1]} x {size[0]}", f"{frame[0]} x {frame[1]}"
+            raise ValueError(f"expected an image of at least {need} pixels (upscale: false), got {got}")
+        return [(kind, raw.key) for kind, true in (("animated", is_animated(image)), ("upscaled", small)) if true]
 
-    def _find_mask(self, raw: RawSample, crop: Crop, frame: tuple[int, int], draw: float) -> Tensor | None:
-        """The mask of the first source that has one, through the crop; bool (1, H, W)."""
-        request = MaskRequest(raw.fields, frame, draw, self.max_pixels)
-        for source in self.mask_sources:
-            if (mask := source(request)) is not None:
-                return crop_mask(mask, crop, self.image_size, frame)
-        return None
-
-    def _own_mask(self, raw: RawSample, crop: Crop, frame: tuple[int, int]) -> Tensor | None:
-        """The sample's own mask, as often as it is wanted."""
-        use, draw = position_draws(self.seed, raw.position, Stream.OWN_MASK, 2)
-        own = self._find_mask(raw, crop, frame, draw) if use < self.own_mask_probability else None
-        return own if own is not None and (self.allow_empty_masks or own.any()) else None
-
-    def _donated_mask(self, donor: RawSample, position: int) -> Tensor | None:
-        """The donor's mask through a crop of its own; None if it has none there."""
-        try:
-            draws = position_draws(self.seed, position, Stream.DONOR_MASK, 5)
-            frame = upright_size(self._open(donor))
-            found = self._find_mask(donor, self._crop(*frame, draws[:4]), frame, draws[4])
-        except Exception as error:  # as in __call__
-            raise ValueError(f"mask of {donor.shard}: sample {donor.key!r}: {error}") from error
-        return found if found is not None and found.any() else None
+    def _texts(self, raw: RawSample) -> dict[str, Any]:
+        """Caption, key and, if wanted, the label."""
+        texts = {"caption": parse_caption(raw.fields, self.max_caption_bytes, self.caption_key), "__key__": raw.key}
+        return texts if self.label_key is None else {**texts, "label": parse_label(raw.fields, self.label_key)}
 
     def _decode(self, raw: RawSample) -> dict[str, Any]:
-        image = self._open(raw)
+        texts = self._texts(raw)
+        data, size = image_bytes(raw.fields), raw.size or self.image_size
+        image = open_image(data, self.max_pixels)
         frame = upright_size(image)
-        self._check_size(*frame)
-        crop = self._crop(*frame, crop_draws(self.seed, raw.position) if self.augment else ())
-        mask = self._donated_mask(raw.donor, raw.position) if raw.donor else None
-        mask = self._own_mask(raw, crop, frame) if mask is None else mask
-        sample = {
-            "image": image_to_tensor(crop_image(image, crop, self.image_size, frame, self.background, self.resample)),
-            "position": raw.position,
-            "caption": parse_caption(raw.fields, self.max_caption_bytes),
-            "__key__": raw.key,
-        }
-        return sample if mask is None else {**sample, "mask": mask}
+        notes = self._note(raw, image, frame, size)
+        crop = self._crop(frame, size, crop_draws(self.seed, raw.position) if self.augment else ())
+        view = plan_view(image, crop, size, self.reducing_gap)
+        mask = self.masks.donated(raw.donor, raw.position, size, self._crop) if raw.donor else None
+        mask = self.masks.own(raw, crop, size, frame) if mask is None else mask
+        pixels = read_view(image, data, view, size, self.background)
+        pixels, mask = self.augmentations(pixels, mask, raw.position)
+        sample = {"image": pixels, "position": raw.position, **texts, **self._latents(raw, frame)}
+        return sample | ({} if mask is None else {"mask": mask}) | ({"notes": notes} if notes else {})
 
     def __call__(self, raw: RawSample) -> dict[str, Any]:
-        """Raw sample -> {"image": uint8 (3,H,W), "position", "caption", "__key__" [, "mask": bool (1,H,W)]}.
+        """-> {"image": uint8 (3,H,W), "position", "caption", "__key__" [, "mask": bool (1,H,W)] [, "label": int]}.
+
+        "latents" (C,h,w) of the whole image are there with `for_cache`.
+        "notes", a list of (kind, key), is there if the image is "animated" or has been "upscaled".
 
         Raises:
             ValueError: naming shard and key, whatever is wrong with the content.

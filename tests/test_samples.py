@@ -3,8 +3,6 @@
 import io
 import json
 import pickle
-import struct
-import zlib
 from typing import Any
 
 import numpy as np
@@ -17,7 +15,7 @@ from datamodules.coco_masks import CocoMask
 from datamodules.crops import crop_draws, random_crop
 from datamodules.images import crop_mask, open_image, upright_size
 from datamodules.mask_sources import AlphaMask, FileMask, LabelMap
-from datamodules.samples import SampleDecoder, parse_caption
+from datamodules.samples import SampleDecoder
 from datamodules.shards import RawSample
 from inpaint_module.randomness import Stream, key, uniform
 
@@ -41,7 +39,10 @@ def test_animated_gives_the_first_frame() -> None:
     red, blue = (Image.new("RGB", (20, 20), colour) for colour in ("red", "blue"))
     for kind in ("PNG", "WEBP"):
         data = encode(red, kind, save_all=True, append_images=[blue], lossless=True)
-        assert decoder()(raw(image=data))["image"][:, 0, 0].tolist() == [255, 0, 0]
+        sample = decoder()(raw(image=data))
+        assert sample["image"][:, 0, 0].tolist() == [255, 0, 0]
+        assert sample["notes"] == [("animated", "k")]
+    assert "notes" not in decoder()(raw())
 
 
 # Geometry
@@ -72,9 +73,9 @@ def test_train_sample_is_the_crop() -> None:
     image = photo(1, 48, 40)
     sample = decoder(augment=True)(raw(5, image=image))
     crop = random_crop(48, 40, (16, 16), crop_draws(0, 5), 0.5, 0.5)
-    expected = image.resize((16, 16), Image.Resampling.BICUBIC, box=crop.box, reducing_gap=2.0)
-    expected = ImageOps.mirror(expected) if crop.flip else expected
-    assert np.array_equal(sample["image"].permute(1, 2, 0).numpy(), np.asarray(expected))
+    expected = image.crop(crop.box).resize((16, 16), Image.Resampling.BICUBIC)
+    expected = np.asarray(ImageOps.mirror(expected) if crop.flip else expected).astype(int)
+    assert abs(sample["image"].permute(1, 2, 0).numpy() - expected).max() <= 1
     assert (sample["position"], sample["__key__"], sample["caption"]) == (5, "k", "")
     assert sample["image"].shape == (3, 16, 16)
     assert sample["image"].dtype == torch.uint8
@@ -238,87 +239,31 @@ def test_a_bad_donor_is_named() -> None:
 
 
 def test_small_images() -> None:
-    assert decoder(image_size=(64, 64))(raw())["image"].shape == (3, 64, 64)
+    sample = decoder(image_size=(64, 64))(raw())
+    assert sample["image"].shape == (3, 64, 64)
+    assert sample["notes"] == [("upscaled", "k")]
+    assert "notes" not in decoder(image_size=(40, 48))(raw())
     message = r"s\.tar: sample 'k': expected an image of at least 64 x 32 pixels \(upscale: false\), got 48 x 40"
     with pytest.raises(ValueError, match=message):
         decoder(image_size=(32, 64), upscale=False)(raw())
 
 
-# Captions
-
-
-def test_captions() -> None:
-    assert parse_caption({"txt": " été\n".encode()}, 9) == "été"
-    assert parse_caption({"json": b'{"caption": "a"}'}, 9) == "a"
-    assert parse_caption({"txt": b"t", "json": b'{"caption": "a"}'}, 9) == "t"
-    assert parse_caption({"json": b'{"caption": null}'}, 9) == parse_caption({}, 9) == ""
-
-
-@pytest.mark.parametrize(
-    ("fields", "message"),
-    [
-        ({"txt": b"\xff"}, "can't decode byte 0xff"),
-        ({"txt": b"x" * 21}, "expected a caption of at most 20 bytes, got 21"),
-        ({"json": b'{"caption": 3}'}, "expected a text as caption in json, got int"),
-        ({"json": b"{"}, "Expecting property name"),
-        ({"json": b"[]"}, "expected an object in json, got list"),
-    ],
-)
-def test_bad_captions_are_named(fields: dict[str, bytes], message: str) -> None:
-    with pytest.raises(ValueError, match=rf"s\.tar: sample 'k': .*{message}"):
-        decoder(max_caption_bytes=20)(raw(**fields))
-
-
-# Bad images
-
-
-def bomb() -> bytes:
-    """A PNG whose header announces 20000 x 20000 pixels and that holds none."""
-    chunks = [(b"IHDR", struct.pack(">IIBBBBB", 20000, 20000, 8, 2, 0, 0, 0)), (b"IDAT", b""), (b"IEND", b"")]
-    parts = [struct.pack(">I", len(d)) + n + d + struct.pack(">I", zlib.crc32(n + d)) for n, d in chunks]
-    return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
-
-
-@pytest.mark.parametrize(
-    ("data", "message"),
-    [
-        (b"", "cannot identify"),
-        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "cannot identify"),
-        (encode(photo(1), "GIF"), "cannot identify"),
-        (encode(photo(1))[:200], "."),
-        (encode(photo(1, 200, 200), "JPEG")[:1500], "truncated"),
-        (bomb(), "."),
-    ],
-)
-def test_bad_images_are_named(data: bytes, message: str) -> None:
-    with pytest.raises(ValueError, match=rf"s\.tar: sample 'k': .*{message}"):
-        decoder()(raw(image=data))
-
-
-def test_too_many_pixels_by_the_header() -> None:
-    with pytest.raises(ValueError, match=r"expected 1 to 1919 pixels, got 48 x 40"):
-        decoder(max_pixels=1919)(raw())
+def test_a_sample_may_ask_for_another_size() -> None:
+    """Image, own and lent mask have it; crop and mask are those of a decoder of that size."""
+    fields = {"mask_png": half("left")}
+    other = decoder(augment=True, image_size=(24, 12))
+    for donor in (None, raw(image=photo(2), mask_png=half("right"))):
+        for position in range(4):
+            sample = raw(position, **fields)._replace(donor=donor)
+            given = decoder(augment=True)(sample._replace(size=(24, 12)))
+            expected = other(sample)
+            assert given["image"].shape == (3, 24, 12)
+            assert given["image"].equal(expected["image"])
+            assert given["mask"].equal(expected["mask"])
+    with pytest.raises(ValueError, match="expected an image of at least 64 x 20 pixels"):
+        decoder(upscale=False)(raw()._replace(size=(20, 64)))
 
 
 def test_bad_mask_is_named() -> None:
     with pytest.raises(ValueError, match=r"s\.tar: sample 'k': cannot identify"):
         decoder()(raw(mask_png=b"x"))
-
-
-def outcome(data: bytes) -> str:
-    """The shape of the decoded image, or the message of its refusal."""
-    try:
-        return str(tuple(decoder()(raw(image=data))["image"].shape))
-    except ValueError as error:
-        return str(error)
-
-
-def test_mutated_files_never_give_another_error() -> None:
-    generator = np.random.default_rng(0)
-    for kind in ("PNG", "JPEG", "WEBP"):
-        clean = encode(photo(1), kind)
-        for _ in range(40):
-            data = bytearray(clean)
-            for at in generator.integers(0, len(data), 6):
-                data[at] = generator.integers(0, 256)
-            assert outcome(bytes(data)).startswith(("(3, 16, 16)", "s.tar: sample 'k': "))
