@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 
-def check_at_least(low: int, **values: int) -> None:
+def check_at_least(low: int, **values: float) -> None:
     """Refuse numbers under `low`, naming the argument."""
     for name, value in values.items():
         if value < low:
@@ -19,10 +19,12 @@ def check_share(**values: float) -> None:
             raise ValueError(f"data.{name}: expected 0 to 1, got {value}")
 
 
-def check_image_size(size: tuple[int, ...]) -> None:
-    """Refuse anything but two positive numbers (H, W)."""
+def check_image_size(value: int | tuple[int, ...]) -> tuple[int, int]:
+    """(H, W) of one number for squares, or of two; anything but positive numbers is refused."""
+    size = (value, value) if isinstance(value, int) else tuple(value)
     if len(size) != 2 or min(size) < 1:
         raise ValueError(f"data.image_size: expected positive pixels, one number or [height, width], got {size}")
+    return size[0], size[1]
 
 
 def check_colour(background: tuple[int, ...]) -> None:
@@ -33,8 +35,8 @@ def check_colour(background: tuple[int, ...]) -> None:
 
 def check_plan(here: dict[str, Any], checkpoint: dict[str, Any]) -> None:
     """Refuse a checkpoint whose position would mean other samples here."""
-    for name, value in here.items():
-        if (there := checkpoint.get(name)) != value:
+    for name in [*here, *sorted(checkpoint.keys() - here.keys() - {"position"})]:
+        if (there := checkpoint.get(name)) != (value := here.get(name)):
             raise ValueError(
                 f"data {name}: expected {there!r} as in the checkpoint, got {value!r}: the stream cannot go on "
                 "where it was; restore it, or start without ckpt_path"

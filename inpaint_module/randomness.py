@@ -35,6 +35,8 @@ class Stream(IntEnum):
     OWN_MASK = 11
     DONOR = 12
     DONOR_MASK = 13
+    SUBSTITUTE = 14
+    CAPTION_DROP = 15
 
 
 def _pcg(x: Tensor) -> Tensor:

@@ -57,7 +57,7 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(photo_shards(tmp_path_factory.mktemp("data"), COUNT))
 
 
-def module(shards: str, **options: Any) -> WebDatasetDataModule:
+def module(shards: str | list[str], **options: Any) -> WebDatasetDataModule:
     settings = {"batch_size": 3, "image_size": 16, "mask_generator": Halves(), "seed": 4, "window": 2, **options}
     return WebDatasetDataModule(shards, shards, **settings)
 
@@ -246,7 +246,7 @@ def test_another_dataset_or_plan_is_refused(shards: str, tmp_path: Path) -> None
     other = module(str(photo_shards(tmp_path, 2)))
     with pytest.raises(ValueError, match=r"data dataset_fingerprint: expected '[0-9a-f]{64}' as in the checkpoint"):
         other.load_state_dict(state)
-    with pytest.raises(ValueError, match="data plan_version: expected 0 as in the checkpoint, got 1"):
+    with pytest.raises(ValueError, match="data plan_version: expected 0 as in the checkpoint, got 2"):
         module(shards).load_state_dict({**state, "plan_version": 0})
     with pytest.raises(ValueError, match="data seed: expected None as in the checkpoint, got 4"):
         module(shards).load_state_dict({name: state[name] for name in state if name != "seed"})
@@ -339,14 +339,14 @@ def test_command_line_builds_it(shards: str) -> None:
     data = build(parser.parse_object({"data": config})).data
     assert next(iter(data.train_dataloader()))["image"].shape == (2, 3, 8, 16)
     decoder = data.train_decoder
-    assert [type(source).__name__ for source in decoder.mask_sources] == [
+    assert [type(source).__name__ for source in decoder.masks.sources] == [
         "FileMask",
         "AlphaMask",
         "LabelMap",
         "CocoMask",
     ]
-    assert vars(decoder.mask_sources[3]) == {"category_ids": [1], "union": True}
-    assert (decoder.own_mask_probability, decoder.allow_empty_masks) == (0.5, False)
+    assert vars(decoder.masks.sources[3]) == {"category_ids": [1], "union": True}
+    assert (decoder.masks.probability, decoder.masks.allow_empty) == (0.5, False)
 
 
 def test_help_explains_every_argument() -> None:
