@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import copy
-from typing import NamedTuple
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 import torch
 from diffusers import SchedulerMixin
 from torch import Tensor, nn
 
+from inpaint_module.denoiser_call import DenoiserCall
 from inpaint_module.encoder import InpaintLatents
 from inpaint_module.layouts import Layout
+from inpaint_module.timesteps import resolution_mu
 
 
 class InpaintedImages(NamedTuple):
@@ -35,29 +38,69 @@ class InpaintedImages(NamedTuple):
 
 @torch.no_grad()
 def inpaint_latents(
-    denoiser: nn.Module, scheduler: SchedulerMixin, layout: Layout, latents: InpaintLatents, noise: Tensor, steps: int
+    denoiser: nn.Module,
+    scheduler: SchedulerMixin,
+    layout: Layout,
+    latents: InpaintLatents,
+    noise: Tensor,
+    steps: int,
+    *,
+    call: DenoiserCall | None = None,
+    conditions: Mapping[str, Any] | None = None,
+    unconditional: Mapping[str, Any] | None = None,
+    guidance_scale: float = 1.0,
 ) -> Tensor:
     """Denoise the whole latent image, told the mask and the masked image at every step.
 
     Args:
-        denoiser: diffusers model, called as denoiser(input, timestep).
+        denoiser: diffusers model.
         scheduler: diffusers scheduler; its state is not touched.
         layout: what the denoiser eats.
         latents: the encoder's result.
         noise: standard normal (B, C, h, w).
-        steps: number of denoiser calls.
+        steps: number of denoiser calls, or of pairs of calls with guidance.
+        call: how the denoiser is called; None for denoiser(input, timestep).
+        conditions: what a `Conditioning` gave for the batch; None for nothing.
+        unconditional: what it gave with every caption dropped; needed with a guidance scale other than 1.
+        guidance_scale: 1 for the conditional prediction alone; else unconditional + scale * (conditional -
+            unconditional), Ho and Salimans 2022, "Classifier-free diffusion guidance".
 
     Returns:
-        (B, C, h, w), latents in the space of `latents.samples`.
+        float32 (B, C, h, w), latents in the space of `latents.samples`.
+
+    Raises:
+        ValueError: a guidance scale other than 1 without `unconditional`.
     """
-    scheduler = copy.deepcopy(scheduler)
-    scheduler.set_timesteps(steps, device=noise.device)
-    noisy = noise * scheduler.init_noise_sigma
+    if guidance_scale != 1 and unconditional is None:
+        raise ValueError(f"guidance_scale must be 1 without unconditional conditions, got {guidance_scale}")
+    size = (noise.shape[-2], noise.shape[-1])
+    scheduler = scheduled(scheduler, steps, size, noise.device)
+    call = call or DenoiserCall()
+    noisy = noise * getattr(scheduler, "init_noise_sigma", 1.0)
     for timestep in scheduler.timesteps:
-        scaled = scheduler.scale_model_input(noisy, timestep)
-        prediction = denoiser(layout(scaled, latents), timestep).sample
+        scaled = scheduler.scale_model_input(noisy, timestep) if hasattr(scheduler, "scale_model_input") else noisy
+        inputs, timesteps = layout(scaled, latents), timestep.expand(len(noisy))
+        prediction = call(denoiser, inputs, timesteps, conditions or {}, size).float()
+        if guidance_scale != 1 and unconditional is not None:
+            free = call(denoiser, inputs, timesteps, unconditional, size).float()
+            prediction = torch.lerp(free, prediction, guidance_scale)
         noisy = scheduler.step(prediction, timestep, noisy).prev_sample
     return noisy
+
+
+def scheduled(scheduler: SchedulerMixin, steps: int, size: tuple[int, int], device: torch.device) -> SchedulerMixin:
+    """A copy of a scheduler, ready for this many steps over latents of h x w = `size`, as its pipelines make it ready.
+
+    Schedulers that shift by the picture's size are given equal steps of noise, as by `FluxFillPipeline`.
+    """
+    scheduler = copy.deepcopy(scheduler)
+    if scheduler.config.get("use_dynamic_shifting"):
+        mu = resolution_mu(scheduler.config, size[0] * size[1] // 4)
+        times = torch.linspace(1, 1 / steps, steps, dtype=torch.float64).tolist()
+        scheduler.set_timesteps(sigmas=times, mu=mu, device=device)
+    else:
+        scheduler.set_timesteps(steps, device=device)
+    return scheduler
 
 
 def composite(inpainted: Tensor, image: Tensor, mask: Tensor) -> Tensor:

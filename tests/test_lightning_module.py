@@ -3,16 +3,30 @@
 from __future__ import annotations
 
 import copy
+from functools import partial
+from pathlib import Path
+from typing import Any
 from unittest import mock
 
 import pytest
 import torch
-from diffusers import DDIMScheduler, DDPMScheduler
-from tiny_models import tiny_batch, tiny_denoiser, tiny_module, tiny_vae
+import torch.nn.functional as F
+import yaml
+from diffusers import DDIMScheduler, DDPMScheduler, FlowMatchEulerDiscreteScheduler, SchedulerMixin, UNet2DModel
+from jsonargparse import ArgumentParser
+from tiny_models import ClassConditioning, tiny_batch, tiny_denoiser, tiny_module, tiny_vae
 
 from inpaint_module import InpaintEncoder
+from inpaint_module.conditioning import drop_mask
 from inpaint_module.layouts import StableDiffusionLayout
-from inpaint_module.lightning_module import InpaintDiffusion, prediction_target
+from inpaint_module.lightning_module import InpaintDiffusion
+from inpaint_module.loss_weights import LossWeights
+from inpaint_module.objectives import DiffusionObjective, FlowMatchingObjective
+from inpaint_module.randomness import Stream, draw, integers, key, normal
+from inpaint_module.surgery import grow_input_channels
+from inpaint_module.timesteps import LogitNormal
+
+CONFIG = Path(__file__).parents[1] / "configs" / "quickstart.yaml"
 
 
 def test_loss_has_gradients_for_the_denoiser_alone() -> None:
@@ -62,24 +76,13 @@ def test_the_loss_falls() -> None:
     assert losses[-1] < 0.8 * losses[0]
 
 
-@pytest.mark.parametrize("prediction_type", ["epsilon", "sample", "v_prediction"])
-def test_prediction_targets_invert_the_noising(prediction_type: str) -> None:
-    scheduler = DDPMScheduler(prediction_type=prediction_type, clip_sample=False)
-    clean, noise = torch.randn(2, 3, 4, 4, 4, generator=torch.Generator().manual_seed(0))
-    timestep = torch.tensor([10, 400, 900])
-    target = prediction_target(scheduler, clean, noise, timestep)
-    noisy = scheduler.add_noise(clean, noise, timestep)
-    for index in range(3):
-        step = DDIMScheduler.from_config(scheduler.config)
-        step.set_timesteps(1000)
-        found = step.step(target[[index]], int(timestep[index]), noisy[[index]]).pred_original_sample
-        torch.testing.assert_close(found, clean[[index]], rtol=0, atol=2e-3)
-
-
-def test_unknown_prediction_type_is_refused() -> None:
-    scheduler = DDPMScheduler(prediction_type="flow")
-    with pytest.raises(ValueError, match="must be epsilon, sample or v_prediction; got 'flow'"):
-        prediction_target(scheduler, *torch.zeros(3, 1, 4, 2, 2))
+@pytest.mark.parametrize(
+    ("kind", "golden"), [("v_prediction", 0.26849678), ("epsilon", 1.23409665), ("sample", 0.10240221)]
+)
+def test_golden_losses(kind: str, golden: float) -> None:
+    """Of the days when the loss was one function with the scheduler's own `add_noise`."""
+    module = tiny_module(scheduler=DDPMScheduler(prediction_type=kind))
+    assert module.loss(tiny_batch(4)).item() == pytest.approx(golden, rel=1e-4)
 
 
 def test_a_denoiser_of_other_channels_is_refused() -> None:
@@ -120,3 +123,149 @@ def test_deepcopy_shares_the_vae_and_copies_the_denoiser() -> None:
 def test_strict_load_needs_no_vae_keys() -> None:
     module = tiny_module()
     tiny_module().load_state_dict(module.state_dict(), strict=True)
+
+
+def base_and_grown(scheduler: SchedulerMixin) -> tuple[UNet2DModel, InpaintDiffusion]:
+    base = tiny_denoiser(in_channels=4)
+    grown = grow_input_channels(copy.deepcopy(base), 9)
+    encoder, layout = InpaintEncoder(tiny_vae(), normalize=True), StableDiffusionLayout("max")
+    return base, InpaintDiffusion(grown, encoder, layout, scheduler)
+
+
+@pytest.mark.parametrize(
+    "scheduler",
+    [
+        DDPMScheduler(),
+        DDPMScheduler(prediction_type="v_prediction"),
+        DDPMScheduler(prediction_type="sample"),
+        FlowMatchEulerDiscreteScheduler(shift=3.0),
+    ],
+    ids=["epsilon", "v_prediction", "sample", "flow"],
+)
+def test_the_first_loss_of_a_grown_model_is_the_base_models(scheduler: SchedulerMixin) -> None:
+    base, module = base_and_grown(scheduler)
+    batch = tiny_batch(3)
+    latents, positions = module.encode(batch), batch["position"]
+    assert latents.target is not None
+    noise = normal(key(0, positions, Stream.NOISE), latents.target.shape[1:])
+    words = draw(key(0, positions, Stream.TIMESTEP), 1)[:, 0]
+    if isinstance(scheduler, FlowMatchEulerDiscreteScheduler):
+        time = (words.double() / 2**32).reshape(-1, 1, 1, 1)
+        time = (3 * time / (1 + 2 * time)).float()
+        noisy, timesteps = (1 - time) * latents.target + time * noise, time.flatten() * 1000
+        target = noise - latents.target
+    else:
+        timesteps = integers(words, 0, 1000)
+        noisy = scheduler.add_noise(latents.target, noise, timesteps)
+        velocity = scheduler.get_velocity(latents.target, noise, timesteps)
+        kinds = {"epsilon": noise, "v_prediction": velocity, "sample": latents.target}
+        target = kinds[scheduler.config.prediction_type]
+    expected = F.mse_loss(base(noisy, timesteps).sample, target)
+    assert torch.equal(module.loss(batch), expected)
+
+
+def test_flow_matching_trains_and_inpaints() -> None:
+    module = tiny_module(scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0))
+    module.loss(tiny_batch()).backward()
+    assert module.inpaint(tiny_batch()).inpainted.isfinite().all()
+
+
+def test_sample_weights_and_cell_weights_reach_the_loss() -> None:
+    batch = tiny_batch(4)
+    plain = tiny_module()
+    each = [plain.loss({name: value[n : n + 1] for name, value in batch.items()}) for n in range(4)]
+    weighted = tiny_module(objective=partial(DiffusionObjective, snr_gamma=5.0))
+    keys = key(0, batch["position"], Stream.TIMESTEP)
+    example = weighted.objective(torch.zeros(4, 4, 4, 6), torch.zeros(4, 4, 4, 6), keys)
+    assert example.weight is not None
+    torch.testing.assert_close(weighted.loss(batch), (torch.stack(each) * example.weight).mean())
+    twice = tiny_module(loss_weights=LossWeights(mask=2, outside=2))
+    torch.testing.assert_close(twice.loss(batch), 2 * plain.loss(batch))
+    assert tiny_module(loss_weights=LossWeights(outside=0)).loss(batch) < plain.loss(batch)
+
+
+def conditioned(**options: Any) -> InpaintDiffusion:
+    torch.manual_seed(0)
+    return tiny_module(denoiser=tiny_denoiser(num_class_embeds=2), conditioning=ClassConditioning(), **options)
+
+
+def told(module: InpaintDiffusion, step: str, batch: dict[str, Any]) -> list[list[int]]:
+    with mock.patch.object(module.denoiser, "forward", side_effect=module.denoiser.forward) as forward:
+        getattr(module, step)(batch)
+    return [call.kwargs["class_labels"].tolist() for call in forward.call_args_list]
+
+
+def test_captions_drop_by_position_and_never_in_validation() -> None:
+    module, batch = conditioned(caption_dropout=0.5), tiny_batch(8)
+    (whole,) = told(module, "loss", batch)
+    assert whole == [int(not dropped) for dropped in drop_mask(0, torch.arange(8), 0.5)]
+    (part,) = told(module, "loss", {name: value[3:] for name, value in batch.items()})
+    assert part == whole[3:]
+    assert told(module, "inpaint", batch) == [[1] * 8] * 2
+    assert told(conditioned(), "loss", batch) == [[1] * 8]
+
+
+def test_guidance_asks_with_and_without_captions() -> None:
+    module, batch = conditioned(guidance_scale=3.0), tiny_batch(2)
+    assert told(module, "inpaint", batch) == [[1, 1], [0, 0]] * 2
+    guided, plain = module.inpaint(batch), conditioned().inpaint(batch)
+    assert not torch.equal(guided.inpainted, plain.inpainted)
+
+
+def test_conditioning_moves_along_and_is_in_no_state() -> None:
+    module = conditioned()
+    assert isinstance(module.conditioning, ClassConditioning)
+    module.conditioning.device = torch.device("meta")
+    module.to("cpu")
+    assert module.conditioning.device == torch.device("cpu")
+    assert copy.deepcopy(module).conditioning is module.conditioning
+    assert not any("conditioning" in name for name in module.state_dict())
+
+
+def test_another_conditioning_is_refused() -> None:
+    checkpoint: dict[str, Any] = {}
+    conditioned().on_save_checkpoint(checkpoint)
+    conditioned().on_load_checkpoint(checkpoint)
+    with pytest.raises(ValueError, match="trained with a conditioning whose weights have sha256 000102030405"):
+        tiny_module().on_load_checkpoint(checkpoint)
+    del checkpoint["conditioning_sha256"]  # as before there was one
+    tiny_module().on_load_checkpoint(checkpoint)
+
+
+def test_only_what_trains_is_optimized() -> None:
+    module = tiny_module()
+    module.denoiser.conv_in.requires_grad_(False)
+    groups = module.configure_optimizers().param_groups
+    assert len(groups[0]["params"]) == len(list(module.denoiser.parameters())) - 2
+
+
+def test_a_config_says_it_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("JSONARGPARSE_DEPRECATION_WARNINGS", "off")  # of the dict that `new_model` takes
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_subclass_arguments(InpaintDiffusion, "model")
+    package = "inpaint_module."
+    model = yaml.safe_load(CONFIG.read_text())["model"]
+    small = {"block_out_channels": [8, 16], "attention_head_dim": 8, "norm_num_groups": 4}
+    small |= {"down_block_types": ["DownBlock2D"] * 2, "up_block_types": ["UpBlock2D"] * 2}
+    model["init_args"]["denoiser"]["init_args"]["config"] |= small
+    model["init_args"] |= {
+        "scheduler": {"class_path": "diffusers.FlowMatchEulerDiscreteScheduler", "init_args": {"shift": 3.0}},
+        "objective": {
+            "class_path": package + "objectives.FlowMatchingObjective",
+            "init_args": {
+                "shift": 2.0,
+                "timesteps": {"class_path": package + "timesteps.LogitNormal", "init_args": {"mean": 0.5}},
+            },
+        },
+        "loss_weights": {
+            "class_path": package + "loss_weights.LossWeights",
+            "init_args": {"outside": 0.5, "seam": 1.0, "by_area": True},
+        },
+    }
+    build = getattr(parser, "instantiate", None) or parser.instantiate_classes  # its name until jsonargparse 4.49
+    module = build(parser.parse_object({"model": model})).model
+    assert isinstance(module.objective, FlowMatchingObjective)
+    assert (module.objective.shift, module.objective.schedule.config.shift) == (2.0, 3.0)
+    assert isinstance(module.objective.timesteps, LogitNormal)
+    assert (module.objective.timesteps.mean, module.loss_weights.outside) == (0.5, 0.5)
+    assert module.loss(tiny_batch()).isfinite()

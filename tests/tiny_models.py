@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, UNet2DModel
+from torch import Tensor
 
 from inpaint_module import InpaintEncoder
+from inpaint_module.conditioning import Conditioning
 from inpaint_module.layouts import StableDiffusionLayout
 from inpaint_module.lightning_module import InpaintDiffusion
 
@@ -26,7 +29,7 @@ def tiny_vae(seed: int = 0, **config: Any) -> AutoencoderKL:
     )
 
 
-def tiny_denoiser(seed: int = 0, in_channels: int = 9, out_channels: int = 4) -> UNet2DModel:
+def tiny_denoiser(seed: int = 0, in_channels: int = 9, out_channels: int = 4, **config: Any) -> UNet2DModel:
     """UNet2DModel over 4-channel latents."""
     torch.manual_seed(seed)
     return UNet2DModel(
@@ -39,18 +42,35 @@ def tiny_denoiser(seed: int = 0, in_channels: int = 9, out_channels: int = 4) ->
         up_block_types=("AttnUpBlock2D", "UpBlock2D"),
         attention_head_dim=8,
         norm_num_groups=4,
+        **config,
     )
+
+
+class ClassConditioning(Conditioning):
+    """Tells the denoiser a class: 1 for every photo, 0 for none."""
+
+    def __init__(self) -> None:
+        self.device = torch.device("cpu")
+
+    def embed(self, batch: Mapping[str, Any], dropped: Tensor | None) -> dict[str, Any]:
+        told = torch.ones(len(batch["image"]), dtype=torch.int64, device=self.device)
+        return {"class_labels": told if dropped is None else told.where(~dropped, 0)}
+
+    def to(self, device: torch.device) -> None:
+        self.device = device
+
+    def fingerprint(self) -> bytes:
+        return bytes(range(32))
 
 
 def tiny_module(**options: Any) -> InpaintDiffusion:
     """An InpaintDiffusion that is ready to train."""
     return InpaintDiffusion(
-        tiny_denoiser(),
+        options.pop("denoiser", None) or tiny_denoiser(),
         InpaintEncoder(tiny_vae(), normalize=True),
         StableDiffusionLayout("max"),
         options.pop("scheduler", None) or DDIMScheduler(prediction_type="v_prediction"),
-        sampling_steps=2,
-        **options,
+        **{"sampling_steps": 2} | options,
     )
 
 

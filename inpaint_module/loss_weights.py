@@ -1,0 +1,95 @@
+"""Where on the picture an error counts, and how much."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from inpaint_module.morphology import DilationPlan, dilate, plan_dilation, reduce_mask, square
+
+
+class LossWeights:
+    """Weights of the squared error in the hole, outside it, and along its border.
+
+    Two regions split the latent grid: cells that the grown mask touches, and the others. The seam, all cells within
+    `seam_cells` of the border between them, counts on top of either.
+
+    Args:
+        mask: weight of the hole.
+        outside: weight of the rest.
+        seam: weight of the seam, beside that of the region it lies in; 0 for none.
+        seam_cells: how many latent cells the seam is wide on each side of the border.
+        by_area: let each region count by its weight, however large it is: a small hole as much as a large one. The
+            loss of a sample is then the mean over its regions, by weight, of their mean errors. A region that a sample
+            has not got does not count. False: by weight and area, the plain mean of weighted errors.
+
+    Raises:
+        ValueError: a negative weight, all weights zero, or a seam without cells.
+    """
+
+    def __init__(
+        self,
+        mask: float = 1.0,
+        outside: float = 1.0,
+        seam: float = 0.0,
+        *,
+        seam_cells: int = 1,
+        by_area: bool = False,
+    ):
+        given = {"mask": mask, "outside": outside, "seam": seam}
+        for name, weight in given.items():
+            if not 0 <= weight < float("inf"):
+                raise ValueError(f"loss_weights.{name} must be a number from 0 on, got {weight}")
+        if not any(given.values()):
+            raise ValueError("loss_weights: one of mask, outside and seam must be over 0, got 0 for all")
+        if seam_cells < 1:
+            raise ValueError(f"loss_weights.seam_cells must be at least 1, got {seam_cells}")
+        self.mask, self.outside, self.seam = mask, outside, seam
+        self.by_area = by_area
+        self._near = plan_dilation(square(2 * seam_cells + 1))
+
+    def __call__(self, noise_mask: Tensor, ratio: int) -> Tensor:
+        """What to multiply a squared error (B, C, h, w) with before its mean is taken.
+
+        Args:
+            noise_mask: the grown mask (B, 1, H, W), over 0 = inpaint.
+            ratio: pixels per latent cell and side.
+
+        Returns:
+            float32 (B, 1, H/ratio, W/ratio).
+        """
+        hole = reduce_mask(noise_mask, ratio, "max") > 0
+        regions = torch.stack([hole, ~hole, seam_of(hole, self._near)]).float()
+        weights = regions.new_tensor([self.mask, self.outside, self.seam]).reshape(3, 1, 1, 1, 1)
+        if self.by_area:
+            share = regions.mean((3, 4), keepdim=True)
+            present = torch.where(share > 0, weights, 0)
+            total = present.sum(0)
+            weights = present / torch.where(share > 0, share, 1) / torch.where(total > 0, total, 1)
+        return (weights * regions).sum(0)
+
+
+def seam_of(hole: Tensor, near: Tensor | DilationPlan) -> Tensor:
+    """Cells that have both hole and other cells near them, within a kernel: bool (B, 1, h, w) -> the same shape."""
+    return dilate(hole, near) & dilate(~hole, near)
+
+
+def weighted_loss(
+    prediction: Tensor, target: Tensor, cells: Tensor | None = None, samples: Tensor | None = None
+) -> Tensor:
+    """Mean squared error over a batch, float32 ().
+
+    Args:
+        prediction: (B, C, h, w), any floating dtype.
+        target: float32 (B, C, h, w).
+        cells: weight of each latent cell (B or 1, 1, h, w); None for 1.
+        samples: weight of each sample (B,); None for 1.
+    """
+    if cells is None and samples is None:
+        return F.mse_loss(prediction.float(), target)
+    error = (prediction.float() - target).square()
+    if cells is not None:
+        error = error * cells
+    means = error.mean((1, 2, 3))
+    return (means if samples is None else means * samples).mean()
