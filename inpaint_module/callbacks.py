@@ -88,11 +88,16 @@ class PredictionWriter(Callback):
     """Writes each predicted composite as `<key>.png`, slashes of the key as folders.
 
     Args:
-        folder: where to.
+        folder: where to; null for `predictions` in the run folder.
     """
 
-    def __init__(self, folder: str = "predictions"):
-        self.folder = Path(folder)
+    def __init__(self, folder: str | None = None):
+        self._wanted = folder
+        self.folder = Path(folder or "predictions")
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Find the run folder."""
+        self.folder = Path(self._wanted or run_folder(trainer) / "predictions")
 
     def on_predict_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, *args: Any, **kwargs: Any

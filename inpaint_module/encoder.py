@@ -64,7 +64,7 @@ class InpaintEncoder(nn.Module):
 
     def __init__(
         self,
-        vae: Any,
+        vae: FrozenVAE | Any,
         grow_mask_by: int = 6,
         *,
         kernel: str | Tensor = "square",

@@ -28,7 +28,7 @@ def grow_input_channels(denoiser: nn.Module, channels: int, base: int | None = N
     Raises:
         ValueError: a model whose first layer is not known, or whose input channels are not the base model's.
     """
-    name, layer = _first_layer(denoiser)
+    name, layer = first_layer(denoiser)
     found = layer.weight.shape[1]
     if found == channels:
         return denoiser
@@ -57,7 +57,7 @@ def check_input_channels(denoiser: nn.Module, channels: int) -> None:
         ValueError: another number of input channels.
     """
     try:
-        name, layer = _first_layer(denoiser)
+        name, layer = first_layer(denoiser)
     except ValueError:
         return
     if layer.weight.shape[1] != channels:
@@ -122,8 +122,12 @@ class GrownLinear(nn.Linear):
         return F.linear(old.contiguous(), kept.contiguous(), self.bias) + F.linear(new, grown)
 
 
-def _first_layer(denoiser: nn.Module) -> tuple[str, nn.Conv2d | nn.Linear]:
-    """The layer that takes the latents, by its usual names; its width must be what the config says."""
+def first_layer(denoiser: nn.Module) -> tuple[str, nn.Conv2d | nn.Linear]:
+    """The name and the layer that takes the latents, by its usual names.
+
+    Raises:
+        ValueError: there is none, or its width is not what the config says.
+    """
     modules = dict(denoiser.named_modules())
     width = getattr(denoiser, "config", {}).get("in_channels")
     for name in FIRST_LAYERS:

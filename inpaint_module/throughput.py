@@ -88,12 +88,12 @@ class Throughput(Callback):
     def __init__(self) -> None:
         self._hooks: list[torch.utils.hooks.RemovableHandle] = []
         self._images = 0
+        self._host, self._device = Stopwatch(HostTimer()), Stopwatch(HostTimer())
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Watch the encoder and the denoiser."""
-        on_gpu = trainer.strategy.root_device.type == "cuda"
-        self._host = Stopwatch(HostTimer())
-        self._device = Stopwatch(CudaTimer() if on_gpu else HostTimer())
+        if trainer.strategy.root_device.type == "cuda":
+            self._device = Stopwatch(CudaTimer())
         for name in ("encoder", "denoiser"):
             part = getattr(pl_module, name, None)
             if isinstance(part, nn.Module):
@@ -150,16 +150,14 @@ class Throughput(Callback):
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """What a validation takes is no part of the steps."""
-        if not trainer.sanity_checking:
-            self._host.forget("waiting")
-            self._host.forget("all")
+        self._host.forget("waiting")
+        self._host.forget("all")
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Begin anew."""
-        if hasattr(self, "_host"):
-            self._host.take(), self._device.take()
-            self._images = 0
-            self._host.start("all")
+        self._host.take(), self._device.take()
+        self._images = 0
+        self._host.start("all")
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Take the hooks away."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -11,11 +12,14 @@ import pytest
 import yaml
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tiny_folders import BASES, config_over
 
 import train
 
 ROOT = Path(__file__).parents[1]
 CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
+COMPLETE = ["quickstart", "autoencoder"]
+ELSEWHERE = {"multi_gpu": "test_distributed.py", "latent_cache": "test_latent_cache.py"}  # where they are trained
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*does not have many workers.*"),  # two tiny steps need none
     pytest.mark.filterwarnings("ignore:.*LeafSpec.*:FutureWarning"),  # Lightning 2.6 on torch's newest pytree
@@ -55,6 +59,7 @@ def quickstart(verb: str, *arguments: str) -> None:
 
 
 def run(verb: str, config: Path, *options: str) -> None:
+    os.environ.pop("PL_GLOBAL_SEED", None)  # of the run before
     with mock.patch.object(sys, "argv", ["train.py", verb, "--config", str(config), *options]):
         train.main()
 
@@ -76,16 +81,34 @@ def test_fit_validate_test_and_predict(run_folder: Path) -> None:
     assert picture_size(written[0]) == (64, 64)
 
 
-@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
-def test_every_config_trains_two_steps(path: Path, run_folder: Path) -> None:
-    run("fit", path, *QUICK)
+@pytest.mark.parametrize("name", COMPLETE)
+def test_a_complete_config_trains_two_steps(name: str, run_folder: Path) -> None:
+    run("fit", ROOT / "configs" / f"{name}.yaml", *QUICK)
+
+
+@pytest.mark.filterwarnings("ignore:a caption fills all")  # the tiny tokenizers make a token of each letter
+@pytest.mark.parametrize("lora", [False, True], ids=["whole", "lora"])
+@pytest.mark.parametrize("name", BASES)
+def test_an_overlay_trains_two_steps(name: str, lora: bool, run_folder: Path, tmp_path: Path) -> None:
+    overlays = [f"--config={config_over(name, tmp_path)}"]
+    overlays += [f"--config={ROOT / 'configs' / 'lora.yaml'}"] if lora else []
+    few = ["--data.val_batch_size=4", "--model.sampling_steps=2", "--trainer.limit_val_batches=1"]
+    run("fit", ROOT / "configs" / "quickstart.yaml", *overlays, *QUICK, *few)
+    assert (tmp_path / "runs" / ("lora" if lora else name) / "checkpoints" / "last.ckpt").exists()
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
-def test_every_config_says_its_command(path: Path) -> None:
-    header = path.read_text().split("\n\n")[0]
-    assert f"python train.py fit --config configs/{path.name}" in header
-    assert isinstance(yaml.safe_load(path.read_text()), dict)
+def test_every_config_is_thin_says_its_command_and_is_trained(path: Path) -> None:
+    text = path.read_text()
+    header = "".join(line for line in text.splitlines(keepends=True) if line.startswith("#"))
+    base = "" if path.stem in COMPLETE else "--config configs/quickstart.yaml "
+    between = "--config configs/sd15.yaml " if path.stem == "lora" else ""
+    assert f"python train.py fit {base}{between}--config configs/{path.name}" in header
+    assert isinstance(yaml.safe_load(text), dict)
+    if path.stem not in COMPLETE:
+        assert len([line for line in text.splitlines() if line and not line.startswith("#")]) <= 15
+    assert path.stem in [*COMPLETE, *BASES, "lora", *ELSEWHERE]
+    assert path.stem not in ELSEWHERE or path.name in (ROOT / "tests" / ELSEWHERE[path.stem]).read_text()
 
 
 @pytest.mark.parametrize(

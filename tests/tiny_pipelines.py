@@ -121,10 +121,10 @@ def unet(in_channels: int = 4, **config: Any) -> UNet2DConditionModel:
     ).eval()
 
 
-def sd3_transformer(in_channels: int = 16) -> SD3Transformer2DModel:
+def sd3_transformer(in_channels: int = 16, **config: Any) -> SD3Transformer2DModel:
     """An SD3 transformer that puts out 16 channels."""
     torch.manual_seed(1)
-    return SD3Transformer2DModel(**_SD3, in_channels=in_channels).eval()
+    return SD3Transformer2DModel(**_SD3 | config, in_channels=in_channels).eval()
 
 
 _SD3 = {
@@ -155,10 +155,10 @@ _QWEN = {
 }
 
 
-def flux_transformer(in_channels: int = 64, out_channels: int | None = None) -> FluxTransformer2DModel:
+def flux_transformer(in_channels: int = 64, out_channels: int | None = None, **config: Any) -> FluxTransformer2DModel:
     """A Flux transformer over packed tokens."""
     torch.manual_seed(1)
-    return FluxTransformer2DModel(**_FLUX, in_channels=in_channels, out_channels=out_channels).eval()
+    return FluxTransformer2DModel(**_FLUX | config, in_channels=in_channels, out_channels=out_channels).eval()
 
 
 def stable_diffusion() -> StableDiffusionInpaintPipeline:

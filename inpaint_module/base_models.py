@@ -1,0 +1,211 @@
+"""Base models from a local folder or a hub name, by functions that a config can name."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import SchedulerMixin
+from torch import nn
+
+from inpaint_module.conditioning import Conditioning
+from inpaint_module.lora import LoRA, add_lora
+from inpaint_module.surgery import grow_input_channels
+from inpaint_module.text_conditioning import (
+    FluxText,
+    StableDiffusion3Text,
+    StableDiffusionText,
+    StableDiffusionXLText,
+)
+from inpaint_module.text_encoder import FrozenTextEncoder
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def load_denoiser(
+    path: str,
+    *,
+    subfolder: str | None = None,
+    in_channels: int | None = None,
+    dtype: str = "float32",
+    gradient_checkpointing: bool = False,
+    channels_last: bool = False,
+    compiled: bool = False,
+    lora: LoRA | None = None,
+) -> nn.Module:
+    """A U-Net or transformer of diffusers, ready to train.
+
+    Args:
+        path: a pipeline's folder or hub name, or a folder of the denoiser alone.
+        subfolder: folder inside `path`; None for a pipeline's `unet` or `transformer`, whichever it has.
+        in_channels: grow the first layer to this many, the new ones at zero: 9 for Stable Diffusion, 33 for SD3, 384
+            for Flux. None keeps it; a model that has them already stays as it is.
+        dtype: of the weights: float32 to train them all, bfloat16 to halve the memory of those that LoRA freezes. What
+            the step computes in is the trainer's `precision`.
+        gradient_checkpointing: compute activations again in the backward pass instead of keeping them.
+        channels_last: memory format of convolutions, faster on tensor cores; no use to a transformer.
+        compiled: compile in place, which leaves the names of weights as they are.
+        lora: train low-rank factors instead of the weights.
+
+    Raises:
+        ValueError: nothing there, an unknown dtype, a first layer that cannot grow, or a LoRA that fits nothing.
+    """
+    from diffusers import AutoModel
+
+    if dtype not in DTYPES:
+        raise ValueError(f"denoiser dtype must be one of {', '.join(DTYPES)}; got {dtype!r}")
+    if subfolder is None and (index := _pipeline_index(path)):
+        subfolder = "unet" if "unet" in index else "transformer"
+    denoiser = _loaded(AutoModel, path, subfolder, "denoiser", torch_dtype=DTYPES[dtype], **_light())
+    denoiser.train()
+    if in_channels is not None:
+        grow_input_channels(denoiser, in_channels)
+    if lora is not None:
+        add_lora(denoiser, lora)
+    if gradient_checkpointing:
+        denoiser.enable_gradient_checkpointing()
+    if channels_last:
+        denoiser.to(memory_format=torch.channels_last)
+    if compiled:
+        denoiser.compile()
+    return denoiser
+
+
+def load_scheduler(
+    path: str, *, subfolder: str | None = "scheduler", changes: dict[str, Any] | None = None
+) -> SchedulerMixin:
+    """The scheduler that a base model was trained with.
+
+    Args:
+        path: a pipeline's folder or hub name.
+        subfolder: folder inside `path`.
+        changes: entries of its config to replace, such as `{prediction_type: v_prediction}`.
+
+    Raises:
+        ValueError: nothing there, or a change of what its config does not have.
+    """
+    import diffusers
+
+    # any scheduler class reads the config of all
+    config = _loaded(diffusers.DDIMScheduler, path, subfolder, "scheduler", call="load_config")
+    scheduler_class = getattr(diffusers, config["_class_name"])
+    known = {**scheduler_class.from_config(config).config}
+    if unknown := set(changes or ()) - set(known):
+        raise ValueError(
+            f"scheduler changes: {config['_class_name']} has no {', '.join(sorted(unknown))}; it has "
+            f"{', '.join(name for name in known if not name.startswith('_'))}"
+        )
+    return scheduler_class.from_config(config, **(changes or {}))
+
+
+def load_text(
+    path: str, *, dtype: str = "float32", length: int | None = None, guidance: float = 30.0, t5: bool = True
+) -> Conditioning:
+    """The text encoders of a pipeline, frozen, as its own class calls them.
+
+    Args:
+        path: a pipeline's folder or hub name: Stable Diffusion 1.x, 2.x, XL or 3, or Flux.
+        dtype: of the weights.
+        length: tokens of a T5; None for the pipeline's default, 256 for SD3 and 512 for Flux.
+        guidance: what a guidance-distilled Flux is told; 30 is what `FluxFillPipeline` says.
+        t5: False leaves out the T5 of SD3, which the base model was trained to bear.
+
+    Raises:
+        ValueError: no such pipeline there, an unknown dtype, or transformers is not installed.
+    """
+    if dtype not in DTYPES:
+        raise ValueError(f"text dtype must be one of {', '.join(DTYPES)}; got {dtype!r}")
+    index = _pipeline_index(path)
+    name = str(index.get("_class_name", "none")) if index else "none"
+    family = next((family for family in _READERS if name.startswith(family)), None)
+    if index is None or family is None or index.get("requires_aesthetics_score"):
+        raise ValueError(
+            f"text encoders: expected a {', '.join(reversed(_READERS))} pipeline (no refiner) at {path!r}, a folder or "
+            f"hub name, got {name}"
+        )
+    parts = _Parts(path, index, DTYPES[dtype])
+    return _READERS[family](parts, length, guidance, t5)
+
+
+class _Parts:
+    """Text encoders of a pipeline by number."""
+
+    def __init__(self, path: str, index: dict[str, Any], dtype: torch.dtype):
+        self.path, self.index, self.dtype = path, index, dtype
+
+    def has(self, number: int) -> bool:
+        return bool(self.index.get(f"text_encoder_{number}", [None])[0])
+
+    def encoder(self, number: int, length: int | None = None) -> FrozenTextEncoder:
+        try:
+            import transformers
+        except ImportError as error:
+            raise ValueError("text encoders need transformers: pip install 'inpaint-module[text]'") from error
+        end = "" if number == 1 else f"_{number}"
+        names = [f"tokenizer{end}", f"text_encoder{end}"]
+        tokenizer, model = (getattr(transformers, self.index[name][1]) for name in names)
+        return FrozenTextEncoder(
+            _loaded(tokenizer, self.path, names[0], "tokenizer"),
+            _loaded(model, self.path, names[1], "text encoder", dtype=self.dtype),
+            length,
+        )
+
+    def transformer(self) -> dict[str, Any]:
+        from diffusers import FluxTransformer2DModel
+
+        # any model class reads the config of all
+        return _loaded(FluxTransformer2DModel, self.path, "transformer", "transformer", call="load_config")
+
+
+def _flux(parts: _Parts, length: int | None, guidance: float, t5: bool) -> Conditioning:
+    told = guidance if parts.transformer().get("guidance_embeds") else None
+    return FluxText(parts.encoder(1), parts.encoder(2, length or 512), guidance=told)
+
+
+def _sd3(parts: _Parts, length: int | None, guidance: float, t5: bool) -> Conditioning:
+    length = length or 256
+    third = parts.encoder(3, length) if t5 and parts.has(3) else None
+    width = parts.transformer()["joint_attention_dim"]
+    return StableDiffusion3Text(parts.encoder(1), parts.encoder(2), third, width=width, length=length)
+
+
+def _sdxl(parts: _Parts, length: int | None, guidance: float, t5: bool) -> Conditioning:
+    force_zeros = parts.index.get("force_zeros_for_empty_prompt", True)
+    return StableDiffusionXLText(parts.encoder(1), parts.encoder(2), force_zeros=force_zeros)
+
+
+def _sd(parts: _Parts, length: int | None, guidance: float, t5: bool) -> Conditioning:
+    return StableDiffusionText(parts.encoder(1))
+
+
+# the first that a pipeline's class name starts with
+_READERS = {"Flux": _flux, "StableDiffusion3": _sd3, "StableDiffusionXL": _sdxl, "StableDiffusion": _sd}
+
+
+def _pipeline_index(path: str) -> dict[str, Any] | None:
+    """model_index.json, or None where there is none."""
+    from diffusers import DiffusionPipeline
+
+    if Path(path).is_dir() and not (Path(path) / DiffusionPipeline.config_name).is_file():
+        return None
+    try:
+        return dict(DiffusionPipeline.load_config(path))
+    except OSError:
+        return None
+
+
+def _loaded(
+    source: Any, path: str, subfolder: str | None, what: str, call: str = "from_pretrained", **options: Any
+) -> Any:
+    try:
+        return getattr(source, call)(path, subfolder=subfolder or "", **options)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"no {what} at {path!r}, subfolder {subfolder!r}: {error}") from error
+
+
+def _light() -> dict[str, Any]:
+    """Accelerate halves the memory that loading takes; without it diffusers would warn."""
+    from importlib.util import find_spec
+
+    return {"low_cpu_mem_usage": find_spec("accelerate") is not None}

@@ -1,0 +1,218 @@
+"""From a training run to a folder that diffusers loads: python -m inpaint_module.export --help"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import inspect
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml  # type: ignore[import-untyped]
+from diffusers.utils.state_dict_utils import convert_state_dict_to_kohya
+from lightning.pytorch import LightningModule
+from safetensors.torch import save_file
+from torch import nn
+
+from inpaint_module.base_models import DTYPES
+from inpaint_module.checkpoint_io import VerifiedCheckpointIO
+from inpaint_module.encoder import InpaintEncoder
+from inpaint_module.layouts import Layout
+from inpaint_module.lightning_module import InpaintDiffusion
+from inpaint_module.lora import has_lora, lora_weights, remove_lora, trains_first_layer
+from inpaint_module.text_conditioning import TextConditioning
+from inpaint_module.vae import DiffusersVAE
+
+LORA_FILE = "pytorch_lora_weights.safetensors"
+COMFYUI_FILE = "comfyui/lora.safetensors"
+
+
+def export(
+    module: InpaintDiffusion, out: Path, *, fuse: bool = False, lora_only: bool = False, dtype: str | None = None
+) -> None:
+    """Write the folder of the diffusers pipeline that serves this module; it changes the module's denoiser.
+
+    Of a model without text encoders, for which diffusers has no pipeline, the parts alone: unet, vae and scheduler.
+
+    Args:
+        module: with its trained weights.
+        out: a new or empty folder.
+        fuse: add LoRA factors to the weights; otherwise they are a file beside them, for `load_lora_weights(out)`.
+        lora_only: write that file alone.
+        dtype: of the denoiser's weights: float32, bfloat16 or float16; None for the base model's.
+
+    Raises:
+        ValueError: a folder with files in it, an unknown dtype, a LoRA that is not there or cannot stand alone, a VAE
+            that is not of diffusers, or a layout that the pipeline does not have.
+    """
+    _check(module, out, fuse, lora_only, dtype)
+    denoiser, conditioning = module.denoiser, module.conditioning
+    pipeline = _pipeline_class(conditioning, module.layout) if isinstance(conditioning, TextConditioning) else None
+    weights_dtype = DTYPES[dtype] if dtype else base_dtype(denoiser)
+    if has_lora(denoiser):
+        if not fuse:
+            save_lora(denoiser, pipeline, out)
+        remove_lora(denoiser, fuse=fuse)
+    if lora_only:
+        return
+    for parameter in denoiser.parameters():  # channels_last is no order that safetensors writes
+        parameter.data = parameter.data.to(weights_dtype, memory_format=torch.contiguous_format)
+    vae = copy.deepcopy(module.encoder.vae.module).to(memory_format=torch.contiguous_format)  # type: ignore[attr-defined]
+    if pipeline is None or not isinstance(conditioning, TextConditioning):
+        for name, part in (("unet", denoiser), ("vae", vae), ("scheduler", module.scheduler)):
+            part.save_pretrained(out / name)
+        return
+    warn_of_differences(module.encoder, module.layout)
+    name = "unet" if "unet" in inspect.signature(pipeline.__init__).parameters else "transformer"
+    parts = {"vae": vae, "scheduler": module.scheduler, name: denoiser, **conditioning.components()}
+    pipeline(**parts).save_pretrained(out, max_shard_size="999GB")  # one file each, as ComfyUI wants it
+
+
+def save_lora(denoiser: Any, pipeline: Any, out: Path) -> None:
+    """Write the factors for `load_lora_weights`, scaled so that alpha is the rank, as every loader assumes.
+
+    Those of a U-Net also under the names that ComfyUI knows.
+
+    Raises:
+        ValueError: a model that diffusers has no pipeline for.
+    """
+    if pipeline is None:
+        raise ValueError(
+            "fuse: expected true for a model without text encoders, whose LoRA no pipeline loads; got false"
+        )
+    config = denoiser.peft_config["default"]
+    factors = {
+        name: (value * (config.lora_alpha / config.r) if "lora_B" in name else value).contiguous()
+        for name, value in lora_weights(denoiser).items()
+    }
+    is_unet = "unet_lora_layers" in inspect.signature(pipeline.save_lora_weights).parameters
+    layers = "unet_lora_layers" if is_unet else "transformer_lora_layers"
+    pipeline.save_lora_weights(out, weight_name=LORA_FILE, **{layers: factors})
+    if is_unet:  # those of transformers have names that ComfyUI knows
+        named = convert_state_dict_to_kohya({f"unet.{name}": value for name, value in factors.items()})
+        (out / COMFYUI_FILE).parent.mkdir()
+        save_file(named, out / COMFYUI_FILE)
+
+
+def load_weights(module: LightningModule, checkpoint: Path, *, averaged: bool = True) -> None:
+    """Put a checkpoint's weights into a module, strictly.
+
+    Args:
+        module: made from the config that the checkpoint was trained with.
+        checkpoint: a file that `fit` wrote.
+        averaged: of a run with weight averaging (EMA) the averaged weights; False for those of its last step.
+
+    Raises:
+        ValueError: a damaged file, or other weights than the module has.
+    """
+    state = VerifiedCheckpointIO().load_checkpoint(checkpoint, map_location="cpu")
+    module.on_load_checkpoint(state)
+    name = "state_dict" if averaged or "current_model_state" not in state else "current_model_state"
+    try:
+        module.load_state_dict(state[name])
+    except RuntimeError as error:
+        raise ValueError(f"{checkpoint}: expected the weights of the config's model, got others: {error}") from error
+
+
+def module_from_configs(configs: Sequence[Path], overrides: Sequence[str] = ()) -> InpaintDiffusion:
+    """The model of config files, the later over the earlier, and of options such as `--model.denoiser.path=...`.
+
+    Raises:
+        ValueError: no model in them, or one that is no InpaintDiffusion.
+    """
+    from jsonargparse import ArgumentParser
+
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_subclass_arguments(LightningModule, "model", required=True)
+    parsed = None
+    for path in configs:
+        found = yaml.safe_load(path.read_text()) or {}
+        if "model" in found:
+            parsed = parser.parse_object({"model": found["model"]}, parsed)
+    if parsed is None:
+        raise ValueError(f"config: expected a model in {', '.join(map(str, configs))}, got none")
+    parsed = parser.parse_args(list(overrides), namespace=parsed)
+    instantiate = getattr(parser, "instantiate", None) or parser.instantiate_classes  # its name before 4.49
+    model = instantiate(parsed).model
+    if not isinstance(model, InpaintDiffusion):
+        raise ValueError(f"config: expected the model to be an InpaintDiffusion, got {type(model).__name__}")
+    return model
+
+
+def warn_of_differences(encoder: InpaintEncoder, layout: Layout) -> None:
+    """Say where a pipeline will feed the denoiser other masks than training did."""
+    if encoder.kernel.numel() > 1:
+        warnings.warn(
+            "trained with a grown mask (grow_mask_by over 1), but diffusers' pipelines do not grow: grow it yourself "
+            "before the call, or train with grow_mask_by: 0",
+            stacklevel=2,
+        )
+    if layout.reduce not in ("nearest", "space-to-depth"):
+        warnings.warn(
+            f"trained with reduce: {layout.reduce}, but diffusers' pipelines take nearest for the latent grid: "
+            "train with reduce: nearest for the very same input",
+            stacklevel=2,
+        )
+
+
+def _check(module: InpaintDiffusion, out: Path, fuse: bool, lora_only: bool, dtype: str | None) -> None:
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise ValueError(f"out: expected a new or an empty folder, got {out}")
+    if dtype is not None and dtype not in DTYPES:
+        raise ValueError(f"dtype must be one of {', '.join(DTYPES)}; got {dtype!r}")
+    if (fuse or lora_only) and not has_lora(module.denoiser):
+        raise ValueError("fuse and lora_only: expected a denoiser with LoRA, got one without")
+    if fuse and lora_only:
+        raise ValueError("fuse and lora_only: expected one of them, got both")
+    if lora_only and trains_first_layer(module.denoiser):
+        raise ValueError(
+            "lora_only: expected a first layer as the base model's, got one that was trained, without "
+            "which the factors mean nothing; export all, or fuse"
+        )
+    if not isinstance(module.encoder.vae, DiffusersVAE):
+        raise ValueError(f"vae: expected an autoencoder of diffusers, got {type(module.encoder.vae).__name__}")
+
+
+def _pipeline_class(conditioning: TextConditioning, layout: Layout) -> Any:
+    import diffusers
+
+    if type(layout) is not conditioning.layout:
+        raise ValueError(
+            f"layout: {conditioning.pipeline} feeds its denoiser as {conditioning.layout.__name__} does, got "
+            f"{type(layout).__name__}, which it cannot serve"
+        )
+    return getattr(diffusers, conditioning.pipeline)
+
+
+def base_dtype(denoiser: nn.Module) -> torch.dtype:
+    """The dtype of what does not train, or of all."""
+    parameters = list(denoiser.parameters())
+    return next((each.dtype for each in parameters if not each.requires_grad), parameters[0].dtype)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        "python -m inpaint_module.export",
+        description=__doc__,
+        epilog="Options of the model, such as --model.denoiser.path=..., override the configs.",
+    )
+    parser.add_argument("out", type=Path, help="a new or empty folder")
+    parser.add_argument("--config", type=Path, action="append", required=True, help="as for train.py fit; repeatable")
+    parser.add_argument("--checkpoint", type=Path, required=True, help="such as runs/NAME/checkpoints/last.ckpt")
+    parser.add_argument("--last-step", action="store_true", help="of a run with EMA, the weights of its last step")
+    parser.add_argument("--fuse", action="store_true", help="add LoRA factors to the weights")
+    parser.add_argument("--lora-only", action="store_true", help="write the LoRA factors alone")
+    parser.add_argument("--dtype", help="of the denoiser's weights: float32, bfloat16 or float16")
+    options, overrides = parser.parse_known_args(arguments)
+    module = module_from_configs(options.config, overrides)
+    load_weights(module, options.checkpoint, averaged=not options.last_step)
+    export(module, options.out, fuse=options.fuse, lora_only=options.lora_only, dtype=options.dtype)
+    print(f"wrote {options.out}")  # noqa: T201
+
+
+if __name__ == "__main__":
+    main()

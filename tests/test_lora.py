@@ -1,0 +1,153 @@
+"""LoRA: what trains, what is saved, and what a pipeline makes of it."""
+
+from __future__ import annotations
+
+import copy
+import sys
+from typing import Any
+from unittest import mock
+
+import pytest
+import tiny_pipelines as tiny
+import torch
+from diffusers import UNet2DConditionModel
+from tiny_vaes import one_thread  # noqa: F401
+from torch import Tensor
+
+from inpaint_module.lora import FROZEN_SHA256, LoRA, add_lora, has_lora, lora_weights, remove_lora, trains_first_layer
+from inpaint_module.surgery import grow_input_channels
+
+TEXT = torch.randn(2, 4, tiny.TEXT, generator=torch.Generator().manual_seed(3))
+
+
+def denoiser(rank: int = 2, **options: Any) -> UNet2DConditionModel:
+    return add_lora(tiny.unet(9), LoRA(rank, **options))
+
+
+def answer(model: UNet2DConditionModel, channels: int = 9) -> Tensor:
+    x = torch.randn(2, channels, 4, 4, generator=torch.Generator().manual_seed(5))
+    return model(x.to(model.dtype), torch.tensor([10, 500]), TEXT.to(model.dtype)).sample
+
+
+def trained(model: UNet2DConditionModel, steps: int = 2) -> UNet2DConditionModel:
+    optimizer = torch.optim.AdamW([weight for weight in model.parameters() if weight.requires_grad], lr=1e-1)
+    for _ in range(steps):
+        optimizer.zero_grad()
+        answer(model, model.config.in_channels).square().mean().backward()
+        optimizer.step()
+    return model
+
+
+def names(model: UNet2DConditionModel) -> set[str]:
+    return {name for name, weight in model.named_parameters() if weight.requires_grad}
+
+
+def test_step_0_is_the_base_models_to_the_bit() -> None:
+    assert torch.equal(answer(denoiser()), answer(tiny.unet(9)))
+
+
+def test_the_factors_alone_train() -> None:
+    model = denoiser()
+    assert names(model)
+    assert all("lora_" in name for name in names(model))
+    before = {name: value.clone() for name, value in model.named_parameters()}
+    trained(model)
+    moved = {name for name, value in model.named_parameters() if not torch.equal(value, before[name])}
+    assert moved == names(model)
+
+
+@pytest.mark.parametrize(("chosen", "expected"), [(None, True), (True, True), (False, False)])
+def test_the_first_layer_of_a_grown_model_trains_too(chosen: bool | None, expected: bool) -> None:
+    model = add_lora(grow_input_channels(tiny.unet(4), 9), LoRA(2, train_first_layer=chosen))
+    assert trains_first_layer(model) is expected
+    assert {"conv_in.weight", "conv_in.bias"} <= names(model) or not expected
+    assert not trains_first_layer(denoiser())
+
+
+def test_rank_alpha_and_targets() -> None:
+    model = denoiser(3, alpha=6, target_modules=["to_q"])
+    assert all(".to_q.lora_" in name for name in names(model))
+    assert {len(weight) for name, weight in lora_weights(model).items() if "lora_A" in name} == {3}
+    assert model.peft_config["default"].lora_alpha == 6
+
+
+def test_the_start_is_a_function_of_the_seed() -> None:
+    torch.manual_seed(1)
+    first = lora_weights(denoiser(seed=0))
+    torch.manual_seed(2)
+    again, other = lora_weights(denoiser(seed=0)), lora_weights(denoiser(seed=1))
+    assert all(torch.equal(first[name], again[name]) for name in first)
+    assert any(not torch.equal(first[name], other[name]) for name in first)
+
+
+def test_the_state_dict_holds_what_trains_and_loads_strictly() -> None:
+    model = trained(denoiser())
+    state = model.state_dict()
+    assert state.keys() == names(model) | {FROZEN_SHA256}
+    again = denoiser()
+    again.load_state_dict(state)
+    assert torch.equal(answer(again), answer(model))
+
+
+def test_another_base_model_is_refused() -> None:
+    state = denoiser().state_dict()
+    other = tiny.unet(9)
+    with torch.no_grad():
+        other.conv_out.weight += 1e-3
+    with pytest.raises(ValueError, match=r"trained on a base model whose frozen weights have sha256 .* load the same"):
+        add_lora(other, LoRA(2)).load_state_dict(state)
+
+
+def test_a_missing_factor_is_no_frozen_weight() -> None:
+    model = denoiser()
+    state = model.state_dict()
+    lost = next(iter(names(model)))
+    del state[lost]
+    with pytest.raises(RuntimeError, match="Missing key"):
+        denoiser().load_state_dict(state)
+
+
+def test_copies_save_their_own_factors() -> None:
+    model = denoiser()
+    twin = copy.deepcopy(model)
+    trained(twin)
+    name = next(name for name in names(model) if "lora_B" in name)
+    assert torch.equal(twin.state_dict()[name], twin.get_parameter(name))
+    assert not torch.equal(twin.state_dict()[name], model.state_dict()[name])
+    state = model.state_dict()
+    twin.load_state_dict(state)
+    assert torch.equal(twin.get_parameter(name), model.get_parameter(name))
+
+
+def test_what_trains_is_float32_beside_bfloat16_and_learns_in_mixed_precision() -> None:
+    model = add_lora(grow_input_channels(tiny.unet(4).to(torch.bfloat16), 9), LoRA(2))
+    assert {weight.dtype for weight in model.parameters() if weight.requires_grad} == {torch.float32}
+    assert {weight.dtype for weight in model.parameters() if not weight.requires_grad} == {torch.bfloat16}
+    with torch.autocast("cpu", torch.bfloat16):
+        trained(model)
+        assert answer(model).isfinite().all()
+    assert any(weight.any() for name, weight in model.named_parameters() if "lora_B" in name)
+
+
+def test_removed_it_is_the_base_model_and_fused_it_answers_alike() -> None:
+    model = trained(denoiser(alpha=5))
+    expected = answer(model)
+    plain, fused = remove_lora(copy.deepcopy(model)), remove_lora(copy.deepcopy(model), fuse=True)
+    base = tiny.unet(9)
+    assert torch.equal(answer(plain), answer(base))
+    torch.testing.assert_close(answer(fused), expected, rtol=1e-4, atol=1e-5)
+    for each in (plain, fused):
+        assert not has_lora(each)
+        assert each.state_dict().keys() == base.state_dict().keys()
+
+
+def test_mistakes_are_named() -> None:
+    with pytest.raises(ValueError, match=r"lora.rank: expected at least 1, got 0"):
+        LoRA(0)
+    with pytest.raises(ValueError, match=r"lora.target_modules: expected ends of names of layers, got \['to_x'\]"):
+        denoiser(target_modules=["to_x"])
+    with (
+        mock.patch.dict(sys.modules, {"peft": None}),
+        pytest.raises(ValueError, match="lora needs peft: pip install"),
+    ):
+        denoiser()

@@ -1,0 +1,178 @@
+"""Tiny random base models in the real folder format: every file that a pipeline of diffusers loads."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import tiny_pipelines as tiny
+import torch
+from diffusers import (
+    AutoencoderKL,
+    DDIMScheduler,
+    DiffusionPipeline,
+    FlowMatchEulerDiscreteScheduler,
+    FluxFillPipeline,
+    StableDiffusion3InpaintPipeline,
+    StableDiffusionInpaintPipeline,
+    StableDiffusionXLInpaintPipeline,
+)
+from transformers import (
+    CLIPTextConfig,
+    CLIPTextModel,
+    CLIPTextModelWithProjection,
+    CLIPTokenizer,
+    PreTrainedModel,
+    T5Config,
+    T5EncoderModel,
+    T5TokenizerFast,
+)
+
+CONFIGS = Path(__file__).parents[1] / "configs"
+WIDTH = tiny.TEXT
+LETTERS = "abcdefghijklmnopqrstuvwxyz"
+CLIP_WORDS = [*LETTERS, *(f"{letter}</w>" for letter in LETTERS), "th", "the</w>", "<|startoftext|>", "<|endoftext|>"]
+T5_WORDS = ["<pad>", "</s>", "<unk>", "▁", *LETTERS, "▁the"]
+
+
+def clip_tokenizer(pad: str = "<|endoftext|>") -> CLIPTokenizer:
+    """Byte pairs of small letters, 77 tokens."""
+    words = {word: number for number, word in enumerate(CLIP_WORDS)}
+    merges = [("t", "h"), ("th", "e</w>")]
+    return CLIPTokenizer(vocab=words, merges=merges, pad_token=pad, model_max_length=77)
+
+
+def t5_tokenizer() -> T5TokenizerFast:
+    """Small letters, 512 tokens."""
+    return T5TokenizerFast(
+        vocab=[(word, -float(n)) for n, word in enumerate(T5_WORDS)], extra_ids=0, model_max_length=512
+    )
+
+
+def clip(width: int = WIDTH, projected: bool = False, seed: int = 0) -> PreTrainedModel:
+    """A CLIP text model, its hidden states `width` wide."""
+    torch.manual_seed(seed)
+    config = CLIPTextConfig(
+        vocab_size=len(CLIP_WORDS),
+        hidden_size=width,
+        intermediate_size=2 * width,
+        projection_dim=WIDTH,
+        num_hidden_layers=3,
+        num_attention_heads=2,
+        bos_token_id=len(CLIP_WORDS) - 2,
+        eos_token_id=len(CLIP_WORDS) - 1,
+        pad_token_id=len(CLIP_WORDS) - 1,
+    )
+    return (CLIPTextModelWithProjection if projected else CLIPTextModel)(config).eval()
+
+
+def t5(width: int = WIDTH) -> T5EncoderModel:
+    """A T5 encoder."""
+    torch.manual_seed(9)
+    sizes = {"d_model": width, "d_kv": 4, "d_ff": 16, "num_layers": 2, "num_heads": 2}
+    return T5EncoderModel(T5Config(vocab_size=len(T5_WORDS), feed_forward_proj="gated-gelu", **sizes)).eval()
+
+
+def autoencoder(channels: int, scaling_factor: float, shift_factor: float | None = None) -> AutoencoderKL:
+    """AutoencoderKL of ratio 8."""
+    torch.manual_seed(0)
+    return AutoencoderKL(
+        block_out_channels=(8,) * 4,
+        down_block_types=("DownEncoderBlock2D",) * 4,
+        up_block_types=("UpDecoderBlock2D",) * 4,
+        layers_per_block=1,
+        latent_channels=channels,
+        norm_num_groups=4,
+        scaling_factor=scaling_factor,
+        shift_factor=shift_factor,
+        use_quant_conv=shift_factor is None,
+        use_post_quant_conv=shift_factor is None,
+    ).eval()
+
+
+def stable_diffusion(in_channels: int = 4) -> StableDiffusionInpaintPipeline:
+    """Stable Diffusion 1.5, of 4 channels or the 9 of its inpainting model."""
+    return StableDiffusionInpaintPipeline(
+        vae=autoencoder(4, 0.18215),
+        unet=tiny.unet(in_channels, sample_size=64),
+        text_encoder=clip(),
+        tokenizer=clip_tokenizer(),
+        scheduler=ddim(),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+
+
+def stable_diffusion_xl() -> StableDiffusionXLInpaintPipeline:
+    """Stable Diffusion XL, 4 channels."""
+    added = {"addition_embed_type": "text_time", "addition_time_embed_dim": 2}
+    return StableDiffusionXLInpaintPipeline(
+        vae=autoencoder(4, 0.13025),
+        unet=tiny.unet(4, **added, projection_class_embeddings_input_dim=WIDTH + 6 * 2),
+        text_encoder=clip(WIDTH // 2),
+        tokenizer=clip_tokenizer(),
+        text_encoder_2=clip(WIDTH // 2, projected=True, seed=1),
+        tokenizer_2=clip_tokenizer("a"),
+        scheduler=ddim(),
+        add_watermarker=False,
+    )
+
+
+def stable_diffusion_3() -> StableDiffusion3InpaintPipeline:
+    """Stable Diffusion 3, 16 channels."""
+    return StableDiffusion3InpaintPipeline(
+        vae=autoencoder(16, 1.5305, 0.0609),
+        transformer=tiny.sd3_transformer(pooled_projection_dim=2 * WIDTH),
+        text_encoder=clip(WIDTH // 4, projected=True),
+        tokenizer=clip_tokenizer(),
+        text_encoder_2=clip(WIDTH // 4, projected=True, seed=1),
+        tokenizer_2=clip_tokenizer("a"),
+        text_encoder_3=t5(),
+        tokenizer_3=t5_tokenizer(),
+        scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0),
+    )
+
+
+def flux(in_channels: int = 64, guidance_embeds: bool = True) -> FluxFillPipeline:
+    """Flux.1, of 64 channels or the 384 of its fill model."""
+    return FluxFillPipeline(
+        vae=autoencoder(16, 0.3611, 0.1159),
+        transformer=tiny.flux_transformer(in_channels, 64, guidance_embeds=guidance_embeds),
+        text_encoder=clip(),
+        tokenizer=clip_tokenizer(),
+        text_encoder_2=t5(),
+        tokenizer_2=t5_tokenizer(),
+        scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0, use_dynamic_shifting=True),
+    )
+
+
+def ddim() -> DDIMScheduler:
+    """With the betas of Stable Diffusion."""
+    betas = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
+    return DDIMScheduler(**betas, steps_offset=1, clip_sample=False, set_alpha_to_one=False)
+
+
+def saved(pipeline: DiffusionPipeline, folder: Path) -> str:
+    """The pipeline's folder, as `save_pretrained` writes it."""
+    pipeline.save_pretrained(folder)
+    return str(folder)
+
+
+BASES: dict[str, Callable[[], DiffusionPipeline]] = {
+    "sd15": stable_diffusion,
+    "sdxl": stable_diffusion_xl,
+    "sd3": stable_diffusion_3,
+    "flux_fill": flux,
+}
+
+
+def config_over(name: str, folder: Path) -> Path:
+    """A copy of configs/<name>.yaml in `folder`, its base model a tiny one, which is written beside it."""
+    base = saved(BASES[name](), folder / f"{name}_base")
+    text, count = re.subn(r"&base [^,]+", f"&base {base}", (CONFIGS / f"{name}.yaml").read_text())
+    assert count == 1
+    config = folder / f"{name}.yaml"
+    config.write_text(text)
+    return config
