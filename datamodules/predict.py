@@ -1,0 +1,181 @@
+"""Inpaint a folder of pictures: python -m datamodules.predict photos out --preset lama-medium
+
+Masks come from --masks, a folder with a mask of the same name (NAME.png, webp or jpg; white = inpaint) for each
+picture, or from NAME.mask.png beside it, or are painted by a preset. Pixels outside the mask come out as they went in.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from tqdm import tqdm
+
+from datamodules.images import open_image, to_rgb, upright
+from datamodules.source_lists import is_image
+from datamodules.tar_index import IMAGE_FIELDS, MASK_FIELDS
+from inpaint_module.export import load_weights, module_from_configs
+from inpaint_module.inpaint_image import inpaint_image
+from inpaint_module.lightning_module import InpaintDiffusion
+from inpaint_module.masks import MaskGenerator, preset
+from inpaint_module.randomness import Stream, key
+
+MODEL = Path(__file__).parent / "embedded" / "inpainter" / "model.yaml"
+_MAX_PIXELS = 200_000_000
+
+
+class Picture(NamedTuple):
+    """A picture to inpaint, its mask's file (None: painted), its number among all, and where the result goes."""
+
+    path: Path
+    mask: Path | None
+    number: int
+    out: Path
+
+
+def find_pictures(folder: Path, out: Path, masks: Path | None, painted: bool) -> list[Picture]:
+    """The pictures under a folder, by name.
+
+    Raises:
+        ValueError: if there are none, if one has no mask, or if two would have the same result.
+    """
+    paths = sorted(path for path in folder.rglob("*") if is_image(path)) if folder.is_dir() else []
+    if not paths:
+        raise ValueError(f"{folder}: expected a folder with images ({', '.join(IMAGE_FIELDS)}), found none")
+    pictures: dict[Path, Picture] = {}
+    for number, path in enumerate(paths):
+        target = (out / path.relative_to(folder)).with_suffix(".png")
+        if target in pictures:
+            raise ValueError(f"{path}: {pictures[target].path} would have the same result {target}; rename one")
+        pictures[target] = Picture(path, None if painted else find_mask(path, folder, masks), number, target)
+    return list(pictures.values())
+
+
+def find_mask(path: Path, folder: Path, masks: Path | None) -> Path:
+    """The mask of one picture.
+
+    Raises:
+        ValueError: naming the picture and where its mask was looked for.
+    """
+    if masks is None:
+        places = [path.with_suffix(f".{field}") for field in MASK_FIELDS]
+    else:
+        places = [(masks / path.relative_to(folder)).with_suffix(f".{field}") for field in IMAGE_FIELDS]
+    for place in places:
+        if place.is_file():
+            return place
+    raise ValueError(f"{path}: expected its mask at {', '.join(map(str, places))}; found none. Or give --preset")
+
+
+def read_picture(path: Path) -> Tensor:
+    """An upright picture, uint8 (3, H, W).
+
+    Raises:
+        ValueError: naming the file.
+    """
+    try:
+        picture = to_rgb(upright(open_image(path.read_bytes(), _MAX_PIXELS)))
+        return torch.from_numpy(np.array(picture)).movedim(-1, 0)
+    except Exception as error:  # Pillow raises many kinds on damaged files, SyntaxError among them
+        raise ValueError(f"{path}: {error}") from error
+
+
+def read_mask(path: Path, size: tuple[int, int]) -> Tensor:
+    """A mask, bool (1, H, W), above one half, at the picture's `size` (H, W).
+
+    Raises:
+        ValueError: naming the file.
+    """
+    try:
+        mask = upright(open_image(path.read_bytes(), _MAX_PIXELS)).convert("L")
+    except Exception as error:  # as above
+        raise ValueError(f"{path}: {error}") from error
+    if mask.size != (size[1], size[0]):
+        mask = mask.resize((size[1], size[0]), Image.Resampling.BILINEAR)
+    return torch.from_numpy(np.array(mask))[None] >= 128
+
+
+def mask_of(picture: Picture, size: tuple[int, int], painter: MaskGenerator, seed: int) -> Tensor:
+    """The mask of a picture of `size` (H, W): its file's, or painted by (seed, number); bool (1, H, W)."""
+    if picture.mask is not None:
+        return read_mask(picture.mask, size)
+    return painter(key(seed, torch.tensor([picture.number]), Stream.MASK), *size)[0]
+
+
+def load_model(
+    configs: Sequence[Path], checkpoint: Path | None, steps: int | None, overrides: Sequence[str] = ()
+) -> InpaintDiffusion:
+    """A model ready to inpaint, on the GPU if there is one; without configs the shipped one."""
+    module = module_from_configs(configs or [MODEL], overrides)
+    if checkpoint is not None:
+        load_weights(module, checkpoint)
+    elif configs:
+        sys.stderr.write("no --checkpoint: the weights are as the config makes them\n")
+    if steps is not None:
+        module.sampling_steps = steps
+    return module.eval().to("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m datamodules.predict", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("pictures", type=Path, help="folder of images, with its subfolders")
+    parser.add_argument("out", type=Path, help="folder for the PNGs, named as the pictures")
+    parser.add_argument("--masks", type=Path, help="folder of masks with the pictures' names")
+    parser.add_argument("--preset", help="paint the masks instead: python -m inpaint_module.masks --help names them")
+    parser.add_argument("--config", type=Path, action="append", help="a run's config.yaml (default: the shipped model)")
+    parser.add_argument("--checkpoint", type=Path, help="such as runs/quickstart/checkpoints/last.ckpt")
+    parser.add_argument("--steps", type=int, help="denoiser calls per picture (default: the config's)")
+    parser.add_argument("--caption", default="", help="for models with text encoders; NAME.txt beside a picture wins")
+    parser.add_argument("--tile", type=int, default=512, help="pixels per side seen at once (default %(default)s)")
+    parser.add_argument("--overlap", type=int, default=128, help="pixels that tiles share (default %(default)s)")
+    parser.add_argument("--margin", type=int, help="pixels of context around the mask (default: half a tile)")
+    parser.add_argument("--working-side", type=int, help="inpaint at this longer side, in pixels (default: full size)")
+    parser.add_argument("--seed", type=int, default=0, help="of painted masks (default %(default)s)")
+    return parser
+
+
+def predict(options: argparse.Namespace, overrides: Sequence[str]) -> int:
+    """Inpaint them all; the number of pictures whose mask was empty."""
+    pictures = find_pictures(options.pictures, options.out, options.masks, painted=options.preset is not None)
+    module = load_model(options.config or [], options.checkpoint, options.steps, overrides)
+    painter, empty = preset(options.preset or "sd"), 0
+    sizes = {name: getattr(options, name) for name in ("tile", "overlap", "margin", "working_side")}
+    for picture in tqdm(pictures, unit="image"):
+        image = read_picture(picture.path)
+        mask = mask_of(picture, (image.shape[1], image.shape[2]), painter, options.seed)
+        empty += not mask.any()
+        beside = picture.path.with_suffix(".txt")
+        caption = beside.read_text().strip() if beside.is_file() else options.caption
+        device = module.device
+        result = inpaint_image(
+            module, image.to(device), mask.to(device), position=picture.number, caption=caption, **sizes
+        )
+        picture.out.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.ascontiguousarray(result.cpu().movedim(0, -1).numpy())).save(picture.out)
+    sys.stdout.write(f"{len(pictures)} pictures in {options.out}\n")
+    return empty
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """The command; returns the exit code."""
+    options, overrides = _parser().parse_known_args(arguments)
+    try:
+        if empty := predict(options, overrides):
+            sys.stdout.write(f"{empty} of them have an empty mask and came out unchanged\n")
+    except ValueError as error:
+        sys.stderr.write(f"{error}\n")
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

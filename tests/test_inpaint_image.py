@@ -1,0 +1,74 @@
+"""One picture of any size: pixels outside the mask keep their bits."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from tiny_models import tiny_module
+
+from inpaint_module.inpaint_image import inpaint_image, mask_region
+from inpaint_module.lightning_module import InpaintDiffusion
+
+SIZES: dict[str, Any] = {"tile": 64, "overlap": 16, "multiple": 16}
+
+
+@pytest.fixture(scope="module")
+def module() -> InpaintDiffusion:
+    module = tiny_module().eval()
+    module.sampling_steps = 1
+    return module
+
+
+def picture(height: int, width: int) -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(height)
+    mask = torch.zeros(1, height, width, dtype=torch.bool)
+    mask[:, height // 3 : height // 2, width // 4 : width // 2] = True
+    return torch.randint(0, 256, (3, height, width), dtype=torch.uint8, generator=generator), mask
+
+
+@pytest.mark.parametrize("size", [(64, 64), (65, 37), (200, 130), (1, 300)])
+@pytest.mark.parametrize("options", [{}, {"working_side": 48}, {"margin": 3}, {"margin": 1000}])
+def test_only_the_hole_changes(module: InpaintDiffusion, size: tuple[int, int], options: dict[str, Any]) -> None:
+    image, mask = picture(*size)
+    if not mask.any():
+        mask[..., 5:9] = True
+    before = image.clone()
+    result = inpaint_image(module, image, mask, **SIZES, **options)
+    assert torch.equal(image, before)
+    assert result.dtype == torch.uint8
+    assert torch.equal(result[:, ~mask[0]], image[:, ~mask[0]])
+    assert not torch.equal(result[:, mask[0]], image[:, mask[0]])
+    assert torch.equal(inpaint_image(module, image, mask, **SIZES, **options), result)
+
+
+def test_hidden_pixels_do_not_matter(module: InpaintDiffusion) -> None:
+    image, mask = picture(70, 90)
+    other = torch.where(mask, 255 - image, image)
+    assert torch.equal(inpaint_image(module, image, mask, **SIZES), inpaint_image(module, other, mask, **SIZES))
+
+
+def test_an_empty_mask_changes_nothing(module: InpaintDiffusion) -> None:
+    image, mask = picture(40, 40)
+    result = inpaint_image(module, image, torch.zeros_like(mask), **SIZES)
+    assert torch.equal(result, image)
+    assert result.data_ptr() != image.data_ptr()
+
+
+def test_region() -> None:
+    mask = torch.zeros(1, 10, 20, dtype=torch.bool)
+    assert mask_region(mask, 2) is None
+    mask[0, 4, 7] = mask[0, 5, 18] = True
+    assert mask_region(mask, 0) == (4, 7, 6, 19)
+    assert mask_region(mask, 3) == (1, 4, 9, 20)
+
+
+def test_refusals(module: InpaintDiffusion) -> None:
+    image, mask = picture(40, 40)
+    with pytest.raises(ValueError, match=r"image: expected uint8 \(3, H, W\), got torch.float32 \(3, 40, 40\)"):
+        inpaint_image(module, image.float(), mask)
+    with pytest.raises(ValueError, match=r"mask: expected bool \(1, 40, 40\), got torch.bool \(1, 20, 40\)"):
+        inpaint_image(module, image, mask[:, :20])
+    with pytest.raises(ValueError, match="tile: expected a multiple of 64 pixels, got 100"):
+        inpaint_image(module, image, mask, tile=100)

@@ -1,0 +1,106 @@
+"""The command that inpaints a folder of pictures."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from PIL import Image
+from tiny_run import Setup, tiny_config
+
+from datamodules.predict import main, read_mask
+from inpaint_module.masks import preset
+from inpaint_module.randomness import Stream, key
+
+SMALL = ["--tile", "64", "--overlap", "16"]
+
+
+@pytest.fixture(autouse=True)
+def no_deprecation_notes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("JSONARGPARSE_DEPRECATION_WARNINGS", "off")
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory: pytest.TempPathFactory) -> str:
+    path = tmp_path_factory.mktemp("config") / "tiny.yaml"
+    path.write_text(yaml.safe_dump(tiny_config(Setup())))
+    return str(path)
+
+
+def photo(path: Path, height: int, width: int) -> np.ndarray:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pixels = np.random.default_rng(height).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(path)
+    return pixels
+
+
+def read(path: Path) -> np.ndarray:
+    return np.array(Image.open(path))
+
+
+def test_masks_of_a_folder_and_beside(tmp_path: Path, config: str, capsys: pytest.CaptureFixture[str]) -> None:
+    pixels = {name: photo(tmp_path / f"photos/{name}.png", 50 + len(name), 70) for name in ("a", "sub/b")}
+    for name, image in pixels.items():
+        hole = np.zeros(image.shape[:2], np.uint8)
+        hole[10:30, 20:40] = 255 if name == "a" else 0
+        for path in (tmp_path / f"masks/{name}.png", tmp_path / f"photos/{name}.mask.png"):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(hole).save(path)
+    common = [str(tmp_path / "photos"), "--config", config, "--steps", "1", *SMALL]
+    torch.manual_seed(0)  # of the weights: there is no checkpoint
+    assert main([common[0], str(tmp_path / "one"), *common[1:], "--masks", str(tmp_path / "masks")]) == 0
+    assert "no --checkpoint: the weights are as the config makes them" in capsys.readouterr().err
+    torch.manual_seed(0)
+    assert main([common[0], str(tmp_path / "two"), *common[1:]]) == 0
+    assert "1 of them have an empty mask and came out unchanged" in capsys.readouterr().out
+    for name, image in pixels.items():
+        result = read(tmp_path / f"one/{name}.png")
+        assert (result == read(tmp_path / f"two/{name}.png")).all()
+        changed = (result != image).any(-1)
+        assert changed[10:30, 20:40].any() == (name == "a")
+        changed[10:30, 20:40] = False
+        assert not changed.any()
+
+
+def test_preset(tmp_path: Path, config: str) -> None:
+    image = photo(tmp_path / "photos/a.png", 64, 64)
+    arguments = [str(tmp_path / "photos"), str(tmp_path / "out"), "--preset", "lama-medium", "--config", config, *SMALL]
+    assert main([*arguments, "--seed", "3"]) == 0
+    mask = preset("lama-medium")(key(3, torch.tensor([0]), Stream.MASK), 64, 64)[0, 0].numpy()
+    changed = (read(tmp_path / "out/a.png") != image).any(-1)
+    assert changed[mask].mean() > 0.9
+    assert not changed[~mask].any()
+
+
+def test_mask_of_another_size(tmp_path: Path) -> None:
+    Image.fromarray(np.array([[0, 255]], np.uint8)).save(tmp_path / "m.png")
+    assert read_mask(tmp_path / "m.png", (2, 4)).tolist() == [[[False, False, True, True]] * 2]
+
+
+@pytest.mark.parametrize(
+    ("files", "message"),
+    [
+        ([], "expected a folder with images"),
+        (["a.png"], "a.png: expected its mask at"),
+        (["a.png", "a.jpg"], "would have the same result"),
+    ],
+)
+def test_refusals(
+    files: list[str], message: str, tmp_path: Path, config: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in files:
+        photo(tmp_path / "photos" / name, 8, 8)
+    preset_option = ["--preset", "sd"] if len(files) == 2 else []
+    assert main([str(tmp_path / "photos"), str(tmp_path / "out"), "--config", config, *preset_option]) == 1
+    assert message in capsys.readouterr().err
+
+
+def test_a_broken_picture_is_named(tmp_path: Path, config: str, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "b.png").write_bytes(b"no image")
+    assert main([str(tmp_path), str(tmp_path / "out"), "--config", config, "--preset", "sd"]) == 1
+    assert "b.png: " in capsys.readouterr().err
+    with pytest.raises(ValueError, match=r"b\.png"):
+        read_mask(tmp_path / "b.png", (2, 2))
