@@ -37,7 +37,10 @@ def to_pil(image: Tensor) -> Image.Image:
 
 
 def run_folder(trainer: Trainer) -> Path:
-    """Where the logger writes, or the trainer's root folder without a logger."""
+    """Where the logger writes, or the trainer's root folder without a logger.
+
+    Every rank must ask at the same time, as in a callback's `setup`: Lightning broadcasts the answer of rank 0.
+    """
     return Path(trainer.log_dir or trainer.default_root_dir)
 
 
@@ -56,6 +59,11 @@ class ImageGrid(Callback):
         self.rows = rows
         self._parts: list[InpaintedImages] = []
         self._path: Path | None = None
+        self._folder = Path()
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Find the run folder."""
+        self._folder = run_folder(trainer) / "grids"
 
     def on_validation_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, *args: Any, **kwargs: Any
@@ -70,7 +78,7 @@ class ImageGrid(Callback):
         if not parts or trainer.sanity_checking:
             return
         sheet = grid_image(InpaintedImages(*(torch.cat(fields)[: self.rows] for fields in zip(*parts, strict=True))))
-        self._path = run_folder(trainer) / "grids" / f"step_{trainer.global_step:06d}.png"
+        self._path = self._folder / f"step_{trainer.global_step:06d}.png"
         self._path.parent.mkdir(parents=True, exist_ok=True)
         sheet.save(self._path)
         for logger in trainer.loggers:

@@ -86,8 +86,7 @@ def newest_valid_checkpoint(*folders: Path) -> Path | None:
     refused = []
     for path in sorted(paths, key=_age):
         try:
-            with path.open("rb") as file:
-                _verify(file, path)
+            verify_checkpoint(path)
             return path
         except (ValueError, OSError) as error:
             refused.append(str(error))
@@ -98,6 +97,18 @@ def newest_valid_checkpoint(*folders: Path) -> Path | None:
             f"{'; '.join(refused)}. To start anew, delete or rename them"
         )
     return None
+
+
+def verify_checkpoint(path: Path) -> Seal:
+    """The seal of a file whose bytes are those that were saved; reads all of it.
+
+    Raises:
+        ValueError: naming the file, if it is not whole, is a folder, or was not written by `VerifiedCheckpointIO`.
+    """
+    if path.is_dir():
+        raise ValueError(f"checkpoint {path}: expected one file, got a folder: no sha256 covers it")
+    with path.open("rb") as file:
+        return _verify(file, path)
 
 
 def read_seal(path: Path) -> Seal:
@@ -168,7 +179,7 @@ def _read_seal(file: BinaryIO, path: Path) -> Seal:
     return Seal(int(found[2]), int(found[3]), found[4].decode())
 
 
-def _verify(file: BinaryIO, path: Path) -> None:
+def _verify(file: BinaryIO, path: Path) -> Seal:
     """Refuse a file that differs in any bit from what was saved."""
     seal = _read_seal(file, path)
     left = file.tell() - SEAL_BYTES - 2
@@ -181,6 +192,7 @@ def _verify(file: BinaryIO, path: Path) -> None:
     digest.update(b"\0\0" + f"step:{seal.step:020d} time:{seal.time:020d}".encode())
     if digest.hexdigest() != seal.sha256:
         raise ValueError(f"checkpoint {path}: expected sha256 {seal.sha256}, got {digest.hexdigest()}: it is damaged")
+    return seal
 
 
 def _age(path: Path) -> tuple[int, str]:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import Any
 
-from lightning.pytorch import Trainer
+from lightning.pytorch import Callback, LightningDataModule, Trainer
 from lightning.pytorch.cli import LightningCLI
 from lightning.pytorch.plugins import CheckpointIO
 from lightning.pytorch.utilities import rank_zero_info
+from lightning.pytorch.utilities.model_helpers import is_overridden
 
 from inpaint_module.checkpoint_io import VerifiedCheckpointIO, newest_valid_checkpoint, read_seal
+from inpaint_module.nonfinite_guard import NonFiniteGuard
 from inpaint_module.resume import ExactResume, model_checkpoints
 
 
@@ -19,20 +22,25 @@ class ResumingCLI(LightningCLI):
 
     The same command run again after a kill ends with the same bits as without the kill. To start anew, delete or
     rename the folder, or name another one. `--ckpt_path` goes before. Checkpoints are sealed by `VerifiedCheckpointIO`,
-    and `ExactResume` is among the callbacks. A config that names another CheckpointIO resumes by `--ckpt_path` alone.
+    and `ExactResume` and `NonFiniteGuard` are among the callbacks; to set the guard, name it in the config. A config
+    that names another CheckpointIO resumes by `--ckpt_path` alone.
     """
 
     def _parse_ckpt_path(self) -> None:
         """The command line is the truth: hyperparameters of a checkpoint do not replace it."""
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
-        """The config's trainer, with our checkpoint files."""
+        """The config's trainer, with our checkpoint files and callbacks."""
         plugins = self._get(self.config_init, "trainer").get("plugins") or []
         plugins = list(plugins) if isinstance(plugins, list) else [plugins]
         if not any(isinstance(plugin, CheckpointIO) for plugin in plugins):
             plugins.append(VerifiedCheckpointIO())
         trainer = super().instantiate_trainer(plugins=plugins, **kwargs)
-        trainer.callbacks.insert(0, ExactResume())  # type: ignore[attr-defined]
+        callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
+        if not any(isinstance(callback, NonFiniteGuard) for callback in callbacks):
+            callbacks.insert(0, NonFiniteGuard())
+        self.exact_resume = ExactResume()
+        callbacks.insert(0, self.exact_resume)
         return trainer
 
     def before_fit(self) -> None:
@@ -47,10 +55,20 @@ class ResumingCLI(LightningCLI):
             path = newest_valid_checkpoint(*checkpoint_folders(self.trainer))
             options["ckpt_path"] = path and str(path)
             rank_zero_info(resume_line(path, self.trainer.max_steps))
+        self.exact_resume.ckpt_path = options["ckpt_path"]
+        if is_overridden("state_dict", self.datamodule, LightningDataModule):  # which then keeps the position
+            warnings.filterwarnings("ignore", message=".*your dataloader is not resumable")
+
+    def before_validate(self) -> None:
+        """Have the ranks compare their checkpoints."""
+        self.exact_resume.ckpt_path = self.config_init[self.subcommand]["ckpt_path"]
+
+    before_test = before_predict = before_validate
 
     def after_fit(self) -> None:
         """If there was nothing left to train, validate: a kill may have cut off the last validation."""
         if self.trainer.fit_loop.restarting and self.trainer.enable_validation:
+            self.exact_resume.ckpt_path = None
             self.trainer.validate(self.model, datamodule=self.datamodule)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from functools import partial
 from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
@@ -65,11 +66,17 @@ class EMA(EMAWeightAveraging):
             )
         # the module is not moved before the callbacks are set up: without this the average would stay on the CPU
         self._device = self._device or trainer.strategy.root_device
+        # not copied: the trainer, which the command line's factories hold too, has processes that cannot be
+        held = {name: each for name, each in vars(pl_module).items() if isinstance(each, partial | Trainer)}
+        vars(pl_module).update(dict.fromkeys(held))
         with warnings.catch_warnings():
             warnings.filterwarnings(
                 "ignore", message=".*overrides the configure_model"
             )  # nothing is sharded: see above
-            super().setup(trainer, pl_module, stage)
+            try:
+                super().setup(trainer, pl_module, stage)
+            finally:
+                vars(pl_module).update(held)
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """To train, load both; else the average, which is what `state_dict` holds, is there already."""

@@ -2,42 +2,58 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, cast
 
 import torch
-import torch.nn.functional as F
 from diffusers import SchedulerMixin
 from lightning.pytorch import LightningModule
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor, nn
 
-from inpaint_module.encoder import InpaintEncoder, to_unit_float
+from inpaint_module.clean_latents import check_clean, encode_beside
+from inpaint_module.conditioning import Conditioning, NoConditioning, check_captions, drop_mask
+from inpaint_module.denoiser_call import DenoiserCall
+from inpaint_module.encoder import InpaintEncoder, InpaintLatents, to_unit_float
+from inpaint_module.fingerprints import check_ranks, check_saved
 from inpaint_module.layouts import Layout
-from inpaint_module.metrics import MaskedPSNR
-from inpaint_module.morphology import mask_leak, mask_overcover, reduce_mask
-from inpaint_module.randomness import Stream, draw, integers, key, normal
-from inpaint_module.sampling import InpaintedImages, composite, inpaint_latents, mean_colour_fill
+from inpaint_module.loss_weights import LossWeights, weighted_loss
+from inpaint_module.objectives import ObjectiveCallable, objective_for
+from inpaint_module.randomness import Stream, key, normal
+from inpaint_module.sampling import InpaintedImages, composite, inpaint_latents
+from inpaint_module.sharding import shard
 from inpaint_module.surgery import check_input_channels
+from inpaint_module.validation import FillMetrics, GridLosses
 
 
 class InpaintDiffusion(LightningModule):
-    """Train a denoiser to inpaint: loss = |denoiser(layout(noisy, latents), t) - what the scheduler predicts|^2.
+    """Train a denoiser to inpaint: loss = |denoiser(layout(noisy, latents), t, captions) - target|^2.
 
-    Timesteps and noise are functions of (seed, position in the stream) alone, as the masks are.
+    Timesteps, noise and which captions are dropped are functions of (seed, position in the stream) alone, as the
+    masks are.
 
     Args:
-        denoiser: diffusers model that takes (input, timestep).
+        denoiser: diffusers model.
         encoder: from image and mask to latents; `normalize` should be true.
         layout: what the denoiser eats.
         scheduler: diffusers scheduler, for the noise in training and for sampling in validation.
-        optimizer: the optimizer, given the parameters.
+        conditioning: frozen text encoders; null for a denoiser that takes input and timestep alone.
+        call: how the denoiser is called; null for a U-Net.
+        objective: noising and target, given the scheduler; null for what fits it, with uniform timesteps.
+        loss_weights: where on the picture an error counts; null for everywhere alike.
+        caption_dropout: share of samples that train without their caption, 0..1; 0.1 is usual.
+        optimizer: the optimizer, given the parameters that train.
         lr_scheduler: learning rate per step, given the optimizer; null for a constant one.
         sampling_steps: denoiser calls per image in validation, test and prediction.
-        seed: of noise and timesteps.
+        guidance_scale: classifier-free guidance there; 1 for none.
+        seed: of noise, timesteps and dropped captions.
 
     Raises:
-        ValueError: the encoder's fill or space is not the layout's, or the denoiser takes other channels than it makes.
+        ValueError: the encoder's fill or space is not the layout's, the denoiser takes other channels than it makes,
+            or captions are dropped or guided without a conditioning.
     """
+
+    conditioning: Conditioning
 
     def __init__(
         self,
@@ -46,9 +62,15 @@ class InpaintDiffusion(LightningModule):
         layout: Layout,
         scheduler: SchedulerMixin,
         *,
+        conditioning: Conditioning | None = None,
+        call: DenoiserCall | None = None,
+        objective: ObjectiveCallable | None = None,
+        loss_weights: LossWeights | None = None,
+        caption_dropout: float = 0.0,
         optimizer: OptimizerCallable = torch.optim.AdamW,
         lr_scheduler: LRSchedulerCallable | None = None,
         sampling_steps: int = 10,
+        guidance_scale: float = 1.0,
         seed: int = 0,
     ):
         super().__init__()
@@ -56,38 +78,47 @@ class InpaintDiffusion(LightningModule):
         self.encoder, self.layout, self.scheduler = encoder, layout, scheduler
         layout.check(encoder)
         check_input_channels(denoiser, layout.in_channels(encoder.vae.channels))
+        check_captions(conditioning, caption_dropout, guidance_scale)
+        self.conditioning, self.call = conditioning or NoConditioning(), call or DenoiserCall()
+        self.objective = (objective or objective_for)(scheduler)
+        self.loss_weights, self.caption_dropout = loss_weights, caption_dropout
         self.optimizer, self.lr_scheduler = optimizer, lr_scheduler
-        self.sampling_steps, self.seed = sampling_steps, seed
-        names = ("inside", "outside", "inside_grey", "inside_mean_colour")
-        self.psnr = nn.ModuleDict({name: MaskedPSNR() for name in names})
+        self.sampling_steps, self.guidance_scale, self.seed = sampling_steps, guidance_scale, seed
+        self.metrics = FillMetrics()
+        self.grid_losses = GridLosses(encoder.vae.ratio, layout.reduce)
 
     def setup(self, stage: str) -> None:
-        """Refuse ranks with different VAEs: no strategy broadcasts one that is outside the module tree.
+        """Refuse ranks with different frozen models, see `check_ranks`, and cached latents of another VAE."""
+        for name, frozen in (("VAE", self.encoder.vae), ("conditioning", self.conditioning)):
+            digest = torch.tensor(list(frozen.fingerprint()), device=self.trainer.strategy.root_device)
+            check_ranks(name, cast(Tensor, self.all_gather(digest)).reshape(-1, len(digest)).tolist())
+        cached = getattr(self.trainer.datamodule, "latents", None) if stage == "fit" else None  # type: ignore[attr-defined]
+        if cached is not None:
+            check_clean(cached, self.encoder)
 
-        Raises:
-            ValueError: the weights' fingerprints differ, naming the ranks.
-        """
-        digest = torch.tensor(list(self.encoder.vae.fingerprint()), device=self.trainer.strategy.root_device)
-        digests = cast(Tensor, self.all_gather(digest)).reshape(-1, len(digest)).tolist()
-        others = [rank for rank, other in enumerate(digests) if other != digests[0]]
-        if others:
-            raise ValueError(
-                f"the VAE's weights on rank {', '.join(map(str, others))} are not those on rank 0; load the same VAE "
-                "in the same dtype on every rank"
-            )
+    def configure_model(self) -> None:
+        """Under a sharding strategy, split the denoiser's weights over the ranks."""
+        if self.device_mesh is not None:
+            shard(self.denoiser, self.device_mesh["data_parallel"])
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> InpaintDiffusion:
+        super()._apply(fn, recurse)
+        device = self.encoder.kernel.device
+        if device.type != "meta":
+            self.conditioning.to(device)
+        return self
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep the VAE's fingerprint beside the state dict too, whose extra state FSDP2 does not load."""
+        """Keep the frozen models' fingerprints; beside the state dict, whose extra state FSDP2 does not load."""
         checkpoint["encoder"] = self.encoder.get_extra_state()
+        checkpoint["conditioning_sha256"] = self.conditioning.fingerprint().hex()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuse another VAE, whatever the strategy.
-
-        Raises:
-            ValueError: the fingerprints differ.
-        """
+        """Refuse another VAE or other text encoders, whatever the strategy; see `check_saved`."""
         if "encoder" in checkpoint:
             self.encoder.set_extra_state(checkpoint["encoder"])
+        here = self.conditioning.fingerprint().hex()
+        check_saved("conditioning", checkpoint.get("conditioning_sha256", here), here)
 
     def training_step(self, batch: dict[str, Any], batch_index: int) -> Tensor:
         """The loss of a batch: `image` uint8 (B, 3, H, W), `mask` bool (B, 1, H, W), `position` int64 (B,)."""
@@ -98,23 +129,42 @@ class InpaintDiffusion(LightningModule):
     def loss(self, batch: dict[str, Any]) -> Tensor:
         """Encode, add noise, denoise, compare: the mean squared error over the batch, float32 ()."""
         positions = batch["position"]
-        posterior_keys = key(self.seed, positions, Stream.POSTERIOR)
-        latents = self.encoder(batch["image"], batch["mask"], target=True, generator=posterior_keys)
+        latents = self.encode(batch)
+        assert latents.target is not None
         noise = normal(key(self.seed, positions, Stream.NOISE), latents.target.shape[1:])
-        words = draw(key(self.seed, positions, Stream.TIMESTEP), 1)[:, 0]
-        timesteps = integers(words, 0, self.scheduler.config.num_train_timesteps)
-        noisy = self.scheduler.add_noise(latents.target, noise, timesteps)
-        inputs = self.layout(noisy, latents).to(self.denoiser.dtype)
-        prediction = self.denoiser(inputs, timesteps).sample
-        return F.mse_loss(prediction.float(), prediction_target(self.scheduler, latents.target, noise, timesteps))
+        example = self.objective(latents.target, noise, key(self.seed, positions, Stream.TIMESTEP))
+        dropped = drop_mask(self.seed, positions, self.caption_dropout) if self.caption_dropout else None
+        size = (noise.shape[-2], noise.shape[-1])
+        inputs = self.layout(example.noisy, latents)
+        prediction = self.call(self.denoiser, inputs, example.timesteps, self.conditioning(batch, dropped), size)
+        weigh = self.loss_weights
+        cells = None if weigh is None else weigh(latents.noise_mask, self.encoder.vae.ratio)
+        return weighted_loss(prediction, example.target, cells, example.weight)
+
+    def encode(self, batch: dict[str, Any]) -> InpaintLatents:
+        """Latents of the masked and the whole images of a batch; those of the whole may be in it as `latents`."""
+        if "latents" in batch:
+            return encode_beside(self.encoder, batch["image"], batch["mask"], batch["latents"])
+        keys = key(self.seed, batch["position"], Stream.POSTERIOR)
+        return self.encoder(batch["image"], batch["mask"], target=True, generator=keys)
 
     @torch.no_grad()
     def inpaint(self, batch: dict[str, Any]) -> InpaintedImages:
         """Fill the holes of a batch."""
-        keys = key(self.seed, batch["position"], Stream.POSTERIOR)
-        latents = self.encoder(batch["image"], batch["mask"], generator=keys)
-        noise = normal(key(self.seed, batch["position"], Stream.SAMPLER), latents.samples.shape[1:])
-        filled = inpaint_latents(self.denoiser, self.scheduler, self.layout, latents, noise, self.sampling_steps)
+        positions, guided = batch["position"], self.guidance_scale != 1
+        latents = self.encoder(batch["image"], batch["mask"], generator=key(self.seed, positions, Stream.POSTERIOR))
+        filled = inpaint_latents(
+            self.denoiser,
+            self.scheduler,
+            self.layout,
+            latents,
+            normal(key(self.seed, positions, Stream.SAMPLER), latents.samples.shape[1:]),
+            self.sampling_steps,
+            call=self.call,
+            conditions=self.conditioning(batch),
+            unconditional=self.conditioning(batch, torch.ones_like(positions, dtype=torch.bool)) if guided else None,
+            guidance_scale=self.guidance_scale,
+        )
         image = self.encoder.crop(to_unit_float(batch["image"]))
         hole = self.encoder.crop(batch["mask"])
         inpainted = self.encoder.decode(filled)
@@ -130,30 +180,13 @@ class InpaintDiffusion(LightningModule):
     def validation_step(self, batch: dict[str, Any], batch_index: int) -> dict[str, Tensor]:
         """Inpaint, and log PSNR inside the hole and outside the grown mask, beside that of plain fills."""
         result = self.inpaint(batch)
-        weight = batch["position"] >= 0
-        kept = 1 - result.noise_mask
-        grey = torch.full_like(result.image, 0.5)
-        mean_colour = mean_colour_fill(result.image, result.mask)
-        self.psnr["inside"](result.inpainted, result.image, result.mask, weight)
-        self.psnr["outside"](result.inpainted, result.image, kept, weight)
-        self.psnr["inside_grey"](grey, result.image, result.mask, weight)
-        self.psnr["inside_mean_colour"](mean_colour, result.image, result.mask, weight)
-        stage = "test" if self.trainer.testing else "val"
-        for name in self.psnr:
-            metric: Any = self.psnr[name]
-            shown = name in ("inside", "outside")
-            self.log(f"{stage}/psnr_{name}", metric, prog_bar=shown, on_epoch=True, batch_size=len(weight))
-        self._log_leak(stage, result.noise_mask)
+        stage, counted = "test" if self.trainer.testing else "val", batch["position"] >= 0
+        for name, metric in self.metrics.add(result, counted).items():
+            shown = name in ("psnr_inside", "psnr_outside")
+            self.log(f"{stage}/{name}", metric, prog_bar=shown, on_epoch=True, batch_size=len(counted))
+        for name, share in self.grid_losses.add(result.noise_mask, counted).items():
+            self.log(f"{stage}/{name}", share, on_epoch=True, batch_size=len(counted))
         return result._asdict()
-
-    def _log_leak(self, stage: str, noise_mask: Tensor) -> None:
-        """How much of the mask the latent grid loses, and how much it adds; nothing where every pixel is told."""
-        if self.layout.reduce == "space-to-depth":
-            return
-        cells = reduce_mask(noise_mask, self.encoder.vae.ratio, self.layout.reduce)
-        leaks = {"mask_leak": mask_leak(noise_mask, cells), "mask_overcover": mask_overcover(noise_mask, cells)}
-        for name, share in leaks.items():
-            self.log(f"{stage}/{name}", share.mean(), on_epoch=True, sync_dist=True, batch_size=len(share))
 
     def test_step(self, batch: dict[str, Any], batch_index: int) -> dict[str, Tensor]:
         """As validation."""
@@ -165,23 +198,7 @@ class InpaintDiffusion(LightningModule):
 
     def configure_optimizers(self) -> Any:
         """The optimizer, and the learning rate schedule per step."""
-        optimizer = self.optimizer(self.denoiser.parameters())
+        optimizer = self.optimizer([weight for weight in self.denoiser.parameters() if weight.requires_grad])
         if self.lr_scheduler is None:
             return optimizer
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": self.lr_scheduler(optimizer), "interval": "step"}}
-
-
-def prediction_target(scheduler: SchedulerMixin, clean: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
-    """What a denoiser of this scheduler learns to say, by its `prediction_type`: (B, C, h, w).
-
-    Raises:
-        ValueError: another prediction type than epsilon, sample or v_prediction.
-    """
-    kind = scheduler.config.prediction_type
-    if kind == "epsilon":
-        return noise
-    if kind == "sample":
-        return clean
-    if kind == "v_prediction":
-        return scheduler.get_velocity(clean, noise, timesteps)
-    raise ValueError(f"scheduler.prediction_type must be epsilon, sample or v_prediction; got {kind!r}")

@@ -8,7 +8,10 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.callbacks import ModelCheckpoint, WeightAveraging
+from lightning.pytorch.strategies import ModelParallelStrategy
+
+from inpaint_module.rank_checks import check_same_checkpoint
 
 
 class ExactResume(Callback):
@@ -20,14 +23,24 @@ class ExactResume(Callback):
       another name (`last-v1.ckpt`).
     - A validation that was due at the checkpoint's step runs again: a kill may have cut it off.
     - What would save inside an accumulation window is refused: the gradients so far are in no checkpoint.
+    - Ranks that would go on from different checkpoints are refused, and checkpoints that no seal covers.
+
+    Args:
+        ckpt_path: what `trainer.fit` is given as such on this rank; ResumingCLI sets it.
     """
 
+    def __init__(self, ckpt_path: str | None = None):
+        self.ckpt_path = ckpt_path
+
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Check and prepare the checkpoint callbacks.
+        """Check and prepare the checkpoint callbacks, and compare what the ranks go on from.
 
         Raises:
-            ValueError: one of them may save inside an accumulation window.
+            ValueError: a callback may save inside an accumulation window, checkpoints would be folders, weights are
+                both averaged and sharded, or ranks would go on from different checkpoints.
         """
+        _check_sharding(trainer, stage)
+        check_same_checkpoint(trainer, self.ckpt_path)
         for callback in model_checkpoints(trainer):
             callback._enable_version_counter = False
             if trainer.accumulate_grad_batches > 1 and (callback._train_time_interval or callback.save_on_exception):
@@ -70,6 +83,22 @@ class ExactResume(Callback):
 def model_checkpoints(trainer: Trainer) -> list[ModelCheckpoint]:
     """The callbacks that write checkpoints."""
     return [callback for callback in trainer.checkpoint_callbacks if isinstance(callback, ModelCheckpoint)]
+
+
+def _check_sharding(trainer: Trainer, stage: str) -> None:
+    """What does not go with sharded weights."""
+    if stage != "fit" or not isinstance(trainer.strategy, ModelParallelStrategy):
+        return
+    if model_checkpoints(trainer) and trainer.strategy._save_distributed_checkpoint:
+        raise ValueError(
+            "trainer.strategy.init_args.save_distributed_checkpoint: expected false, got true, Lightning's default: it "
+            "writes folders, which no sha256 covers and a kill can leave half written"
+        )
+    if any(isinstance(callback, WeightAveraging) for callback in trainer.callbacks):  # type: ignore[attr-defined]
+        raise ValueError(
+            "trainer.callbacks: expected no weight averaging with ModelParallelStrategy, got one: Lightning keeps the "
+            "average as a copy of the module, and sharded modules cannot be copied; use strategy ddp"
+        )
 
 
 def validation_is_due(trainer: Trainer) -> bool:

@@ -63,19 +63,23 @@ class RunRecord(Callback):
 
     def __init__(self) -> None:
         self._written: dict[str, int] = {}  # metric -> the step of its last row
+        self._folder = Path()
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Find the run folder."""
+        self._folder = run_folder(trainer)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write the record, and take the metrics back to the step that the run starts at."""
         if not trainer.is_global_zero:
             return
-        folder = run_folder(trainer)
-        folder.mkdir(parents=True, exist_ok=True)
-        path = folder / RECORD
+        self._folder.mkdir(parents=True, exist_ok=True)
+        path = self._folder / RECORD
         starts = json.loads(path.read_text())["starts"] if path.exists() else []
         record = describe_run(trainer, pl_module)
         record["starts"] = [*starts, {"time": datetime.now(UTC).isoformat("T", "seconds"), "step": trainer.global_step}]
         path.write_text(json.dumps(record, indent=1) + "\n")
-        metrics = folder / METRICS
+        metrics = self._folder / METRICS
         kept = read_metrics(metrics) if metrics.exists() else []
         kept = [row for row in kept if row.step <= trainer.global_step]
         write_metrics(metrics, kept)
@@ -86,7 +90,7 @@ class RunRecord(Callback):
         step = trainer.global_step
         new = [MetricRow(step, name, float(v)) for name, v in metrics.items() if self._written.get(name) != step]
         self._written |= {row.metric: row.step for row in new}
-        with (run_folder(trainer) / METRICS).open("a", newline="") as file:
+        with (self._folder / METRICS).open("a", newline="") as file:
             csv.writer(file, lineterminator="\n").writerows(new)
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any, **kwargs: Any) -> None:

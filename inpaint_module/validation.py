@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torchmetrics import MeanMetric
 
 from inpaint_module.metrics import MaskedPSNR
 from inpaint_module.morphology import mask_leak, mask_overcover, reduce_mask
@@ -35,16 +36,23 @@ class FillMetrics(nn.ModuleDict):
         return dict(self.items())
 
 
-def grid_losses(noise_mask: Tensor, ratio: int, reduce: str) -> dict[str, Tensor]:
-    """Mean share of the mask that the latent grid loses, and that it adds; nothing where every pixel is told.
+class GridLosses(nn.ModuleDict):
+    """Mean share of the mask that the latent grid loses, and that it adds.
 
     Args:
-        noise_mask: (B, 1, H, W), the grown mask.
         ratio: pixels per latent cell and side.
         reduce: the layout's way from pixels to cells.
     """
-    if reduce == "space-to-depth":
-        return {}
-    cells = reduce_mask(noise_mask, ratio, reduce)
-    shares = {"mask_leak": mask_leak(noise_mask, cells), "mask_overcover": mask_overcover(noise_mask, cells)}
-    return {name: share.mean() for name, share in shares.items()}
+
+    def __init__(self, ratio: int, reduce: str) -> None:
+        super().__init__({"mask_leak": MeanMetric(), "mask_overcover": MeanMetric()})
+        self.ratio, self.reduce = ratio, reduce
+
+    def add(self, noise_mask: Tensor, weight: Tensor) -> dict[str, Any]:
+        """Add the grown masks (B, 1, H, W) of weight (B,) above 0; nothing where every pixel is told."""
+        if self.reduce == "space-to-depth":
+            return {}
+        cells = reduce_mask(noise_mask, self.ratio, self.reduce)
+        self["mask_leak"](mask_leak(noise_mask, cells), weight)
+        self["mask_overcover"](mask_overcover(noise_mask, cells), weight)
+        return dict(self.items())

@@ -1,132 +1,123 @@
-"""Runs `train.py fit` to its end through kills, for test_resume.py: python resumed_runs.py FOLDER CASES
+"""Runs `train.py` again and again through kills: python resumed_runs.py FOLDER CASES
 
-CASES is a JSON list of cases, a case a list of starts, and a start "point@step/workers": where it kills itself, and
-the loader's workers. "" runs to the end, "flip" damages the newest file. Each start is a process of its own, forked
-after the imports, which are most of the time.
+CASES is a JSON object: name of a case -> [setup, starts], each start [kill, changes to the setup]. A kill is one of
+the Recorder's, `moment:<lines>+<seconds>` (so long after rank 0's log has so many new lines), `flip` (no start: damages
+the newest file), or "" (runs to the end). Each start is a process per rank in one process group, forked after the
+imports, which are most of the time; the ranks meet as torchrun would have them. How each start ended, in seconds, exit
+statuses and checkpoints that do not verify, is appended to `ends.jsonl` of the case.
 """
 
 from __future__ import annotations
 
-import importlib
 import json
 import os
 import signal
+import socket
 import sys
+import time
 import traceback
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 from unittest import mock
 
 import yaml
-from lightning.pytorch import Callback, LightningModule, Trainer
+from tiny_run import Setup, tiny_config
 
-from inpaint_module import checkpoint_io
-
-CONFIG = Path(__file__).parents[1] / "configs" / "quickstart.yaml"
-LOG = "steps.jsonl"
+from inpaint_module.checkpoint_io import verify_checkpoint
 
 
-def tiny_config(workers: int = 0) -> dict[str, Any]:
-    """The quickstart at 64 pixels: 8 steps of 2 batches, dropout, a checkpoint every 2 steps, validation every 4."""
-    config = yaml.safe_load(CONFIG.read_text())
-    trainer, model, data = config["trainer"], config["model"]["init_args"], config["data"]["init_args"]
-    trainer |= {"accelerator": "cpu", "max_steps": 8, "accumulate_grad_batches": 2, "limit_train_batches": 12}
-    trainer |= {"val_check_interval": 4, "limit_val_batches": 1, "log_every_n_steps": 1}
-    trainer |= {"enable_progress_bar": False, "enable_model_summary": False, "logger": False}
-    checkpoint = trainer["callbacks"][0]
-    checkpoint["init_args"] = {"dirpath": "checkpoints", "save_last": True, "every_n_train_steps": 2}
-    trainer["callbacks"] = [checkpoint, {"class_path": "resumed_runs.Recorder"}]
-    model["denoiser"]["init_args"]["config"] |= {
-        "sample_size": 8,
-        "block_out_channels": [8, 16],
-        "down_block_types": ["DownBlock2D", "AttnDownBlock2D"],
-        "up_block_types": ["AttnUpBlock2D", "UpBlock2D"],
-        "norm_num_groups": 4,
-        "attention_head_dim": 8,
-        "dropout": 0.1,
-    }
-    model["lr_scheduler"]["init_args"]["total_steps"] = 8
-    data |= {"batch_size": 2, "val_batch_size": 2, "image_size": 64, "num_workers": workers}
-    return config
+def free_port() -> int:
+    """One that nobody listens on."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])
 
 
-def die() -> None:
-    os.kill(os.getpid(), signal.SIGKILL)
+def rank_environment(rank: int, ranks: int, port: int) -> dict[str, str]:
+    """As torchrun sets it on one host."""
+    names = {"RANK": rank, "LOCAL_RANK": rank, "GROUP_RANK": 0, "WORLD_SIZE": ranks, "LOCAL_WORLD_SIZE": ranks}
+    names |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "TORCHELASTIC_RUN_ID": "tests"}
+    return {name: str(value) for name, value in names.items()} if ranks > 1 else {}
 
 
-def kind(path: Path) -> str:
-    """`last`, or `epoch` for one by step."""
-    return "last" if path.name.startswith("last") else "epoch"
-
-
-class Recorder(Callback):
-    """Appends what each batch was and gave to `steps.jsonl`, and dies where the variable KILL says."""
-
-    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Watch the checkpoint file being written."""
-        self.trainer = trainer
-        writer, replace = checkpoint_io._HashingWriter, os.replace
-
-        class DyingWriter(writer):  # type: ignore[misc, valid-type]
-            def write(inner, data: bytes) -> int:
-                if inner.file.tell() > 50_000:
-                    self.at(f"save:{kind(Path(inner.file.name))}")
-                return super().write(data)
-
-        def dying_replace(source: Path, target: Path) -> None:
-            self.at(f"before:{kind(target)}")
-            replace(source, target)
-            self.at(f"after:{kind(target)}")
-
-        checkpoint_io._HashingWriter = DyingWriter  # type: ignore[misc]
-        checkpoint_io.os = mock.Mock(wraps=os, replace=dying_replace, SEEK_END=os.SEEK_END, O_RDONLY=os.O_RDONLY)
-
-    def at(self, point: str) -> None:
-        if os.environ.get("KILL") == f"{point}@{self.trainer.global_step}":
-            die()
-
-    def write(self, **line: Any) -> None:
-        with open(LOG, "a") as file:
-            file.write(json.dumps(line) + "\n")
-
-    def on_train_batch_start(self, *args: Any, **kwargs: Any) -> None:
-        self.at("batch")
-
-    def on_after_backward(self, *args: Any, **kwargs: Any) -> None:
-        self.at("backward")
-
-    def on_before_optimizer_step(self, *args: Any, **kwargs: Any) -> None:
-        self.at("optimizer")
-
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        loss, rate = outputs["loss"].item().hex(), trainer.optimizers[0].param_groups[0]["lr"].hex()
-        total = trainer.fit_loop.total_batch_idx
-        self.write(batch=total, step=trainer.global_step, loss=loss, rate=rate, keys=batch["__key__"])
-
-    def on_validation_start(self, *args: Any) -> None:
-        self.at("validation")
-
-    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        metrics = {name: value.item().hex() for name, value in trainer.callback_metrics.items() if "val/" in name}
-        self.write(validation=trainer.global_step, **metrics)
-
-
-def start(kill: str) -> int:
-    """The exit status of one start of `train.py fit`, killed or not."""
+def run_rank(setup: Setup, kill: str, environment: dict[str, str]) -> NoReturn:
+    """`train.py`, in a child; what it prints goes to `printed<rank>.txt`."""
     import train
+    from inpaint_module import cli
 
-    if child := os.fork():
-        return os.waitpid(child, 0)[1]
-    os.environ["KILL"] = kill
-    sys.argv = ["train.py", "fit", "--config", "config.yaml"]
+    os.environ |= {"KILL": kill, **environment} | ({"TMPDIR": setup.tmpdir} if setup.tmpdir else {})
+    rank, config = environment.get("RANK", "0"), Path("config.yaml").absolute()
+    descriptor = os.open(f"printed{rank}.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(descriptor, 1)
+    os.dup2(descriptor, 2)
+    if setup.local_disks:
+        Path(rank).mkdir(exist_ok=True)
+        os.chdir(rank)
+    sys.argv = ["train.py", setup.verb, "--config", str(config), *setup.options]
+    unguarded = mock.patch.object(cli.NonFiniteGuard, "on_before_optimizer_step")
     try:
+        if not setup.guard:
+            unguarded.start()
         train.main()
     except BaseException:
         traceback.print_exc()
+        sys.stderr.flush()
         os._exit(1)
     os._exit(0)
+
+
+def start(setup: Setup, kill: str) -> list[int]:
+    """The processes' ids, of which the first is the group's."""
+    port, pids = free_port(), list[int]()
+    for rank in range(setup.ranks):
+        pid = os.fork()
+        group = pids[0] if pids else pid
+        os.setpgid(pid, group)  # in the parent and in the child: whoever comes first
+        if not pid:
+            run_rank(setup, kill, rank_environment(rank, setup.ranks, port))
+        pids.append(pid)
+    return pids
+
+
+def log_size() -> int:
+    path = Path("steps0.jsonl")
+    return path.read_text().count("\n") if path.exists() else 0
+
+
+def kill_at_moment(pids: list[int], moment: str, before: int) -> None:
+    """Wait for the moment, or the end of the run."""
+    lines, seconds = moment.split("+")
+    while log_size() < before + int(lines):
+        if os.waitid(os.P_PID, pids[0], os.WEXITED | os.WNOHANG | os.WNOWAIT):
+            return
+        time.sleep(0.005)
+    time.sleep(float(seconds))
+    os.killpg(pids[0], signal.SIGKILL)
+
+
+def ended(pids: list[int], kill: str) -> list[int]:
+    """Exit statuses of the ranks; negative numbers are signals. A rank that fails unasked ends the others."""
+    statuses: dict[int, int] = {}
+    while len(statuses) < len(pids):
+        pid, status = os.waitpid(-pids[0], 0)
+        statuses[pid] = os.waitstatus_to_exitcode(status)
+        lone = kill.startswith(("rank", "stop")) and pid != pids[0]
+        if statuses[pid] and not lone and len(statuses) < len(pids):
+            time.sleep(0.2 if kill else 2)  # let the others say why they end, too
+            os.killpg(pids[0], signal.SIGKILL)
+    return [statuses[pid] for pid in pids]
+
+
+def damaged() -> list[str]:
+    """Checkpoints that do not verify, a moment after the kill."""
+    found = []
+    for path in sorted(Path("checkpoints").glob("*.ckpt")):
+        try:
+            verify_checkpoint(path)
+        except ValueError as error:
+            found.append(str(error))
+    return found
 
 
 def flip(path: Path) -> None:
@@ -136,22 +127,39 @@ def flip(path: Path) -> None:
     path.write_bytes(data)
 
 
-def run(folder: Path, starts: list[str]) -> None:
+def run(folder: Path, setup: Setup, starts: list[tuple[str, dict[str, Any]]]) -> None:
     """Start again after each kill."""
     folder.mkdir(parents=True)
     os.chdir(folder)
-    for each in starts:
-        if each == "flip":
+    for kill, changes in starts:
+        if kill == "flip":
             flip(max(Path("checkpoints").glob("*.ckpt"), key=lambda path: path.stat().st_mtime_ns))
             continue
-        kill, _, workers = each.partition("/")
-        Path("config.yaml").write_text(yaml.safe_dump(tiny_config(int(workers or 0))))
-        status = start(kill)
-        if status != (signal.SIGKILL if kill else 0):
-            raise SystemExit(f"{folder.name}: start {each!r} of {starts} ended with status {status}")
+        now = replace(setup, **changes)
+        Path("config.yaml").write_text(yaml.safe_dump(tiny_config(now)))
+        begin, before = time.monotonic(), log_size()
+        pids = start(now, kill)
+        if kill.startswith("moment:"):
+            kill_at_moment(pids, kill.removeprefix("moment:"), before)
+        end = {"kill": kill, "statuses": ended(pids, kill), "seconds": time.monotonic() - begin, "damaged": damaged()}
+        with open("ends.jsonl", "a") as file:
+            file.write(json.dumps(end) + "\n")
+
+
+def warm_up() -> None:
+    """Import all that a run imports, and read its config once: what each start would spend most of its time on."""
+    from lightning.pytorch import LightningDataModule, LightningModule
+
+    import train  # noqa: F401
+    from inpaint_module.cli import ResumingCLI
+
+    config: Any = tiny_config(Setup(ranks=2))
+    options = {"subclass_mode_model": True, "subclass_mode_data": True, "auto_configure_optimizers": False}
+    ResumingCLI(LightningModule, LightningDataModule, args=config, run=False, **options)
 
 
 if __name__ == "__main__":
-    importlib.import_module("resumed_runs")  # the callback's module, before the forks
-    for number, case in enumerate(json.loads(sys.argv[2])):
-        run(Path(sys.argv[1]) / str(number), case)
+    arguments, sys.argv = sys.argv, ["train.py"]
+    warm_up()
+    for name, (setup, starts) in json.loads(Path(arguments[2]).read_text()).items():
+        run(Path(arguments[1]) / name, Setup(**setup), starts)

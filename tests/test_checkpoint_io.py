@@ -14,7 +14,13 @@ import pytest
 import torch
 
 from inpaint_module import checkpoint_io
-from inpaint_module.checkpoint_io import VerifiedCheckpointIO, local_path, newest_valid_checkpoint, read_seal
+from inpaint_module.checkpoint_io import (
+    VerifiedCheckpointIO,
+    local_path,
+    newest_valid_checkpoint,
+    read_seal,
+    verify_checkpoint,
+)
 
 # After the imports it forks a child per point, which overwrites a.ckpt and dies there.
 KILLED_SAVES = """
@@ -212,3 +218,10 @@ def test_refusals_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     assert len(told) == 1
     assert "resume: refused checkpoint" in told[0]
     assert "b.ckpt" in told[0]
+
+
+def test_verify_tells_the_seal_and_refuses_folders(tmp_path: Path) -> None:
+    path = save(tmp_path / "a.ckpt", 7)
+    assert verify_checkpoint(path) == read_seal(path)
+    with pytest.raises(ValueError, match="expected one file, got a folder: no sha256 covers it"):
+        verify_checkpoint(tmp_path)

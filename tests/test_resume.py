@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import itertools
-import json
 import os
 import random
 import signal
-import subprocess
-import sys
 import time
 from datetime import timedelta
 from pathlib import Path
@@ -20,139 +17,73 @@ import torch
 import yaml
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
-from resumed_runs import LOG, tiny_config
+from run_records import ROOT, assert_ended_as_told, assert_same_run, finish, launch, printed, run_cases, starts, steps
 from tiny_models import tiny_module
-from torch import Tensor
+from tiny_run import Setup, tiny_config
 
 from inpaint_module.checkpoint_io import VerifiedCheckpointIO
 from inpaint_module.cli import ResumingCLI, checkpoint_folders, resume_line
 from inpaint_module.resume import ExactResume
 
-ROOT = Path(__file__).parents[1]
-POINTS = ["batch", "backward", "optimizer", "validation"]
-SAVES = [f"{point}:{name}" for point in ("save", "before", "after") for name in ("epoch", "last")]
-CASES = [
-    ["batch@5", "backward@5", "save:epoch@6", ""],  # twice inside an accumulation window; half a file
-    [
-        "validation@4",
-        "before:last@6",
-        "flip",
-        "",
-    ],  # in a validation; between two files, the newer of which is damaged then
-    ["validation@8", ""],  # in the last validation, when all is trained
-]
-
-
-def launch(*arguments: str, folder: Path) -> subprocess.Popen[str]:
-    """A Python process on the CPU, in the folder."""
-    path = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
-    environment = os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    command = [sys.executable, *arguments]
-    return subprocess.Popen(command, cwd=folder, env=environment, stderr=subprocess.PIPE, text=True)
-
-
-def run_cases(folder: Path, cases: list[list[str]]) -> str:
-    """All cases in one process after the other; what they printed."""
-    script = str(ROOT / "tests" / "resumed_runs.py")
-    process = launch(script, str(folder / "runs"), json.dumps(cases), folder=folder)
-    printed = process.communicate(timeout=3000)[1]
-    assert process.returncode == 0, printed
-    return printed
-
-
-def steps(folder: Path) -> dict[str, dict[str, Any]]:
-    """The log, in which what was done twice must have given the same twice."""
-    found: dict[str, dict[str, Any]] = {}
-    for line in map(json.loads, (folder / LOG).read_text().splitlines()):
-        name = f"validation {line['validation']}" if "validation" in line else f"batch {line['batch']}"
-        assert found.setdefault(name, line) == line
-    return found
-
-
-def assert_same_bits(found: Any, expected: Any) -> None:
-    """Equal structures of equal values, tensors to the bit."""
-    assert type(found) is type(expected)
-    if isinstance(expected, Tensor):
-        assert found.dtype == expected.dtype
-        assert found.numpy().tobytes() == expected.numpy().tobytes()
-    elif isinstance(expected, dict):
-        assert found.keys() == expected.keys()
-        for name in expected:
-            assert_same_bits(found[name], expected[name])
-    elif isinstance(expected, list | tuple):
-        assert len(found) == len(expected)
-        for pair in zip(found, expected, strict=True):
-            assert_same_bits(*pair)
-    else:
-        assert found == expected
-
-
-def final(folder: Path) -> dict[str, Any]:
-    """What training made of the run: weights, optimizer, schedule, position."""
-    checkpoint = VerifiedCheckpointIO().load_checkpoint(folder / "checkpoints" / "last.ckpt")
-    assert "hyper_parameters" not in checkpoint
-    names = ["state_dict", "optimizer_states", "lr_schedulers", "WebDatasetDataModule", "global_step", "epoch"]
-    return {name: checkpoint[name] for name in names}
-
-
-def assert_same_run(folder: Path, whole: Path) -> None:
-    assert steps(folder) == steps(whole)
-    assert_same_bits(final(folder), final(whole))
-    files = [sorted(path.name for path in (each / "checkpoints").iterdir()) for each in (folder, whole)]
-    assert {"last.ckpt", "epoch=1-step=8.ckpt"} <= set(files[0])
-    assert not [name for name in files[0] if "-v" in name]
-
-
-def finish(folder: Path) -> str:
-    """Run the command to its end; what it printed."""
-    process = launch(str(ROOT / "train.py"), "fit", "--config", "config.yaml", folder=folder)
-    printed = process.communicate(timeout=300)[1]
-    assert process.returncode == 0, printed
-    return printed
+PLAIN, EPOCHS, VALIDATIONS = Setup(), Setup(saves="epochs"), Setup(saves="validations")
+CASES = {
+    "whole": (PLAIN, starts()),
+    "window": (PLAIN, starts("batch@5", "backward@5", "save:epoch@6")),  # twice in a window; half a file
+    "flip": (PLAIN, starts("validation@4", "before:last@6", "flip")),  # between two files; the newer is damaged then
+    "last": (Setup(ema=True), starts("validation@8")),  # in the last validation, when all is trained
+    "averaged": (Setup(ema=True), starts()),
+    "epochs": (EPOCHS, starts()),
+    "epoch": (EPOCHS, starts("batch@7")),  # goes on from an epoch's end
+}
 
 
 def killed_after(lines: int, folder: Path) -> None:
-    """Run the command until its log has so many lines, and kill it a random moment later."""
+    """Run the command until its log has so many lines, and kill its processes a random moment later."""
     process = launch(str(ROOT / "train.py"), "fit", "--config", "config.yaml", folder=folder)
-    log = folder / LOG
+    log = folder / "steps0.jsonl"
     while process.poll() is None and (not log.exists() or log.read_text().count("\n") < lines):
-        time.sleep(0.002)
+        time.sleep(0.005)
     time.sleep(random.Random(lines).uniform(0, 0.1))
-    process.kill()
+    os.killpg(process.pid, signal.SIGKILL)
     process.communicate()
     assert process.returncode == -signal.SIGKILL
 
 
 def test_killed_runs_end_as_one_that_was_not(tmp_path: Path) -> None:
-    printed = run_cases(tmp_path, [[""], *CASES])
-    for number in range(1, len(CASES) + 1):
-        assert_same_run(tmp_path / "runs" / str(number), tmp_path / "runs" / "0")
-    assert "resume: no checkpoint yet, starting from scratch" in printed
-    assert "epoch=0-step=6.ckpt: expected sha256" in printed
-    assert "is at step 8 of 8; raise trainer.max_steps" in printed
-    whole = steps(tmp_path / "runs" / "0")
-    assert len(whole) == 16 + 4  # batches and validations
-    folder = tmp_path / "runs" / "real"
+    run_cases(tmp_path, CASES)
+    for name, whole in {"window": "whole", "flip": "whole", "last": "averaged", "epoch": "epochs"}.items():
+        if name != "flip":
+            assert_ended_as_told(tmp_path / name)
+        assert_same_run(tmp_path / name, tmp_path / whole, CASES[name][0])
+    assert "resume: no checkpoint yet, starting from scratch" in printed(tmp_path / "whole")
+    assert "epoch=0-step=6.ckpt: expected sha256" in printed(tmp_path / "flip")
+    assert "is at step 8 of 8; raise trainer.max_steps" in printed(tmp_path / "last")
+    assert "epoch=0-step=6.ckpt at step 6" in printed(tmp_path / "epoch").replace("last", "epoch=0-step=6")
+    assert len(steps(tmp_path / "whole")) == 16 + 4  # batches and validations
+    folder = tmp_path / "real"
     folder.mkdir()
-    (folder / "config.yaml").write_text(yaml.safe_dump(tiny_config()))
+    (folder / "config.yaml").write_text(yaml.safe_dump(tiny_config(PLAIN)))
     killed_after(7, folder)
-    assert "resume: going on from" in finish(folder)
-    assert_same_run(folder, tmp_path / "runs" / "0")
+    process = launch(str(ROOT / "train.py"), "fit", "--config", "config.yaml", folder=folder)
+    assert "resume: going on from" in finish(process)
+    assert_same_run(folder, tmp_path / "whole", PLAIN)
 
 
 @pytest.mark.slow
-def test_every_kill_point_and_other_workers(tmp_path: Path) -> None:
-    chance = random.Random(0)
-    kills = [f"{point}@{step}" for point in POINTS[:-1] for step in (1, 3, 4, 7)]
-    kills += [f"validation@{step}" for step in (2, 4, 6, 8)]
-    kills += [f"{point}@{step}" for point in SAVES for step in (2, 4, 6)]
-    pairs = [sorted(chance.sample(kills, 2), key=lambda kill: kill.split("@")[1]) for _ in range(10)]
-    pairs = [pair for pair in pairs if pair[0].split("@")[1] < pair[1].split("@")[1]]
-    workers = [["batch@3/0", "backward@5/3", "/1"], ["save:last@4/2", "validation@6/0", "/2"]]
-    cases = [[""], *CASES, *([kill, ""] for kill in kills), *([*pair, ""] for pair in pairs), *workers]
+def test_other_workers_and_other_moments_of_saving(tmp_path: Path) -> None:
+    workers = [("batch@3", {}), ("backward@5", {"workers": 3}), ("", {"workers": 1})]
+    cases = {
+        "whole": (PLAIN, starts()),
+        "workers": (PLAIN, workers),
+        "epochs": (EPOCHS, starts()),
+        "epoch": (EPOCHS, starts("after:last@6", "validated@8")),
+        "validations": (VALIDATIONS, starts()),
+        "validation": (VALIDATIONS, starts("batch@5", "after:epoch@6", "after:last@8")),
+    }
     run_cases(tmp_path, cases)
-    for number in range(1, len(cases)):
-        assert_same_run(tmp_path / "runs" / str(number), tmp_path / "runs" / "0")
+    for name, whole in {"workers": "whole", "epoch": "epochs", "validation": "validations"}.items():
+        assert_ended_as_told(tmp_path / name)
+        assert_same_run(tmp_path / name, tmp_path / whole, cases[name][0])
 
 
 @pytest.mark.parametrize("options", [{"train_time_interval": timedelta(minutes=1)}, {"save_on_exception": True}])

@@ -12,12 +12,12 @@ from typing import Any
 import pytest
 import torch
 from lightning.pytorch import LightningModule
-from lightning.pytorch.callbacks import EMAWeightAveraging
 from tiny_models import tiny_batch, tiny_vae
 from torch import Tensor, nn
 from two_ranks import fit, tiny, weights
 
 from inpaint_module import InpaintEncoder, InpaintLatents
+from inpaint_module.ema import EMA
 from inpaint_module.randomness import Stream, key
 
 pytestmark = [
@@ -107,7 +107,7 @@ def test_deepcopy_after_training_shares_the_vae() -> None:
 
 
 def test_ema_averages_the_denoiser_alone(tmp_path: Path) -> None:
-    module, ema = tiny(), EMAWeightAveraging(decay=0.5)
+    module, ema = tiny(), EMA(decay=0.5)
     vae, start, kernel = vae_state(module), weights(module), module.encoder.kernel.clone()
     trainer = fit(module, callbacks=[ema])
     trainer.save_checkpoint(tmp_path / "a.ckpt")

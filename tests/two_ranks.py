@@ -15,7 +15,6 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.strategies import ModelParallelStrategy
 from tiny_models import tiny_batch, tiny_denoiser, tiny_vae
 from torch import Tensor, nn
-from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor
 from torch.utils.data import DataLoader, IterableDataset
 
@@ -34,23 +33,9 @@ class Batches(IterableDataset[dict[str, Any]]):
         return (tiny_batch(first=2 * (step * self.ranks + self.rank)) for step in itertools.count(self.start))
 
 
-class Sharded(InpaintDiffusion):
-    """The denoiser's weights split over the ranks, block by block (FSDP2)."""
-
-    def configure_model(self) -> None:
-        """Each parameter of the denoiser becomes a DTensor."""
-        if isinstance(self.denoiser, FSDPModule):
-            return
-        mesh = self.device_mesh["data_parallel"]
-        for child in self.denoiser.children():
-            for block in child if isinstance(child, nn.ModuleList) else ():
-                fully_shard(block, mesh=mesh)
-        fully_shard(self.denoiser, mesh=mesh)
-
-
-def tiny(kind: type[InpaintDiffusion] = InpaintDiffusion, vae_seed: int = 0) -> InpaintDiffusion:
-    """As `tiny_models.tiny_module`, of any class and over any VAE."""
-    return kind(
+def tiny(vae_seed: int = 0) -> InpaintDiffusion:
+    """As `tiny_models.tiny_module`, over any VAE."""
+    return InpaintDiffusion(
         tiny_denoiser(),
         InpaintEncoder(tiny_vae(vae_seed), normalize=True),
         StableDiffusionLayout("max"),
@@ -123,15 +108,15 @@ def fsdp(rank: int, folder: Path) -> dict[str, Any]:
         )
         return {"strategy": strategy, "devices": 2, "rank": rank}
 
-    path, in_one_go, resumed = folder / "full.ckpt", tiny(Sharded), tiny(Sharded)
+    path, in_one_go, resumed = folder / "full.ckpt", tiny(), tiny()
     fit(in_one_go, 4, **options())
-    fit(tiny(Sharded), 2, **options()).save_checkpoint(path)
+    fit(tiny(), 2, **options()).save_checkpoint(path)
     fit(resumed, 4, start=2, ckpt_path=path, **options())
     return {
         "weights": weights(resumed),
         "in_one_go": weights(in_one_go),
         "shard": tuple(resumed.denoiser.conv_in.weight.to_local().shape),
-        "refused": refusal(tiny(Sharded, vae_seed=1), 4, start=2, ckpt_path=path, **options()),
+        "refused": refusal(tiny(vae_seed=1), 4, start=2, ckpt_path=path, **options()),
     }
 
 

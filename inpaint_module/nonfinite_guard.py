@@ -1,0 +1,83 @@
+"""NonFiniteGuard: an optimizer step whose gradients are not finite changes nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities import rank_zero_info
+from torch import Tensor
+from torch.distributed.tensor import DTensor
+from torch.optim import Optimizer
+
+
+def all_finite(gradients: list[Tensor]) -> Tensor:
+    """Whether no number is infinite or NaN, bool (), of the parts that this rank holds; no device waits."""
+    parts = [each.to_local() if isinstance(each, DTensor) else each for each in gradients]
+    flags = [part.isfinite().all() for part in parts]
+    return torch.stack([flag.to(flags[0].device) for flag in flags]).all() if flags else torch.tensor(True)
+
+
+class NonFiniteGuard(Callback):
+    """Drops an optimizer step in which any gradient is infinite or NaN, counts it, and gives up after many in a row.
+
+    Weights and the optimizer's state stay as they were; the learning rate's schedule and the stream of samples go on,
+    since a dropped step counts as a step. All ranks decide alike: DDP has averaged the gradients by then, and the flag
+    is reduced besides, for sharded ones. It costs one look at each gradient and makes the host wait for the device
+    once per optimizer step. `train/dropped_steps` is logged, and a checkpoint keeps the count.
+
+    Gradients are looked at before clipping, which would spread a NaN to all of them. With precision 16-mixed the loss
+    scaler drops such a step anyway and lowers its scale; here it is counted too.
+
+    Args:
+        max_dropped: so many dropped steps in a row end the training.
+
+    Raises:
+        ValueError: max_dropped is below 1.
+        RuntimeError: in training, at the max_dropped-th dropped step in a row.
+    """
+
+    def __init__(self, max_dropped: int = 20):
+        if max_dropped < 1:
+            raise ValueError(f"NonFiniteGuard max_dropped: expected at least 1, got {max_dropped}")
+        self.max_dropped = max_dropped
+        self.dropped = 0  # in the whole run
+        self.in_a_row = 0
+
+    def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
+        """Look at the gradients, and drop them."""
+        finite = all_finite([each.grad for each in parameters(optimizer) if each.grad is not None])
+        flag = finite.to(trainer.strategy.root_device, torch.float32)
+        if trainer.strategy.reduce(flag, reduce_op="min"):
+            self.in_a_row = 0
+        else:
+            self._drop(trainer.global_step, optimizer)
+        pl_module.log("train/dropped_steps", float(self.dropped), on_step=True, on_epoch=False)
+
+    def _drop(self, step: int, optimizer: Optimizer) -> None:
+        """Without gradients, optimizers and clipping pass over a parameter."""
+        self.dropped, self.in_a_row = self.dropped + 1, self.in_a_row + 1
+        rank_zero_info(f"step {step}: gradients are not finite, the step is dropped ({self.dropped} so far)")
+        if self.in_a_row >= self.max_dropped:
+            raise RuntimeError(
+                f"step {step}: expected finite gradients, got infinite or NaN ones {self.in_a_row} steps in a row "
+                f"(NonFiniteGuard max_dropped {self.max_dropped}; {self.dropped} steps dropped in all): look at the "
+                "data and the learning rate, then go on from the last checkpoint"
+            )
+        for each in parameters(optimizer):
+            each.grad = None
+
+    def state_dict(self) -> dict[str, Any]:
+        """The counts."""
+        return {"dropped": self.dropped, "in_a_row": self.in_a_row}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on counting."""
+        self.dropped, self.in_a_row = state_dict["dropped"], state_dict["in_a_row"]
+
+
+def parameters(optimizer: Optimizer) -> Iterator[Tensor]:
+    """All that the optimizer updates."""
+    return (each for group in optimizer.param_groups for each in group["params"])

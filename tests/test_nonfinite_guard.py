@@ -1,0 +1,140 @@
+"""NonFiniteGuard on one rank: a dropped step changes nothing, is counted, and too many end the training."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from inpaint_module.nonfinite_guard import NonFiniteGuard, all_finite
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:.*does not have many workers.*"),  # numbers need none
+    pytest.mark.filterwarnings("ignore:.*no `val_dataloader`.*"),
+    pytest.mark.filterwarnings("ignore:.*LeafSpec.*:FutureWarning"),  # Lightning 2.6 on torch's newest pytree
+    pytest.mark.filterwarnings("ignore:.*LeafSpec.*:UserWarning"),
+    pytest.mark.filterwarnings("ignore:.*available but not used.*"),
+]
+
+
+class Line(LightningModule):
+    """A linear model with momentum, whose gradients at some batches are not finite."""
+
+    def __init__(self, factors: dict[int, float], optimizer: type[torch.optim.Optimizer] = torch.optim.AdamW):
+        super().__init__()
+        self.factors, self.optimizer = factors, optimizer
+        self.layer = nn.Linear(3, 2)
+        with torch.no_grad():
+            self.layer.weight.copy_(torch.arange(6.0).reshape(2, 3))
+            self.layer.bias.zero_()
+
+    def training_step(self, batch: Tensor, number: int) -> Tensor:
+        out = self.layer(batch) * self.factors.get(number, 1.0)
+        return out.square().mean()
+
+    def configure_optimizers(self) -> Any:
+        return self.optimizer(self.parameters(), lr=0.1, weight_decay=0.1)  # type: ignore[call-arg]
+
+
+class States(Callback):
+    """Weights and optimizer after each step."""
+
+    def __init__(self) -> None:
+        self.seen: list[Any] = []
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any, **kwargs: Any) -> None:
+        optimizer = trainer.optimizers[0].state_dict()["state"]
+        self.seen.append(copy.deepcopy([list(pl_module.parameters()), optimizer]))
+
+
+def fit(factors: dict[int, float], guard: NonFiniteGuard, steps: int = 4, **options: Any) -> tuple[Trainer, list[Any]]:
+    """Train on eight batches; the trainer, and the states after each."""
+    states = States()
+    module = Line(factors, options.pop("optimizer", torch.optim.AdamW))
+    trainer = Trainer(
+        accelerator="cpu",
+        max_steps=steps,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        callbacks=[guard, states],
+        log_every_n_steps=1,
+        **options,
+    )
+    trainer.fit(module, DataLoader(torch.linspace(-1, 1, 48).reshape(16, 3), batch_size=2))
+    return trainer, states.seen
+
+
+def same(first: Any, second: Any) -> bool:
+    return all(torch.equal(a, b) for a, b in zip(flat(first), flat(second), strict=True))
+
+
+def flat(states: Any) -> list[Tensor]:
+    weights, optimizer = states
+    return [*weights, *(value for state in optimizer.values() for value in state.values() if value is not None)]
+
+
+@pytest.mark.parametrize("factor", [torch.nan, torch.inf])
+@pytest.mark.parametrize("clip", [None, 1.0])
+@pytest.mark.parametrize("optimizer", [torch.optim.AdamW, torch.optim.RMSprop])
+def test_a_dropped_step_changes_nothing(factor: float, clip: float | None, optimizer: Any) -> None:
+    guard = NonFiniteGuard()
+    trainer, seen = fit({1: factor}, guard, gradient_clip_val=clip, optimizer=optimizer)
+    assert same(seen[1], seen[0])
+    assert not same(seen[2], seen[1])
+    assert all(value.isfinite().all() for value in flat(seen[3]))
+    assert (guard.dropped, guard.in_a_row) == (1, 0)
+    assert trainer.global_step == 4
+    assert trainer.callback_metrics["train/dropped_steps"] == 1
+
+
+def test_finite_steps_are_those_of_a_run_without_the_guard() -> None:
+    guard = NonFiniteGuard()
+    _, seen = fit({}, guard)
+    guard.on_before_optimizer_step = lambda *arguments: None  # type: ignore[method-assign]
+    _, plain = fit({}, guard)
+    assert same(seen[-1], plain[-1])
+    assert guard.dropped == 0
+
+
+def test_one_bad_batch_drops_its_accumulation_window() -> None:
+    guard = NonFiniteGuard()
+    _, seen = fit({2: torch.nan}, guard, steps=2, accumulate_grad_batches=2)
+    assert same(seen[3], seen[1])
+    assert guard.dropped == 1
+
+
+def test_too_many_in_a_row_end_the_training() -> None:
+    factors = dict.fromkeys([0, 1, 3, 4, 5], torch.nan)
+    guard = NonFiniteGuard(max_dropped=3)
+    with pytest.raises(
+        RuntimeError, match=r"step 5: expected finite gradients, .* 3 steps in a row .* 5 steps dropped in all"
+    ):
+        fit(factors, guard, steps=8)
+    assert guard.in_a_row == 3
+
+
+def test_state_goes_on_counting() -> None:
+    guard, twin = NonFiniteGuard(), NonFiniteGuard()
+    guard.dropped, guard.in_a_row = 5, 2
+    twin.load_state_dict(guard.state_dict())
+    assert (twin.dropped, twin.in_a_row) == (5, 2)
+
+
+def test_all_finite() -> None:
+    good = torch.tensor([3e38, -1e-45])
+    assert all_finite([good, good.to(torch.bfloat16) / 2])
+    assert all_finite([])
+    for bad in (torch.nan, torch.inf, -torch.inf):
+        assert not all_finite([good, torch.tensor([[0.0, bad]])])
+
+
+def test_max_dropped_must_be_positive() -> None:
+    with pytest.raises(ValueError, match="NonFiniteGuard max_dropped: expected at least 1, got 0"):
+        NonFiniteGuard(max_dropped=0)
