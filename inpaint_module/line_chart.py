@@ -1,0 +1,80 @@
+"""Line charts as inline SVG: no script, no file beside the page, colours from the page's CSS."""
+
+from __future__ import annotations
+
+import html
+import math
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+_WIDTH, _HEIGHT = 460, 250
+_LEFT, _RIGHT, _TOP, _BOTTOM = 52, 12, 12, 32
+_MOST_POINTS = 400
+
+
+class Line(NamedTuple):
+    """A named line through (step, value) points; `style` is its CSS class."""
+
+    name: str
+    points: Sequence[tuple[int, float]]
+    style: str
+
+
+def line_chart(description: str, lines: Sequence[Line]) -> str:
+    """The chart, 460 x 250 units that scale with the page; values that are not finite are left out.
+
+    Args:
+        description: what it shows, for those who do not see it.
+        lines: at least one with a finite point.
+    """
+    kept = [line._replace(points=thinned([p for p in line.points if math.isfinite(p[1])])) for line in lines]
+    points = [point for line in kept for point in line.points]
+    steps, values = nice_ticks(0, max(step for step, _ in points)), [value for _, value in points]
+    levels = nice_ticks(min(values), max(values))
+    x, y = _scale(steps, _LEFT, _WIDTH - _RIGHT), _scale(levels, _HEIGHT - _BOTTOM, _TOP)
+    parts = [f'<svg class="chart" role="img" viewBox="0 0 {_WIDTH} {_HEIGHT}" aria-label="{html.escape(description)}">']
+    for level in levels:
+        parts.append(f'<line class="rule" x1="{_LEFT}" x2="{_WIDTH - _RIGHT}" y1="{y(level)}" y2="{y(level)}"/>')
+        parts.append(f'<text x="{_LEFT - 6}" y="{y(level)}" dy=".35em" text-anchor="end">{level:.4g}</text>')
+    for step in steps:
+        anchor = "end" if step == steps[-1] else "middle"
+        parts.append(f'<text x="{x(step)}" y="{_HEIGHT - 12}" text-anchor="{anchor}">{step:,.0f}</text>')
+    for line in kept:
+        path = " ".join(f"{x(step)},{y(value)}" for step, value in line.points)
+        parts.append(f'<polyline class="line {line.style}" points="{path}"/>')
+    return "".join(parts) + "</svg>"
+
+
+def thinned(points: Sequence[tuple[int, float]]) -> list[tuple[int, float]]:
+    """At most 400 points: means over neighbours."""
+    size = math.ceil(len(points) / _MOST_POINTS)
+    groups = [points[start : start + size] for start in range(0, len(points), size or 1)]
+    return [(group[-1][0], math.fsum(value for _, value in group) / len(group)) for group in groups]
+
+
+def smoothed(points: Sequence[tuple[int, float]], width: int) -> list[tuple[int, float]]:
+    """Each value's mean with the `width` - 1 before it."""
+    return [
+        (
+            step,
+            math.fsum(value for _, value in points[max(0, number - width + 1) : number + 1]) / min(width, number + 1),
+        )
+        for number, (step, _) in enumerate(points)
+    ]
+
+
+def nice_ticks(low: float, high: float, most: int = 5) -> list[float]:
+    """Round numbers, at most `most` + 2, the first not above `low` and the last not below `high`."""
+    if low == high:
+        low, high = low - (abs(low) or 1) / 2, high + (abs(high) or 1) / 2
+    rough = (high - low) / most
+    unit = 10.0 ** math.floor(math.log10(rough))
+    size = next(unit * times for times in (1, 2, 5, 10) if unit * times >= rough * (1 - 1e-9))
+    first, last = math.floor(low / size + 1e-9), math.ceil(high / size - 1e-9)
+    return [number * size for number in range(first, last + 1)]
+
+
+def _scale(ticks: Sequence[float], start: float, end: float) -> Callable[[float], str]:
+    """From values to units of the picture: the first tick to `start`, the last to `end`."""
+    low, span = ticks[0], ticks[-1] - ticks[0]
+    return lambda value: f"{start + (value - low) / span * (end - start):.1f}"
