@@ -48,7 +48,7 @@ class WebDatasetDataModule(StreamDataModule):
     Samples that fill up the last batch have position -1 and count for nothing.
 
     A batch is {"image": uint8 (B,3,H,W), "mask": bool (B,1,H,W) with 1 = inpaint, "position": int64 (B,),
-    "caption": list of B texts, "__key__": list of B texts}.
+    "caption": list of B texts, "__key__": list of B texts}, and in training from a latent cache "latents" (B,C,h,w).
 
     Args:
         train_shards: A folder of tars, a path, a pattern such as data/{000..099}.tar or data/*.tar, the same at

@@ -1,0 +1,234 @@
+"""Encode the training images once: python -m datamodules.cache_latents runs/latents --config configs/quickstart.yaml
+
+Writes shards of what the config's data module makes of the training images (cropped, flipped, augmented, lossless),
+with caption, class number, own mask and the clean latents of the config's VAE. Train from them with
+data.train_shards=runs/latents and the same model: masks are painted anew at every step, and the VAE encodes the masked
+images alone, half of its work. With --crops 4 every image is there four times, in other crops.
+
+A run that was stopped or killed goes on when the same command is given again. latents.json tells what the shards are.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from contextlib import closing
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import PIL
+import torch
+import yaml  # type: ignore[import-untyped]
+from jsonargparse import ArgumentError, ArgumentParser
+from lightning.pytorch import LightningDataModule, LightningModule
+from tqdm import tqdm
+
+from datamodules.latent_cache import DTYPES
+from datamodules.latent_samples import cached_samples
+from datamodules.manifest import JOURNAL, MANIFEST, Shard, read_manifest, write_atomically
+from datamodules.quarantine import QUARANTINE
+from datamodules.shard_journal import ShardJournal
+from datamodules.shard_writer import ShardWriter
+from datamodules.webdataset_datamodule import WebDatasetDataModule
+from inpaint_module.encoder import InpaintEncoder
+
+RECORD = "latents.json"
+_OF_LOADING = ("num_workers", "stall_timeout", "val_shards", "val_batch_size", "cache_dir", "cache_bytes")
+_OF_TRAINING = ("mask_generator", "own_mask_probability", "allow_empty_masks", "transfer_probability")
+
+
+class Parts(NamedTuple):
+    """What configs say: the encoder, the data module, and its arguments as plain values."""
+
+    encoder: InpaintEncoder
+    data: WebDatasetDataModule
+    settings: dict[str, Any]
+
+
+class Report(NamedTuple):
+    """What was written, and the bad samples that others stand in for, each with its reason."""
+
+    shards: list[Shard]
+    replaced: list[str]
+
+
+def parts_from_configs(configs: Sequence[Path], overrides: Sequence[str] = ()) -> Parts:
+    """Encoder and data module of config files, the later over the earlier, and of options such as `--data.seed=1`.
+
+    The denoiser is not made.
+
+    Raises:
+        ValueError: a part is missing, or is of another kind.
+    """
+    parser, parsed = _parser_of(model=LightningModule, data=LightningDataModule), None
+    for path in configs:
+        content = yaml.safe_load(path.read_text()) or {}
+        parsed = parser.parse_object({part: content[part] for part in ("model", "data") if part in content}, parsed)
+    parsed = parser.parse_args(list(overrides), namespace=parsed)
+    encoder = parsed.get("model.init_args.encoder")
+    if encoder is None:
+        raise ValueError(f"config: expected a model with an encoder, got {parsed.model.class_path}")
+    parser = _parser_of(encoder=InpaintEncoder, data=LightningDataModule)
+    made = _instantiate(parser, parser.parse_object({"encoder": encoder, "data": parsed.data}))
+    if not isinstance(made.data, WebDatasetDataModule):
+        raise ValueError(f"config: expected data of a WebDatasetDataModule, got {type(made.data).__name__}")
+    return Parts(made.encoder, made.data, parsed.data.init_args.as_dict())
+
+
+def _parser_of(**kinds: type) -> ArgumentParser:
+    parser = ArgumentParser(exit_on_error=False)
+    for name, kind in kinds.items():
+        parser.add_subclass_arguments(kind, name, required=True)
+    return parser
+
+
+def _instantiate(parser: ArgumentParser, parsed: Any) -> Any:
+    return (getattr(parser, "instantiate", None) or parser.instantiate_classes)(parsed)  # its name before 4.49
+
+
+def cache_latents(
+    data: WebDatasetDataModule,
+    encoder: InpaintEncoder,
+    out: str | Path,
+    *,
+    crops: int = 1,
+    dtype: str = "float32",
+    shard_bytes: int = 256_000_000,
+    settings: Mapping[str, Any] | None = None,
+    progress: bool = False,
+) -> Report:
+    """Write the training samples of positions 0 to crops * N of a plain order, with their clean latents.
+
+    Goes on with what a killed run of the same arguments has finished. Bad samples are replaced as in training.
+
+    Args:
+        data: its training shards, decoder and batch size are used.
+        encoder: its VAE is used, on the device that it is on.
+        out: a folder without shards, or with an unfinished run; made if missing.
+        crops: how often each image is written, each time with the crop, flip and augmentations of another position.
+        dtype: float32 for the very latents that training would make, bfloat16 or float16 for half the size.
+        shard_bytes: size of a tar, about.
+        settings: arguments of the data module, for the record.
+        progress: show a progress bar.
+
+    Raises:
+        ValueError: arguments that a cache cannot serve, shards in `out` already, or an unfinished run of other
+            arguments, or too many bad samples.
+    """
+    out = Path(out)
+    _check(data, encoder, crops, dtype)
+    record = _record(data, encoder, crops=crops, dtype=dtype, shard_bytes=shard_bytes, settings=settings or {})
+    with closing(_open_journal(out, record)) as journal:
+        first, total, replaced = journal.next_source, record["samples"], journal.skipped
+        positions, torch_dtype = range(first, total), getattr(torch, dtype)
+        samples = cached_samples(data, encoder, torch_dtype, positions, folder=out, replaced=replaced)
+        bar = tqdm(samples, initial=first, total=total, unit="image", disable=not progress)
+        with closing(ShardWriter(out, shard_bytes, None, number=len(journal.shards))) as writer:
+            for position, sample in enumerate(bar, first):
+                if finished := writer.write(*sample):
+                    journal.add(*finished, next_source=position, skipped=replaced)
+            if finished := writer.finish():
+                journal.add(*finished, next_source=total, skipped=replaced)
+        write_atomically(out / RECORD, json.dumps(record, indent=1) + "\n")
+        journal.publish()
+    return Report(read_manifest(out), list(dict.fromkeys(replaced)))
+
+
+def _check(data: WebDatasetDataModule, encoder: InpaintEncoder, crops: int, dtype: str) -> None:
+    if crops < 1:
+        raise ValueError(f"crops: expected at least 1, got {crops}")
+    if dtype not in DTYPES.values():
+        raise ValueError(f"dtype: expected one of {', '.join(DTYPES.values())}, got {dtype!r}")
+    if encoder.posterior != "mode":
+        raise ValueError(f"encoder.posterior: expected mode, which can be kept; got {encoder.posterior}")
+    if data.buckets is not None:
+        raise ValueError("data.bucket_step: expected null, since cached latents have one shape")
+    if data.source_weights is not None:
+        raise ValueError(
+            "data.source_weights: expected null; cache each source into a folder of its own, weigh those in training"
+        )
+    if data.latents is not None:
+        raise ValueError(f"data.train_shards: expected shards of images, got cached latents: {data.latents}")
+
+
+def _record(
+    data: WebDatasetDataModule, encoder: InpaintEncoder, settings: Mapping[str, Any], **arguments: Any
+) -> dict[str, Any]:
+    """All that the shards depend on, as JSON gives it back."""
+    record = {
+        "samples": arguments["crops"] * len(data.train_set),
+        **arguments,
+        "image_size": data.train_decoder.image_size,
+        "seed": data.seed,
+        "batch_size": data.batch_size,
+        "dataset_fingerprint": data.train_set.fingerprint,
+        "vae_sha256": encoder.vae.fingerprint().hex(),
+        "ratio": encoder.vae.ratio,
+        "channels": encoder.vae.channels,
+        "versions": {"torch": torch.__version__, "pillow": PIL.__version__},
+        "data": {name: value for name, value in settings.items() if name not in _OF_LOADING + _OF_TRAINING},
+    }
+    return json.loads(json.dumps(record, default=str))
+
+
+def _open_journal(out: Path, record: dict[str, Any]) -> ShardJournal:
+    if not (out / JOURNAL).exists() and ((out / MANIFEST).exists() or any(out.glob("*.tar"))):
+        raise ValueError(f"{out}: expected a folder without shards, got one that has some; remove them first")
+    out.mkdir(parents=True, exist_ok=True)
+    return ShardJournal(out, record)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m datamodules.cache_latents",
+        description=__doc__,
+        epilog="Options of model and data, such as --data.num_workers=8, override the configs.",
+        formatter_class=argparse.RawTextHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument(
+        "out", type=Path, help="folder for the shards; holds none, or an unfinished run of this command"
+    )
+    parser.add_argument("--config", type=Path, action="append", required=True, help="as for train.py fit; repeatable")
+    parser.add_argument("--crops", type=int, default=1, help="crops of each image (default %(default)s)")
+    parser.add_argument(
+        "--dtype", default="float32", help=f"of the latents: {', '.join(DTYPES.values())} (default %(default)s)"
+    )
+    parser.add_argument("--shard-bytes", type=int, default=256_000_000, help="size of a tar (default %(default)s)")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ... (default %(default)s)")
+    return parser
+
+
+def _device(name: str) -> torch.device:
+    found = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        return torch.empty(0, device=found if name == "auto" else name).device
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"device: expected auto, cpu or a GPU that is there, got {name!r}: {error}") from error
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """The command; returns the exit code: 0, 1 after an error, 130 after Ctrl-C."""
+    options, overrides = _parser().parse_known_args(arguments)
+    chosen = {"crops": options.crops, "dtype": options.dtype, "shard_bytes": options.shard_bytes}
+    try:
+        encoder, data, settings = parts_from_configs(options.config, overrides)
+        encoder.to(_device(options.device))
+        report = cache_latents(data, encoder, options.out, settings=settings, progress=True, **chosen)
+    except (ValueError, OSError, ArgumentError) as error:
+        sys.stderr.write(f"{error}\n")
+        return 1
+    except KeyboardInterrupt:
+        sys.stderr.write("stopped; the same command goes on from here\n")
+        return 130
+    if report.replaced:
+        sys.stderr.write(f"{len(report.replaced)} bad samples replaced, see {options.out / QUARANTINE}\n")
+    count, size = (sum(getattr(shard, name) for shard in report.shards) for name in ("count", "bytes"))
+    sys.stdout.write(f"{count} samples, {size / count / 1000:.1f} kB each, in {len(report.shards)} shards\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,78 @@
+"""Clean latents made before the training: what the VAE makes of a whole image, so that a step encodes the masked one
+alone."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from inpaint_module.encoder import InpaintEncoder, InpaintLatents, to_unit_float
+
+
+class LatentsTag(NamedTuple):
+    """What cached latents are of; the latents themselves are unscaled, and the mode of their posterior.
+
+    Attributes:
+        vae_sha256: of the weights of the VAE that made them, in hex.
+        image_size: (H, W) pixels of their image.
+        shape: (C, h, w).
+        dtype: in which they are kept, such as "float32".
+    """
+
+    vae_sha256: str
+    image_size: tuple[int, int]
+    shape: tuple[int, ...]
+    dtype: str
+
+    def __str__(self) -> str:
+        height, width = self.image_size
+        return f"{self.dtype} {self.shape} of {height} x {width} pixels by VAE {self.vae_sha256[:16]}..."
+
+
+def check_clean(tag: LatentsTag, encoder: InpaintEncoder) -> None:
+    """Refuse cached latents that this encoder would not make.
+
+    Raises:
+        ValueError: they are another VAE's, or the encoder draws from the posterior.
+    """
+    _check_posterior(encoder)
+    here = encoder.vae.fingerprint().hex()
+    if tag.vae_sha256 != here:
+        raise ValueError(
+            f"the latents in data.train_shards were made by a VAE whose weights have sha256 {tag.vae_sha256[:16]}..., "
+            f"but the encoder holds {here[:16]}...; load the same VAE in the same dtype, or make the cache again"
+        )
+
+
+def encode_clean(encoder: InpaintEncoder, images: Tensor) -> Tensor:
+    """Whole images, uint8 (B, 3, H, W), to their unscaled latents, float32 (B, C, h, w): the posterior's mode."""
+    pixels = encoder.crop(to_unit_float(images))
+    parts = pixels.split(encoder.max_batch or len(pixels))
+    return torch.cat([encoder.vae.posterior(part).mean for part in parts])
+
+
+def encode_beside(encoder: InpaintEncoder, images: Tensor, masks: Tensor, clean: Tensor) -> InpaintLatents:
+    """What `encoder(images, masks, target=True)` returns, at half the price.
+
+    Args:
+        encoder: with the VAE that made `clean`.
+        images: uint8 (B, 3, H, W).
+        masks: bool (B, 1, H, W).
+        clean: of `encode_clean`, (B, C, h, w), any dtype.
+
+    Raises:
+        ValueError: the encoder draws from the posterior.
+    """
+    _check_posterior(encoder)
+    latents = encoder(images, masks)
+    clean = clean.to(latents.samples)
+    return latents._replace(target=encoder.vae.normalize(clean) if encoder.normalize else clean)
+
+
+def _check_posterior(encoder: InpaintEncoder) -> None:
+    if encoder.posterior != "mode":
+        raise ValueError(
+            f"encoder.posterior: expected mode with cached latents, which are modes; got {encoder.posterior}"
+        )
