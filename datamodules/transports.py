@@ -173,7 +173,7 @@ class FsspecTransport(Transport):
 
     def _options(self, kind: str) -> dict[str, Any]:
         """Time-outs in each file system's own words; fsspec's configuration wins."""
-        from fsspec.config import conf  # type: ignore[import-untyped]
+        from fsspec.config import conf
 
         seconds = self.stall_seconds
         known: dict[str, dict[str, Any]] = {
@@ -183,7 +183,7 @@ class FsspecTransport(Transport):
         return {**known[kind], **conf.get(kind, {})}
 
     def _filesystem(self, url: str) -> Any:
-        import fsspec  # type: ignore[import-untyped]
+        import fsspec
 
         kind = scheme(url) or ""
         try:

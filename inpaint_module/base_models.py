@@ -10,6 +10,7 @@ from diffusers import SchedulerMixin
 from torch import nn
 
 from inpaint_module.conditioning import Conditioning
+from inpaint_module.embedded import local_folder
 from inpaint_module.lora import LoRA, add_lora
 from inpaint_module.surgery import grow_input_channels
 from inpaint_module.text_conditioning import (
@@ -37,7 +38,8 @@ def load_denoiser(
     """A U-Net or transformer of diffusers, ready to train.
 
     Args:
-        path: a pipeline's folder or hub name, or a folder of the denoiser alone.
+        path: a pipeline's folder or hub name, a folder of the denoiser alone, or "embedded:inpainter" for the small one
+            that ships with this package.
         subfolder: folder inside `path`; None for a pipeline's `unet` or `transformer`, whichever it has.
         in_channels: grow the first layer to this many, the new ones at zero: 9 for Stable Diffusion, 33 for SD3, 384
             for Flux. None keeps it; a model that has them already stays as it is.
@@ -55,6 +57,7 @@ def load_denoiser(
 
     if dtype not in DTYPES:
         raise ValueError(f"denoiser dtype must be one of {', '.join(DTYPES)}; got {dtype!r}")
+    path = local_folder(path)
     if subfolder is None and (index := _pipeline_index(path)):
         subfolder = "unet" if "unet" in index else "transformer"
     denoiser = _loaded(AutoModel, path, subfolder, "denoiser", torch_dtype=DTYPES[dtype], **_light())

@@ -50,6 +50,7 @@ class EMA(EMAWeightAveraging):
             update_every_n_steps=update_every_n_steps,
             update_starting_at_step=update_starting_at_step,
         )
+        self._swapped = False
         # Lightning's own sum of two products moves a frozen weight by rounding at each update; this one interpolates
         self._kwargs = {"multi_avg_fn": get_ema_multi_avg_fn(decay)}
 
@@ -59,6 +60,7 @@ class EMA(EMAWeightAveraging):
         Raises:
             ValueError: the strategy shards them.
         """
+        self._swapped = False
         if pl_module.device_mesh is not None:
             raise ValueError(
                 "trainer.callbacks: EMA expects a strategy that keeps all weights on every rank, such as ddp, got "
@@ -77,6 +79,18 @@ class EMA(EMAWeightAveraging):
                 super().setup(trainer, pl_module, stage)
             finally:
                 vars(pl_module).update(held)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Leave the average in the module; what trained stays here, for the checkpoint that is written after this."""
+        self._swap_models(pl_module)
+        self._swapped = True
+
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Save both, whichever of them the module holds."""
+        super().on_save_checkpoint(trainer, pl_module, checkpoint)
+        if self._swapped:
+            states = checkpoint["state_dict"], checkpoint["current_model_state"]
+            checkpoint["current_model_state"], checkpoint["state_dict"] = states
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """To train, load both; else the average, which is what `state_dict` holds, is there already."""

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from inpaint_module.embedded import local_folder
 from inpaint_module.frozen_vae import FrozenVAE, Posterior
 from inpaint_module.vae_comfy import ComfyVAE
 from inpaint_module.vae_diffusers import DiffusersVAE
@@ -55,8 +56,7 @@ def load_vae(path: str = EMBEDDED, subfolder: str | None = None, dtype: str = "f
 
     if dtype not in _DTYPES:
         raise ValueError(f"vae dtype must be one of {', '.join(_DTYPES)}; got {dtype!r}")
-    if path == EMBEDDED:
-        path = str(Path(__file__).parents[1] / "datamodules" / "embedded" / "vae")
+    path = local_folder(path)
     try:
         # low_cpu_mem_usage needs accelerate, which a VAE does not
         module = AutoModel.from_pretrained(

@@ -10,6 +10,7 @@ from unittest import mock
 import pytest
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
 from tiny_models import ClassConditioning, tiny_denoiser, tiny_module
 from torch import Tensor
 from torch.utils.data import DataLoader
@@ -61,7 +62,7 @@ def trainer_of(steps: int, *callbacks: Callback, every: int = 3) -> Trainer:
         limit_predict_batches=1,
         num_sanity_val_steps=0,
         logger=False,
-        enable_checkpointing=False,
+        enable_checkpointing=any(isinstance(each, ModelCheckpoint) for each in callbacks),
         enable_progress_bar=False,
         enable_model_summary=False,
         use_distributed_sampler=False,
@@ -142,6 +143,21 @@ def test_a_checkpoint_holds_both_and_nothing_frozen(run: tuple[Watch, Path, Inpa
     for state in states:
         assert {name for name in state if not name.startswith("denoiser.")} == {"encoder._extra_state"}
     assert checkpoint["averaging_state"].keys() == {"n_averaged"}
+
+
+@pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists and is not empty")
+def test_a_checkpoint_of_the_end_can_go_on(run: tuple[Watch, Path, InpaintDiffusion], tmp_path: Path) -> None:
+    """ModelCheckpoint's last save comes when the average is in the module already."""
+    watch, _, _ = run
+    save = ModelCheckpoint(dirpath=tmp_path, save_last=True, every_n_train_steps=100)
+    fit(module(), 3, EMA(DECAY), save)
+    checkpoint = torch.load(tmp_path / "last.ckpt", weights_only=True)
+    assert checkpoint["global_step"] == 3
+    assert same(denoiser_state(checkpoint["current_model_state"]), watch.trained[2])
+    assert close(denoiser_state(checkpoint["state_dict"]), watch.validated[0])
+    resumed, again = module(), Watch()
+    fit(resumed, 6, EMA(DECAY), again, save, start=3, path=tmp_path / "last.ckpt")
+    assert all(same(first, second) for first, second in zip(again.trained, watch.trained[3:], strict=True))
 
 
 def test_resume_is_equal_to_the_bit(run: tuple[Watch, Path, InpaintDiffusion]) -> None:
