@@ -1,7 +1,8 @@
 """Lay run folders side by side: python -m inpaint_module.compare_runs runs/a runs/b [--out compare.html]
 
-Shows what differs in their configs, versions, data and VAE, the last value of every metric that they have in common,
-and, in the page, their newest picture grids.
+Shows what differs in their configs, versions, data and VAE, the last value of every metric, the scores of their
+validation reports, and, in the page, their newest picture grids. Validation paints the masks of the run's own
+generator: where generators differ, compare the reports, whose photos and masks are the same.
 """
 
 from __future__ import annotations
@@ -19,6 +20,8 @@ import yaml  # type: ignore[import-untyped]
 
 from inpaint_module.run_record import METRICS, RECORD, read_metrics
 
+REPORT = "report.json"
+_SCORES = (".psnr_inside", ".ssim_inside", ".seam", ".features")
 _IGNORED = ("starts", "command", "data.position")  # differ between any two runs
 
 
@@ -66,6 +69,10 @@ def read_run(folder: str | Path) -> Run:
     settings = flatten(yaml.safe_load(config.read_text())) if config.is_file() else {}
     settings |= {f"run.{name}": value for name, value in record.items() if not name.startswith(_IGNORED)}
     metrics = {row.metric: row.value for row in read_metrics(folder / METRICS)}
+    report = folder / REPORT
+    if report.is_file():
+        scores = flatten({"report": json.loads(report.read_text())["presets"]})
+        metrics |= {name: float(value) for name, value in scores.items() if name.endswith(_SCORES)}
     grids = sorted((folder / "grids").glob("*.png"))
     return Run(str(folder), settings, metrics, grids[-1] if grids else None)
 

@@ -81,11 +81,15 @@ def test_flatten() -> None:
 def test_comparison(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for name, size in (("a", 32), ("b", 48)):
         fit(tmp_path / name, 2, size=size)
+        report = {"presets": {"sd": {"seam": size / 100, "seam_vae": 0}}}
+        (tmp_path / name / "report.json").write_text(json.dumps(report))
         (tmp_path / name / "config.yaml").write_text(f"data: {{image_size: {size}}}\ntrainer: {{max_steps: 2}}\n")
     folders = [str(tmp_path / name) for name in "ab"]
     assert main([*folders, "--out", str(tmp_path / "page.html")]) == 0
     printed = capsys.readouterr().out
     assert "val/psnr_inside" in printed
+    assert ["report.sd.seam", "0.32", "0.48"] in [line.split() for line in printed.splitlines()]
+    assert "seam_vae" not in printed
     line = next(line for line in printed.splitlines() if line.startswith("data.image_size"))
     assert line.split() == ["data.image_size", "32", "48"]
     assert "trainer.max_steps" not in printed

@@ -81,7 +81,8 @@ def loaders(folder: Path) -> dict[str, Loader]:
     shards = [str(path) for path in sorted(folder.glob("*.tar"))]
     flip, crop = v2.RandomHorizontalFlip(), v2.RandomResizedCrop(SIDE, antialias=True)
     like_ours = v2.RandomResizedCrop(SIDE, scale=(0.25, 1.0), ratio=(1.0, 1.0), antialias=True)
-    floats = v2.Compose([crop, flip, v2.ToImage(), v2.ToDtype(torch.float32, scale=True)])
+    normalize = v2.Normalize([0.5], [0.5])  # as in the training examples of diffusers
+    floats = v2.Compose([crop, flip, v2.ToImage(), v2.ToDtype(torch.float32, scale=True), normalize])
     bytes_ = v2.Compose([like_ours, flip, v2.ToImage()])
     return {
         "plain recipe, float": lambda: plain(shards, floats),
