@@ -70,6 +70,7 @@ FLOORS = {
     "datamodules.buckets": 0,
     "datamodules.captions": 0,
     "datamodules.coco_rle": 0,
+    "datamodules.config_parts": 0,
     "datamodules.data_counters": 0,
     "datamodules.file_locks": 0,
     "datamodules.jpeg": 0,

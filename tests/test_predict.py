@@ -11,6 +11,7 @@ import yaml
 from PIL import Image
 from tiny_run import Setup, tiny_config
 
+from datamodules import WebDatasetDataModule
 from datamodules.predict import main, read_mask
 from inpaint_module.masks import preset
 from inpaint_module.randomness import Stream, key
@@ -104,3 +105,20 @@ def test_a_broken_picture_is_named(tmp_path: Path, config: str, capsys: pytest.C
     assert "b.png: " in capsys.readouterr().err
     with pytest.raises(ValueError, match=r"b\.png"):
         read_mask(tmp_path / "b.png", (2, 2))
+
+
+def test_the_shipped_model_fills_better_than_a_plain_colour(tmp_path: Path) -> None:
+    photos = WebDatasetDataModule("embedded:train", "embedded:val", batch_size=6, image_size=256, mask_generator=preset("sd"))
+    images = next(iter(photos.val_dataloader()))["image"].movedim(1, -1).numpy()
+    (tmp_path / "photos").mkdir()
+    for number, image in enumerate(images):
+        Image.fromarray(image).save(tmp_path / "photos" / f"{number}.png")
+    assert main([str(tmp_path / "photos"), str(tmp_path / "out"), "--preset", "lama-medium"]) == 0
+    masks = preset("lama-medium")(key(0, torch.arange(len(images)), Stream.MASK), 256, 256)[:, 0].numpy()
+    gains = []
+    for number, (image, mask) in enumerate(zip(images.astype(float), masks, strict=True)):
+        filled = read(tmp_path / "out" / f"{number}.png")[mask]
+        plain = np.broadcast_to(image[~mask].mean(0), filled.shape)
+        errors = [((fill - image[mask]) ** 2).mean() for fill in (plain, filled)]
+        gains.append(10 * np.log10(errors[0] / errors[1]))
+    assert np.mean(gains) > 1  # dB

@@ -1,0 +1,88 @@
+"""Look at the data of a config before training: python -m datamodules.doctor --config configs/quickstart.yaml
+
+Reads a few batches as `train.py fit` does, sends them through the config's VAE and one training step, and reports
+what is wrong: pixel range, blank and duplicate images, inverted, empty and lossy masks, mask lost on the latent grid,
+sizes, captions, the VAE's round trip, scale and overflow, bad samples, a source that does not answer. Says how fast
+each stage is, and what would be faster. Nothing of a run is written or changed.
+
+Exit codes, for CI: 0 if there is no error, 1 if there is, 2 if the command itself is wrong. With --strict warnings
+are errors.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from pathlib import Path
+
+import torch
+
+from datamodules.doctor_sheet import draw_sheet
+from datamodules.doctor_table import table
+from datamodules.examination import Examination, examine
+from datamodules.findings import ERROR
+
+
+def exit_code(exam: Examination, *, strict: bool = False) -> int:
+    """1 if there is an error, or with `strict` any finding; else 0."""
+    return int(any(strict or finding.severity == ERROR for finding in exam.findings))
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m datamodules.doctor",
+        description=__doc__,
+        epilog="Options of model and data, such as --data.num_workers=8, override the configs.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--config", type=Path, action="append", required=True, help="as for train.py fit; repeatable")
+    parser.add_argument("--batches", type=int, metavar="N", default=4, help="to read (default %(default)s)")
+    parser.add_argument("--out", type=Path, metavar="PNG", help="write a sheet of samples to this PNG")
+    parser.add_argument("--strict", action="store_true", help="exit code 1 for warnings too")
+    parser.add_argument(
+        "--timeout", type=float, metavar="SECONDS", default=120.0, help="seconds to wait for a batch (default 120)"
+    )
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ... (default %(default)s)")
+    parser.add_argument("--no-step", action="store_true", help="leave out the training step, which needs its memory")
+    return parser
+
+
+def run(arguments: list[str] | None = None) -> tuple[int, bool]:
+    """The command: the exit code, and whether a thread is left that waits for a stalled source."""
+    parser = _parser()
+    options, overrides = parser.parse_known_args(arguments)
+    if unknown := [each for each in overrides if not each.startswith(("--model.", "--data.")) or "=" not in each]:
+        parser.error(f"expected overrides such as --data.batch_size=2, got {' '.join(unknown)}")
+    if missing := [path for path in options.config if not path.is_file()]:
+        parser.error(f"--config: expected a file, got {missing[0]}")
+    if options.batches < 1 or options.timeout <= 0:
+        parser.error(
+            f"expected --batches of at least 1 and a positive --timeout, got {options.batches}, {options.timeout}"
+        )
+    found = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.empty(0, device=found if options.device == "auto" else options.device).device
+    except (RuntimeError, AssertionError) as error:
+        parser.error(f"--device: expected auto, cpu or a GPU that is there, got {options.device!r}: {error}")
+    chosen = {"batches": options.batches, "timeout": options.timeout, "step": not options.no_step, "device": device}
+    exam = examine(options.config, overrides, **chosen)
+    sys.stdout.write(table(exam))
+    if options.out is not None and (sheet := draw_sheet(exam, ", ".join(map(str, options.config)))) is not None:
+        sheet.save(options.out, "PNG")
+        sys.stdout.write(f"sheet: {options.out}\n")
+    return exit_code(exam, strict=options.strict), exam.stalled
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """The command; returns the exit code."""
+    return run(arguments)[0]
+
+
+if __name__ == "__main__":
+    code, stalled = run()
+    sys.stdout.flush()
+    if stalled:
+        os._exit(code)  # a thread that waits for the source would hold up the end
+    sys.exit(code)
