@@ -108,7 +108,9 @@ def test_a_broken_picture_is_named(tmp_path: Path, config: str, capsys: pytest.C
 
 
 def test_the_shipped_model_fills_better_than_a_plain_colour(tmp_path: Path) -> None:
-    photos = WebDatasetDataModule("embedded:train", "embedded:val", batch_size=6, image_size=256, mask_generator=preset("sd"))
+    photos = WebDatasetDataModule(
+        "embedded:train", "embedded:val", batch_size=6, image_size=256, mask_generator=preset("sd")
+    )
     images = next(iter(photos.val_dataloader()))["image"].movedim(1, -1).numpy()
     (tmp_path / "photos").mkdir()
     for number, image in enumerate(images):
