@@ -143,9 +143,8 @@ def compare(title: str, folder: Path, rounds: int, batches: int) -> None:
         for name, loader in named.items():
             rates[name].append(measure(loader, batches))
     base = "plain recipe, float"
-    say(
-        f"\n{title}: {describe(folder)}\n\n| loader | images/s | CPU ms per image | times the plain recipe's: by clock, by CPU time |"
-    )
+    say(f"\n{title}: {describe(folder)}\n")
+    say("| loader | images/s | CPU ms per image | times the plain recipe's: by clock, by CPU time |")
     say("|---|---|---|---|")
     for name, rows in rates.items():
         images, cpu = (statistics.median(column) for column in zip(*rows, strict=True))
