@@ -12,8 +12,8 @@ from inpaint_module import randomness
 from inpaint_module.masks.generator import MaskGenerator, checked_share, unless_empty
 
 
-class Union(MaskGenerator):
-    """Every pixel that any of the generators masks; each draws by itself.
+class SetOperation(MaskGenerator):
+    """Several generators, of whose masks a subclass makes one.
 
     Args:
         generators: one or more.
@@ -26,6 +26,10 @@ class Union(MaskGenerator):
         if not generators:
             raise ValueError("generators must name at least one mask generator, got none")
         self.parts = generators
+
+
+class Union(SetOperation):
+    """Every pixel that any of the generators masks; each draws by itself."""
 
     def paint(self, keys: Tensor, height: int, width: int) -> Tensor:
         """See `MaskGenerator`."""
@@ -35,20 +39,8 @@ class Union(MaskGenerator):
         return masks
 
 
-class Intersection(MaskGenerator):
-    """The pixels that all of the generators mask; where there is none, what the first one masks.
-
-    Args:
-        generators: one or more.
-
-    Raises:
-        ValueError: no generator.
-    """
-
-    def __init__(self, generators: list[MaskGenerator]):
-        if not generators:
-            raise ValueError("generators must name at least one mask generator, got none")
-        self.parts = generators
+class Intersection(SetOperation):
+    """The pixels that all of the generators mask; where there is none, what the first one masks."""
 
     def paint(self, keys: Tensor, height: int, width: int) -> Tensor:
         """See `MaskGenerator`."""
