@@ -4,8 +4,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from datamodules.coco_masks import CocoMask
-    from datamodules.mask_sources import AlphaMask, FileMask, LabelMap, MaskSource
+    from datamodules.own_masks.coco_masks import CocoMask
+    from datamodules.own_masks.mask_sources import AlphaMask, FileMask, LabelMap, MaskSource
     from datamodules.webdataset_datamodule import WebDatasetDataModule
 
 __all__ = ["AlphaMask", "CocoMask", "FileMask", "LabelMap", "MaskSource", "WebDatasetDataModule"]
@@ -15,5 +15,5 @@ def __getattr__(name: str) -> Any:
     """Import the data module, and Lightning with it, only when it is asked for: the commands here do without."""
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    homes = {"CocoMask": "coco_masks", "WebDatasetDataModule": "webdataset_datamodule"}
-    return getattr(import_module(f"{__name__}.{homes.get(name, 'mask_sources')}"), name)
+    homes = {"CocoMask": "own_masks.coco_masks", "WebDatasetDataModule": "webdataset_datamodule"}
+    return getattr(import_module(f"{__name__}.{homes.get(name, 'own_masks.mask_sources')}"), name)

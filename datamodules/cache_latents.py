@@ -25,13 +25,13 @@ from jsonargparse import ArgumentError, ArgumentParser
 from lightning.pytorch import LightningDataModule, LightningModule
 from tqdm import tqdm
 
-from datamodules.latent_cache import DTYPES
-from datamodules.latent_samples import cached_samples
-from datamodules.manifest import JOURNAL, MANIFEST, Shard, read_manifest, write_atomically
-from datamodules.quarantine import QUARANTINE
-from datamodules.shard_journal import ShardJournal
-from datamodules.shard_writer import ShardWriter
+from datamodules.faults.quarantine import QUARANTINE
+from datamodules.samples.latent_cache import DTYPES
+from datamodules.shards.manifest import JOURNAL, MANIFEST, Shard, read_manifest, write_atomically
 from datamodules.webdataset_datamodule import WebDatasetDataModule
+from datamodules.writing.latent_samples import cached_samples
+from datamodules.writing.shard_journal import ShardJournal
+from datamodules.writing.shard_writer import ShardWriter
 from inpaint_module.encoder import InpaintEncoder
 
 RECORD = "latents.json"

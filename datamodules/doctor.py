@@ -18,10 +18,10 @@ from pathlib import Path
 
 import torch
 
-from datamodules.doctor_sheet import draw_sheet
-from datamodules.doctor_table import table
-from datamodules.examination import Examination, examine
-from datamodules.findings import ERROR
+from datamodules.examination.doctor_sheet import draw_sheet
+from datamodules.examination.doctor_table import table
+from datamodules.examination.examination import Examination, examine
+from datamodules.examination.findings import ERROR
 
 
 def exit_code(exam: Examination, *, strict: bool = False) -> int:

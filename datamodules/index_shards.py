@@ -30,11 +30,11 @@ from typing import NamedTuple
 from tqdm import tqdm
 from webdataset.shardlists import expand_urls
 
-from datamodules.manifest import JOURNAL, ManifestRow, Shard, index_path, read_manifest, write_rows
-from datamodules.ordered_pool import ordered_map
-from datamodules.tar_index import check_ignorable
-from datamodules.tar_indexer import IndexedTar, TarPlace, try_index_tar
-from datamodules.transports import file_name, is_remote, scheme, shown
+from datamodules.remote.transports import file_name, is_remote, scheme, shown
+from datamodules.shards.manifest import JOURNAL, ManifestRow, Shard, index_path, read_manifest, write_rows
+from datamodules.shards.tar_index import check_ignorable
+from datamodules.writing.ordered_pool import ordered_map
+from datamodules.writing.tar_indexer import IndexedTar, TarPlace, try_index_tar
 
 
 class IndexReport(NamedTuple):

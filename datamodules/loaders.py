@@ -9,14 +9,14 @@ from typing import Any
 import torch
 import webdataset as wds
 
-from datamodules.bad_share import BadShareLimit
 from datamodules.batches import collate
-from datamodules.crashes import CrashLog
-from datamodules.inflight import InflightMarkers
-from datamodules.quarantine import Quarantine
-from datamodules.recovery import POLL_SECONDS, WorkerRecovery, start_workers
-from datamodules.stream import SampleStream
-from datamodules.substitution import Decoder, SubstitutingDecoder
+from datamodules.faults.bad_share import BadShareLimit
+from datamodules.faults.crashes import CrashLog
+from datamodules.faults.inflight import InflightMarkers
+from datamodules.faults.quarantine import Quarantine
+from datamodules.faults.recovery import POLL_SECONDS, WorkerRecovery, start_workers
+from datamodules.faults.substitution import Decoder, SubstitutingDecoder
+from datamodules.stream.sample_stream import SampleStream
 
 _ATTEMPTS = 16  # substitutes of one bad sample: half of the samples may be bad
 

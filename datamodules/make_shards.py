@@ -25,12 +25,12 @@ from typing import Any, NamedTuple
 import PIL
 from tqdm import tqdm
 
-from datamodules.manifest import JOURNAL, MANIFEST, Shard, read_manifest
-from datamodules.ordered_pool import ordered_map
-from datamodules.shard_journal import ShardJournal
-from datamodules.shard_writer import ShardWriter
-from datamodules.source_lists import Columns, Source, find_sources, fingerprint
-from datamodules.source_samples import EncodedSample, Resize, try_source
+from datamodules.shards.manifest import JOURNAL, MANIFEST, Shard, read_manifest
+from datamodules.writing.ordered_pool import ordered_map
+from datamodules.writing.shard_journal import ShardJournal
+from datamodules.writing.shard_writer import ShardWriter
+from datamodules.writing.source_lists import Columns, Source, find_sources, fingerprint
+from datamodules.writing.source_samples import EncodedSample, Resize, try_source
 
 
 class Report(NamedTuple):

@@ -18,9 +18,9 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
-from datamodules.images import open_image, to_rgb, upright
-from datamodules.source_lists import is_image
-from datamodules.tar_index import IMAGE_FIELDS, MASK_FIELDS
+from datamodules.images.reading import open_image, to_rgb, upright
+from datamodules.shards.tar_index import IMAGE_FIELDS, MASK_FIELDS
+from datamodules.writing.source_lists import is_image
 from inpaint_module.export import load_weights, module_from_configs
 from inpaint_module.inpaint_image import inpaint_image
 from inpaint_module.lightning_module import InpaintDiffusion

@@ -10,23 +10,23 @@ from typing import Any
 from torch import nn
 
 from datamodules.argument_checks import check_at_least, check_colour, check_image_size, check_share
-from datamodules.aspects import ShardAspects
 from datamodules.batches import add_masks
-from datamodules.bucket_order import BucketOrder
-from datamodules.buckets import Buckets
-from datamodules.donors import Donors
-from datamodules.latent_cache import check_use, find_tag
 from datamodules.loaders import EvaluationLoader, StreamLoader
-from datamodules.manifest import Shard
-from datamodules.mask_sources import MaskSource
-from datamodules.mixed_order import MixedOrder
-from datamodules.order import PLAN_VERSION, Order, SampleOrder
-from datamodules.polarity import PolarityWatch
-from datamodules.samples import SampleDecoder
-from datamodules.shard_cache import ShardCache
-from datamodules.shard_specs import find_shards, open_shards
-from datamodules.shards import ShardSet
-from datamodules.stream import SampleStream, evaluation_steps
+from datamodules.own_masks.mask_sources import MaskSource
+from datamodules.own_masks.polarity import PolarityWatch
+from datamodules.samples.latent_cache import check_use, find_tag
+from datamodules.samples.sample_decoder import SampleDecoder
+from datamodules.shards.manifest import Shard
+from datamodules.shards.shard_cache import ShardCache
+from datamodules.shards.shard_set import ShardSet
+from datamodules.shards.shard_specs import find_shards, open_shards
+from datamodules.stream.aspects import ShardAspects
+from datamodules.stream.bucket_order import BucketOrder
+from datamodules.stream.buckets import Buckets
+from datamodules.stream.donors import Donors
+from datamodules.stream.mixed_order import MixedOrder
+from datamodules.stream.order import PLAN_VERSION, Order, SampleOrder
+from datamodules.stream.sample_stream import SampleStream, evaluation_steps
 from datamodules.stream_datamodule import StreamDataModule
 from datamodules.trainer_checks import check_trainer
 from inpaint_module.clean_latents import LatentsTag

@@ -8,7 +8,7 @@ if __name__ != "inpaint_module":  # ComfyUI imports a folder of custom_nodes wit
 from inpaint_module.comfyui import NODE_CLASS_MAPPINGS, NODE_DISPLAY_NAME_MAPPINGS
 from inpaint_module.encoder import InpaintEncoder, InpaintLatents
 from inpaint_module.masks import MaskGenerator
-from inpaint_module.vae import load_vae
+from inpaint_module.vae.loading import load_vae
 
 __all__ = [
     "NODE_CLASS_MAPPINGS",

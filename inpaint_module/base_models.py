@@ -9,17 +9,17 @@ import torch
 from diffusers import SchedulerMixin
 from torch import nn
 
-from inpaint_module.conditioning import Conditioning
-from inpaint_module.embedded import local_folder
-from inpaint_module.lora import LoRA, add_lora
-from inpaint_module.surgery import grow_input_channels
-from inpaint_module.text_conditioning import (
+from inpaint_module.conditioning.conditioning import Conditioning
+from inpaint_module.conditioning.text_conditioning import (
     FluxText,
     StableDiffusion3Text,
     StableDiffusionText,
     StableDiffusionXLText,
 )
-from inpaint_module.text_encoder import FrozenTextEncoder
+from inpaint_module.conditioning.text_encoder import FrozenTextEncoder
+from inpaint_module.denoisers.lora import LoRA, add_lora
+from inpaint_module.denoisers.surgery import grow_input_channels
+from inpaint_module.embedded import local_folder
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 

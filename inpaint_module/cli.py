@@ -12,9 +12,9 @@ from lightning.pytorch.plugins import CheckpointIO
 from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.model_helpers import is_overridden
 
-from inpaint_module.checkpoint_io import VerifiedCheckpointIO, newest_valid_checkpoint, read_seal
-from inpaint_module.nonfinite_guard import NonFiniteGuard
-from inpaint_module.resume import ExactResume, model_checkpoints
+from inpaint_module.callbacks.nonfinite_guard import NonFiniteGuard
+from inpaint_module.checkpoints.checkpoint_io import VerifiedCheckpointIO, newest_valid_checkpoint, read_seal
+from inpaint_module.checkpoints.resume import ExactResume, model_checkpoints
 
 
 class ResumingCLI(LightningCLI):

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 import yaml  # type: ignore[import-untyped]
 
-from inpaint_module.run_record import METRICS, RECORD, read_metrics
+from inpaint_module.callbacks.run_record import METRICS, RECORD, read_metrics
 
 REPORT = "report.json"
 _SCORES = (".psnr_inside", ".ssim_inside", ".seam", ".features")
@@ -62,7 +62,7 @@ def read_run(folder: str | Path) -> Run:
     if missing := [name for name in (METRICS, RECORD) if not (folder / name).is_file()]:
         raise ValueError(
             f"{folder}: expected a run folder with {METRICS} and {RECORD}, got none of {', '.join(missing)}: add the "
-            "callback inpaint_module.run_record.RunRecord to the run's config"
+            "callback inpaint_module.callbacks.run_record.RunRecord to the run's config"
         )
     record = flatten(json.loads((folder / RECORD).read_text()))
     config = folder / "config.yaml"

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from inpaint_module import morphology, randomness
-from inpaint_module.vae import FrozenVAE, as_vae
+from inpaint_module.vae.loading import FrozenVAE, as_vae
 
 KERNELS: dict[str, Callable[[int], Tensor]] = {
     "square": morphology.square,

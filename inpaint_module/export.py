@@ -18,13 +18,13 @@ from safetensors.torch import save_file
 from torch import nn
 
 from inpaint_module.base_models import DTYPES
-from inpaint_module.checkpoint_io import VerifiedCheckpointIO
+from inpaint_module.checkpoints.checkpoint_io import VerifiedCheckpointIO
+from inpaint_module.conditioning.text_conditioning import TextConditioning
+from inpaint_module.denoisers.lora import has_lora, lora_weights, remove_lora, trains_first_layer
 from inpaint_module.encoder import InpaintEncoder
 from inpaint_module.layouts import Layout
 from inpaint_module.lightning_module import InpaintDiffusion
-from inpaint_module.lora import has_lora, lora_weights, remove_lora, trains_first_layer
-from inpaint_module.text_conditioning import TextConditioning
-from inpaint_module.vae import DiffusersVAE
+from inpaint_module.vae.loading import DiffusersVAE
 
 LORA_FILE = "pytorch_lora_weights.safetensors"
 COMFYUI_FILE = "comfyui/lora.safetensors"

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from inpaint_module.tiling import TiledCall
+from inpaint_module.denoisers.tiling import TiledCall
 
 if TYPE_CHECKING:
     from inpaint_module.lightning_module import InpaintDiffusion

@@ -40,7 +40,7 @@ def unpack(tokens: Tensor, height: int, width: int) -> Tensor:
 class Layout(ABC):
     """From noisy latents and the encoder's result to what a denoiser, or a ControlNet beside it, eats.
 
-    A denoiser's input starts with the noisy latents, on which `inpaint_module.surgery` relies. A ControlNet gets them
+    A denoiser's input starts with the noisy latents, on which `denoisers.surgery` relies. A ControlNet gets them
     apart from its condition: its layout makes the condition only, with the dtype and device of `noisy`.
 
     Args:

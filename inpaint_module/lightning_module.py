@@ -12,18 +12,18 @@ from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor, nn
 
 from inpaint_module.clean_latents import check_clean, encode_beside
-from inpaint_module.conditioning import Conditioning, NoConditioning, check_captions, drop_mask
-from inpaint_module.denoiser_call import DenoiserCall
+from inpaint_module.conditioning.conditioning import Conditioning, NoConditioning, check_captions, drop_mask
+from inpaint_module.denoisers.denoiser_call import DenoiserCall
+from inpaint_module.denoisers.sharding import shard
+from inpaint_module.denoisers.surgery import check_input_channels
 from inpaint_module.encoder import InpaintEncoder, InpaintLatents, to_unit_float
 from inpaint_module.fingerprints import check_ranks, check_saved
 from inpaint_module.layouts import Layout
-from inpaint_module.loss_weights import LossWeights, weighted_loss
-from inpaint_module.objectives import ObjectiveCallable, objective_for
+from inpaint_module.metrics.validation import FillMetrics, GridLosses
+from inpaint_module.objectives.loss_weights import LossWeights, weighted_loss
+from inpaint_module.objectives.objectives import ObjectiveCallable, objective_for
 from inpaint_module.randomness import Stream, key, normal
 from inpaint_module.sampling import InpaintedImages, composite, inpaint_latents
-from inpaint_module.sharding import shard
-from inpaint_module.surgery import check_input_channels
-from inpaint_module.validation import FillMetrics, GridLosses
 
 
 class InpaintDiffusion(LightningModule):

@@ -10,10 +10,10 @@ import torch
 from diffusers import SchedulerMixin
 from torch import Tensor, nn
 
-from inpaint_module.denoiser_call import DenoiserCall
+from inpaint_module.denoisers.denoiser_call import DenoiserCall
 from inpaint_module.encoder import InpaintLatents
 from inpaint_module.layouts import Layout
-from inpaint_module.timesteps import resolution_mu
+from inpaint_module.objectives.timesteps import resolution_mu
 
 
 class InpaintedImages(NamedTuple):

@@ -22,9 +22,9 @@ import numpy as np
 import torch
 from PIL import Image
 
-from datamodules.mask_sources import AlphaMask, FileMask, LabelMap
-from datamodules.samples import SampleDecoder
-from datamodules.shards import RawSample
+from datamodules.own_masks.mask_sources import AlphaMask, FileMask, LabelMap
+from datamodules.samples.sample_decoder import SampleDecoder
+from datamodules.shards.shard_set import RawSample
 
 SIZE = (24, 16)
 PREFIX = "s.tar: sample 'k': "

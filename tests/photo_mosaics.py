@@ -8,9 +8,9 @@ from functools import cache
 import numpy as np
 from PIL import Image
 
-from datamodules.images import open_image, to_rgb
-from datamodules.mask_sources import image_bytes
-from datamodules.shard_specs import open_shards
+from datamodules.images.reading import open_image, to_rgb
+from datamodules.own_masks.mask_sources import image_bytes
+from datamodules.shards.shard_specs import open_shards
 
 TILE = 256
 

@@ -11,9 +11,9 @@ from data_fixtures import encode, write_tar
 from diffusers import AutoencoderDC
 from PIL import Image, ImageDraw, ImageOps
 
-from datamodules.manifest import write_manifest
-from datamodules.mask_sources import image_bytes
-from datamodules.shard_specs import open_shards
+from datamodules.own_masks.mask_sources import image_bytes
+from datamodules.shards.manifest import write_manifest
+from datamodules.shards.shard_specs import open_shards
 from datamodules.webdataset_datamodule import WebDatasetDataModule
 
 VAE = Path(__file__).parents[1] / "datamodules" / "embedded" / "vae"

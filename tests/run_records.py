@@ -14,7 +14,7 @@ from typing import Any
 from tiny_run import Setup
 from torch import Tensor
 
-from inpaint_module.checkpoint_io import VerifiedCheckpointIO
+from inpaint_module.checkpoints.checkpoint_io import VerifiedCheckpointIO
 
 ROOT = Path(__file__).parents[1]
 Starts = list[tuple[str, dict[str, Any]]]

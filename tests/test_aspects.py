@@ -8,10 +8,10 @@ import pytest
 import torch
 from data_fixtures import encode, photo, write_tar
 
-from datamodules.aspects import ShardAspects
-from datamodules.image_sizes import image_size
-from datamodules.manifest import write_manifest
-from datamodules.shard_specs import open_shards
+from datamodules.images.image_sizes import image_size
+from datamodules.shards.manifest import write_manifest
+from datamodules.shards.shard_specs import open_shards
+from datamodules.stream.aspects import ShardAspects
 
 SIZES = [(48, 40), (40, 48), (30, 30), (64, 16), (16, 64)]
 

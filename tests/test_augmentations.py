@@ -14,10 +14,10 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import v2
 
-from datamodules.augmentations import Augmentations, augment
-from datamodules.draws import position_seed
-from datamodules.samples import SampleDecoder
-from datamodules.shards import RawSample
+from datamodules.images.augmentations import Augmentations, augment
+from datamodules.images.draws import position_seed
+from datamodules.samples.sample_decoder import SampleDecoder
+from datamodules.shards.shard_set import RawSample
 from inpaint_module.randomness import Stream, fork, key
 
 pytestmark = pytest.mark.filterwarnings("ignore:The image decoding and encoding capabilities")  # of v2.JPEG

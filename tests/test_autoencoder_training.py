@@ -11,9 +11,9 @@ from test_pca_start import autoencoder
 from tiny_models import tiny_vae
 
 from datamodules import WebDatasetDataModule
-from inpaint_module.autoencoder_training import AutoencoderTraining
+from inpaint_module.autoencoder.autoencoder_training import AutoencoderTraining
 from inpaint_module.masks import Boxes
-from inpaint_module.vae import load_vae
+from inpaint_module.vae.loading import load_vae
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*does not have many workers.*"),

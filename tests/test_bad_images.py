@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from data_fixtures import encode, photo
 
-from datamodules.samples import SampleDecoder
-from datamodules.shards import RawSample
+from datamodules.samples.sample_decoder import SampleDecoder
+from datamodules.shards.shard_set import RawSample
 
 
 def decode(data: bytes, **options: object) -> dict[str, Any]:

@@ -25,16 +25,16 @@ from torch import Tensor, nn
 
 from datamodules import WebDatasetDataModule
 from inpaint_module.base_models import load_denoiser, load_scheduler, load_text
-from inpaint_module.checkpoint_io import VerifiedCheckpointIO
-from inpaint_module.ema import EMA
+from inpaint_module.callbacks.ema import EMA
+from inpaint_module.checkpoints.checkpoint_io import VerifiedCheckpointIO
+from inpaint_module.checkpoints.resume import ExactResume
+from inpaint_module.denoisers.surgery import first_layer
 from inpaint_module.encoder import InpaintLatents
 from inpaint_module.export import export, load_weights, module_from_configs
 from inpaint_module.layouts import unpack
 from inpaint_module.lightning_module import InpaintDiffusion
 from inpaint_module.masks import Boxes
 from inpaint_module.randomness import Stream, key, normal
-from inpaint_module.resume import ExactResume
-from inpaint_module.surgery import first_layer
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*does not have many workers.*"),

@@ -8,15 +8,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from datamodules.aspects import ShardAspects
-from datamodules.bucket_order import BucketOrder
-from datamodules.buckets import Buckets
 from datamodules.loaders import StreamLoader
-from datamodules.mixed_order import MixedOrder
-from datamodules.order import Order, SampleOrder
-from datamodules.samples import SampleDecoder
-from datamodules.shard_specs import open_shards
-from datamodules.stream import SampleStream
+from datamodules.samples.sample_decoder import SampleDecoder
+from datamodules.shards.shard_specs import open_shards
+from datamodules.stream.aspects import ShardAspects
+from datamodules.stream.bucket_order import BucketOrder
+from datamodules.stream.buckets import Buckets
+from datamodules.stream.mixed_order import MixedOrder
+from datamodules.stream.order import Order, SampleOrder
+from datamodules.stream.sample_stream import SampleStream
 from inpaint_module.randomness import Stream, uniform
 from inpaint_module.randomness import key as keys
 

@@ -3,9 +3,9 @@
 import pytest
 from data_fixtures import encode, photo
 
-from datamodules.captions import parse_caption, parse_label
-from datamodules.samples import SampleDecoder
-from datamodules.shards import RawSample
+from datamodules.samples.captions import parse_caption, parse_label
+from datamodules.samples.sample_decoder import SampleDecoder
+from datamodules.shards.shard_set import RawSample
 
 
 def decode(fields: dict[str, bytes], **options: object) -> dict[str, object]:

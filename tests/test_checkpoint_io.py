@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 import torch
 
-from inpaint_module import checkpoint_io
-from inpaint_module.checkpoint_io import (
+from inpaint_module.checkpoints import checkpoint_io
+from inpaint_module.checkpoints.checkpoint_io import (
     VerifiedCheckpointIO,
     local_path,
     newest_valid_checkpoint,
@@ -27,7 +27,7 @@ KILLED_SAVES = """
 import os, signal, sys
 from pathlib import Path
 import torch
-from inpaint_module import checkpoint_io as io
+from inpaint_module.checkpoints import checkpoint_io as io
 
 def dying(function, before=True):
     def call(*arguments):

@@ -12,8 +12,8 @@ import torch
 from tiny_models import tiny_batch
 from torch import Tensor, nn
 
-from inpaint_module.conditioning import Conditioning, NoConditioning, check_captions, drop_mask
-from inpaint_module.denoiser_call import DenoiserCall
+from inpaint_module.conditioning.conditioning import Conditioning, NoConditioning, check_captions, drop_mask
+from inpaint_module.denoisers.denoiser_call import DenoiserCall
 
 
 class Words(Conditioning):

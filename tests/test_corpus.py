@@ -28,15 +28,15 @@ from lightning import LightningModule, Trainer
 from PIL import Image
 
 from datamodules.loaders import StreamLoader
-from datamodules.manifest import write_manifest
-from datamodules.order import SampleOrder
-from datamodules.samples import SampleDecoder
-from datamodules.shard_specs import find_shards, open_shards
-from datamodules.shards import RawSample
-from datamodules.stream import SampleStream
-from datamodules.tar_index import index_shard
+from datamodules.samples.sample_decoder import SampleDecoder
+from datamodules.shards.manifest import write_manifest
+from datamodules.shards.shard_set import RawSample
+from datamodules.shards.shard_specs import find_shards, open_shards
+from datamodules.shards.tar_index import index_shard
+from datamodules.stream.order import SampleOrder
+from datamodules.stream.sample_stream import SampleStream
 from datamodules.webdataset_datamodule import WebDatasetDataModule
-from inpaint_module.checkpoint_io import VerifiedCheckpointIO, newest_valid_checkpoint
+from inpaint_module.checkpoints.checkpoint_io import VerifiedCheckpointIO, newest_valid_checkpoint
 
 ROOT = Path(__file__).parents[1]
 

@@ -30,8 +30,8 @@ from run_records import (
 from tiny_models import tiny_module
 from tiny_run import Setup, tiny_config
 
-from inpaint_module.checkpoint_io import VerifiedCheckpointIO
-from inpaint_module.resume import ExactResume
+from inpaint_module.checkpoints.checkpoint_io import VerifiedCheckpointIO
+from inpaint_module.checkpoints.resume import ExactResume
 
 DDP, FSDP = Setup(ranks=2), Setup(ranks=2, strategy="fsdp")
 OVERLAY = ROOT / "configs" / "multi_gpu.yaml"

@@ -12,9 +12,9 @@ from pathlib import Path
 import fault_server as faults
 import pytest
 
-from datamodules import downloads
-from datamodules.downloads import Patience, download, fetch
-from datamodules.transports import MissingError, RemoteError
+from datamodules.remote import downloads
+from datamodules.remote.downloads import Patience, download, fetch
+from datamodules.remote.transports import MissingError, RemoteError
 
 DATA = random.Random(5).randbytes(600_000)
 SHA256 = hashlib.sha256(DATA).hexdigest()

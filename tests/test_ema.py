@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from two_ranks import Batches, weights
 
-from inpaint_module.ema import EMA
+from inpaint_module.callbacks.ema import EMA
 from inpaint_module.lightning_module import InpaintDiffusion
 
 pytestmark = [

@@ -23,17 +23,17 @@ from torch.utils.data import DataLoader
 
 from inpaint_module import InpaintEncoder, load_vae
 from inpaint_module.base_models import load_denoiser, load_scheduler
-from inpaint_module.checkpoint_io import VerifiedCheckpointIO
-from inpaint_module.ema import EMA
+from inpaint_module.callbacks.ema import EMA
+from inpaint_module.checkpoints.checkpoint_io import VerifiedCheckpointIO
+from inpaint_module.conditioning.text_conditioning import FluxText, StableDiffusionText, TextConditioning
+from inpaint_module.conditioning.text_encoder import FrozenTextEncoder
+from inpaint_module.denoisers.lora import LoRA, add_lora
+from inpaint_module.denoisers.surgery import grow_input_channels
+from inpaint_module.denoisers.transformer_calls import FluxCall
 from inpaint_module.export import COMFYUI_FILE, LORA_FILE, export, load_weights, main, module_from_configs
-from inpaint_module.frozen_vae import FrozenVAE
 from inpaint_module.layouts import FluxFillLayout, Layout, PowerPaintLayout, StableDiffusionLayout
 from inpaint_module.lightning_module import InpaintDiffusion
-from inpaint_module.lora import LoRA, add_lora
-from inpaint_module.surgery import grow_input_channels
-from inpaint_module.text_conditioning import FluxText, StableDiffusionText, TextConditioning
-from inpaint_module.text_encoder import FrozenTextEncoder
-from inpaint_module.transformer_calls import FluxCall
+from inpaint_module.vae.frozen_vae import FrozenVAE
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*does not have many workers.*"),

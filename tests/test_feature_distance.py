@@ -28,7 +28,7 @@ from transformers import (
     ViTModel,
 )
 
-from inpaint_module.feature_distance import FeatureDistance, as_map, feature_distance
+from inpaint_module.metrics.feature_distance import FeatureDistance, as_map, feature_distance
 
 SMALL = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "image_size": 28, "patch_size": 14}
 

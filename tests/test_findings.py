@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from datamodules.config_parts import data_from_configs, precision_of
-from datamodules.data_measures import Captions, Masks, Pixels, Sizes
-from datamodules.doctor_sheet import telling_first
-from datamodules.findings import (
+from datamodules.examination.config_parts import data_from_configs, precision_of
+from datamodules.examination.data_measures import Captions, Masks, Pixels, Sizes
+from datamodules.examination.doctor_sheet import telling_first
+from datamodules.examination.findings import (
     Finding,
     check_captions,
     check_notes,
@@ -20,9 +20,9 @@ from datamodules.findings import (
     check_range,
     check_sizes,
 )
-from datamodules.model_checks import check_finite, check_grid, check_latents, check_loss, faster
-from datamodules.model_measures import Grid, Latents, Speeds, autocast
-from datamodules.patient_reader import StalledError, patiently
+from datamodules.examination.model_checks import check_finite, check_grid, check_latents, check_loss, faster
+from datamodules.examination.model_measures import Grid, Latents, Speeds, autocast
+from datamodules.examination.patient_reader import StalledError, patiently
 
 
 def pixels(dtype: str, low: float, high: float) -> Pixels:

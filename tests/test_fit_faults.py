@@ -16,7 +16,7 @@ from data_fixtures import Halves, encode, photo, photo_shards, write_tar
 from lightning import LightningModule, Trainer
 from torch import Tensor
 
-from datamodules.shards import RawSample
+from datamodules.shards.shard_set import RawSample
 from datamodules.webdataset_datamodule import WebDatasetDataModule
 
 # Lightning 2.6.6 asks torch for a class that newer torch is about to drop; nothing here calls it.

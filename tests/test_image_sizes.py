@@ -8,8 +8,8 @@ import pytest
 from data_fixtures import encode, photo
 from PIL import Image, PngImagePlugin
 
-from datamodules.image_sizes import image_size
-from datamodules.images import open_image, upright_size
+from datamodules.images.image_sizes import image_size
+from datamodules.images.reading import open_image, upright_size
 
 
 def turned(orientation: int) -> Image.Exif:

@@ -15,11 +15,11 @@ import pytest
 from data_fixtures import encode, photo, photo_shards, write_tar
 
 from datamodules import index_shards as module
-from datamodules import tar_indexer
-from datamodules.image_sizes import image_size
+from datamodules.images.image_sizes import image_size
 from datamodules.index_shards import find_tars, index_shards, main
-from datamodules.manifest import JOURNAL, index_path, load_index, parse_manifest, write_manifest
-from datamodules.shard_specs import open_shards
+from datamodules.shards.manifest import JOURNAL, index_path, load_index, parse_manifest, write_manifest
+from datamodules.shards.shard_specs import open_shards
+from datamodules.writing import tar_indexer
 
 JPEG = encode(photo(1), "JPEG")
 

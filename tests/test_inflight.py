@@ -5,8 +5,8 @@ import pickle
 import torch
 from torch.utils.data import DataLoader, IterableDataset
 
-from datamodules.inflight import Inflight, InflightMarkers
-from datamodules.shards import RawSample
+from datamodules.faults.inflight import Inflight, InflightMarkers
+from datamodules.shards.shard_set import RawSample
 
 RAW = RawSample("d/s.tar", "a/ké", {}, 7)
 

@@ -7,7 +7,7 @@ import pytest
 from data_fixtures import encode
 from PIL import Image
 
-from datamodules.jpeg import cut_below, read_frame, reduction
+from datamodules.images.jpeg import cut_below, read_frame, reduction
 
 SIZE = (200, 160)
 

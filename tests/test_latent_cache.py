@@ -18,18 +18,19 @@ from diffusers import DDIMScheduler
 from tiny_models import tiny_batch, tiny_denoiser, tiny_module, tiny_vae
 
 import train
-from datamodules import FileMask, latent_samples
+from datamodules import FileMask
 from datamodules.cache_latents import cache_latents, main, parts_from_configs
-from datamodules.latent_cache import DTYPES, pack_latents, read_latents, read_tag
-from datamodules.manifest import MANIFEST
-from datamodules.shard_specs import open_shards
-from datamodules.tar_index import LATENTS_FIELD
+from datamodules.samples.latent_cache import DTYPES, pack_latents, read_latents, read_tag
+from datamodules.shards.manifest import MANIFEST
+from datamodules.shards.shard_specs import open_shards
+from datamodules.shards.tar_index import LATENTS_FIELD
 from datamodules.webdataset_datamodule import WebDatasetDataModule
+from datamodules.writing import latent_samples
 from inpaint_module import InpaintEncoder, load_vae
+from inpaint_module.callbacks.run_record import MetricRow, read_metrics
 from inpaint_module.clean_latents import LatentsTag, check_clean, encode_beside, encode_clean
 from inpaint_module.layouts import StableDiffusionLayout
 from inpaint_module.lightning_module import InpaintDiffusion
-from inpaint_module.run_record import MetricRow, read_metrics
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 SIDE = 64
@@ -295,7 +296,7 @@ def fit(*options: str) -> None:
     """The quickstart with the overlay of caches, and a checkpoint every two steps."""
     os.environ.pop("PL_GLOBAL_SEED", None)  # of the run before
     saves = {"class_path": "lightning.pytorch.callbacks.ModelCheckpoint", "init_args": {"every_n_train_steps": 2}}
-    callbacks = [saves, {"class_path": "inpaint_module.run_record.RunRecord"}]
+    callbacks = [saves, {"class_path": "inpaint_module.callbacks.run_record.RunRecord"}]
     Path("saves.yaml").write_text(yaml.safe_dump({"trainer": {"callbacks": callbacks}}))
     configs = [f"--config={CONFIGS / name}" for name in ("quickstart.yaml", "latent_cache.yaml")]
     configs.append("--config=saves.yaml")

@@ -17,14 +17,14 @@ from jsonargparse import ArgumentParser
 from tiny_models import ClassConditioning, tiny_batch, tiny_denoiser, tiny_module, tiny_vae
 
 from inpaint_module import InpaintEncoder
-from inpaint_module.conditioning import drop_mask
+from inpaint_module.conditioning.conditioning import drop_mask
+from inpaint_module.denoisers.surgery import grow_input_channels
 from inpaint_module.layouts import StableDiffusionLayout
 from inpaint_module.lightning_module import InpaintDiffusion
-from inpaint_module.loss_weights import LossWeights
-from inpaint_module.objectives import DiffusionObjective, FlowMatchingObjective
+from inpaint_module.objectives.loss_weights import LossWeights
+from inpaint_module.objectives.objectives import DiffusionObjective, FlowMatchingObjective
+from inpaint_module.objectives.timesteps import LogitNormal
 from inpaint_module.randomness import Stream, draw, integers, key, normal
-from inpaint_module.surgery import grow_input_channels
-from inpaint_module.timesteps import LogitNormal
 
 CONFIG = Path(__file__).parents[1] / "configs" / "quickstart.yaml"
 
@@ -254,11 +254,11 @@ def test_a_config_says_it_all(monkeypatch: pytest.MonkeyPatch) -> None:
             "class_path": package + "objectives.FlowMatchingObjective",
             "init_args": {
                 "shift": 2.0,
-                "timesteps": {"class_path": package + "timesteps.LogitNormal", "init_args": {"mean": 0.5}},
+                "timesteps": {"class_path": package + "objectives.timesteps.LogitNormal", "init_args": {"mean": 0.5}},
             },
         },
         "loss_weights": {
-            "class_path": package + "loss_weights.LossWeights",
+            "class_path": package + "objectives.LossWeights",
             "init_args": {"outside": 0.5, "seam": 1.0, "by_area": True},
         },
     }

@@ -16,13 +16,14 @@ import pytest
 import torch
 from data_fixtures import encode, photo, photo_shards, write_tar
 
-from datamodules import loaders, recovery
+from datamodules import loaders
+from datamodules.faults import recovery
 from datamodules.loaders import EvaluationLoader, StreamLoader
-from datamodules.order import SampleOrder
-from datamodules.samples import SampleDecoder
-from datamodules.shard_specs import open_shards
-from datamodules.shards import RawSample, ShardSet
-from datamodules.stream import SampleStream
+from datamodules.samples.sample_decoder import SampleDecoder
+from datamodules.shards.shard_set import RawSample, ShardSet
+from datamodules.shards.shard_specs import open_shards
+from datamodules.stream.order import SampleOrder
+from datamodules.stream.sample_stream import SampleStream
 
 COUNT = 13
 DECODER = SampleDecoder(image_size=(16, 16), seed=1, augment=True)

@@ -14,8 +14,16 @@ from diffusers import UNet2DConditionModel
 from tiny_vaes import one_thread  # noqa: F401
 from torch import Tensor
 
-from inpaint_module.lora import FROZEN_SHA256, LoRA, add_lora, has_lora, lora_weights, remove_lora, trains_first_layer
-from inpaint_module.surgery import grow_input_channels
+from inpaint_module.denoisers.lora import (
+    FROZEN_SHA256,
+    LoRA,
+    add_lora,
+    has_lora,
+    lora_weights,
+    remove_lora,
+    trains_first_layer,
+)
+from inpaint_module.denoisers.surgery import grow_input_channels
 
 TEXT = torch.randn(2, 4, tiny.TEXT, generator=torch.Generator().manual_seed(3))
 

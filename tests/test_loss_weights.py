@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from inpaint_module.loss_weights import LossWeights, seam_of, weighted_loss
 from inpaint_module.morphology import square
+from inpaint_module.objectives.loss_weights import LossWeights, seam_of, weighted_loss
 
 CORNER = [[1, 0, 0, 0], [0, 0, 0, 0], [0, 0, 0, 0], [0, 0, 0, 0]]
 LEFT = [[1, 1, 0, 0]] * 4

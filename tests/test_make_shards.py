@@ -16,14 +16,14 @@ import pytest
 from data_fixtures import photo, photo_folder
 from PIL import Image
 
-from datamodules.coco_masks import CocoMask
-from datamodules.image_sizes import image_size
+from datamodules.images.image_sizes import image_size
 from datamodules.make_shards import main, make_shards
-from datamodules.manifest import JOURNAL, load_index, write_manifest
-from datamodules.samples import SampleDecoder
-from datamodules.shard_specs import open_shards
-from datamodules.source_lists import find_sources, make_key
-from datamodules.source_samples import Resize
+from datamodules.own_masks.coco_masks import CocoMask
+from datamodules.samples.sample_decoder import SampleDecoder
+from datamodules.shards.manifest import JOURNAL, load_index, write_manifest
+from datamodules.shards.shard_specs import open_shards
+from datamodules.writing.source_lists import find_sources, make_key
+from datamodules.writing.source_samples import Resize
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -302,7 +302,7 @@ def test_a_full_disk_ends_the_command_and_nothing_else(
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr("datamodules.shard_writer._HashedFile.write", full)
+        patch.setattr("datamodules.writing.shard_writer._HashedFile.write", full)
         assert main(command) == 1
     assert "No space left on device" in capsys.readouterr().err
     assert main(command) == 0

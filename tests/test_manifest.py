@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 from data_fixtures import encode, photo, write_tar
 
-from datamodules import manifest
-from datamodules.image_sizes import image_size
-from datamodules.manifest import (
+from datamodules.images.image_sizes import image_size
+from datamodules.shards import manifest
+from datamodules.shards.manifest import (
     JOURNAL,
     ManifestRow,
     Shard,
@@ -22,8 +22,8 @@ from datamodules.manifest import (
     write_manifest,
     write_rows,
 )
-from datamodules.shard_specs import open_shards
-from datamodules.tar_index import ShardIndex, index_shard
+from datamodules.shards.shard_specs import open_shards
+from datamodules.shards.tar_index import ShardIndex, index_shard
 
 PHOTOS = [("a.jpg", encode(photo(1), "JPEG")), ("a.txt", b"one"), ("b.png", encode(photo(2, 30, 20)))]
 ROW = {"name": "0.tar", "count": 2, "bytes": 10, "sha256": "0" * 64}

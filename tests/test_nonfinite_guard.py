@@ -11,7 +11,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from inpaint_module.nonfinite_guard import NonFiniteGuard, all_finite
+from inpaint_module.callbacks.nonfinite_guard import NonFiniteGuard, all_finite
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*does not have many workers.*"),  # numbers need none

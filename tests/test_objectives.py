@@ -19,9 +19,9 @@ from diffusers import (
 from diffusers.training_utils import compute_snr
 from torch import Tensor
 
-from inpaint_module.objectives import DiffusionObjective, FlowMatchingObjective, Objective, objective_for
+from inpaint_module.objectives.objectives import DiffusionObjective, FlowMatchingObjective, Objective, objective_for
+from inpaint_module.objectives.timesteps import LogitNormal, TimestepSampler
 from inpaint_module.randomness import Stream, key
-from inpaint_module.timesteps import LogitNormal, TimestepSampler
 
 CLEAN, NOISE = torch.randn(2, 8, 4, 4, 6, generator=torch.Generator().manual_seed(0))
 KEYS = key(0, torch.arange(8), Stream.TIMESTEP)

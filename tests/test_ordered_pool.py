@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from datamodules.ordered_pool import ordered_map
+from datamodules.writing.ordered_pool import ordered_map
 
 
 def work(number: int) -> tuple[int, int]:

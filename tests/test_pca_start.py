@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderDC
 
-from inpaint_module.pca_start import pca_start
+from inpaint_module.autoencoder.pca_start import pca_start
 
 
 def autoencoder(**config: object) -> AutoencoderDC:

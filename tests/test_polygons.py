@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from datamodules.coco_rle import decode_rle
-from datamodules.polygons import fill_polygon
+from datamodules.own_masks.coco_rle import decode_rle
+from datamodules.own_masks.polygons import fill_polygon
 
 
 def fill(points: list[tuple[float, float]], height: int = 6, width: int = 7) -> np.ndarray:

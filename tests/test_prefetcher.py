@@ -5,7 +5,7 @@ from __future__ import annotations
 import pickle
 import threading
 
-from datamodules.prefetcher import Prefetcher
+from datamodules.remote.prefetcher import Prefetcher
 
 
 class Work:

@@ -7,8 +7,8 @@ import sys
 
 import pytest
 
-from datamodules import progress_line
-from datamodules.progress_line import ProgressLine
+from datamodules.remote import progress_line
+from datamodules.remote.progress_line import ProgressLine
 
 
 class Terminal(io.StringIO):

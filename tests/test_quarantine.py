@@ -10,15 +10,15 @@ import pytest
 import torch
 from data_fixtures import encode, photo, write_tar
 
-from datamodules.bad_share import BadShareLimit
-from datamodules.crashes import CrashLog
-from datamodules.inflight import Inflight, InflightMarkers
-from datamodules.order import SampleOrder
-from datamodules.quarantine import BadSample, Quarantine, append_line
-from datamodules.samples import SampleDecoder
-from datamodules.shard_specs import open_shards
-from datamodules.shards import ShardSet
-from datamodules.substitution import SubstitutingDecoder
+from datamodules.faults.bad_share import BadShareLimit
+from datamodules.faults.crashes import CrashLog
+from datamodules.faults.inflight import Inflight, InflightMarkers
+from datamodules.faults.quarantine import BadSample, Quarantine, append_line
+from datamodules.faults.substitution import SubstitutingDecoder
+from datamodules.samples.sample_decoder import SampleDecoder
+from datamodules.shards.shard_set import ShardSet
+from datamodules.shards.shard_specs import open_shards
+from datamodules.stream.order import SampleOrder
 
 BAD = BadSample("s.tar", "k", 5, "cannot identify")
 

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from datamodules.remote_stream import RemoteStream
-from datamodules.transports import RemoteError
+from datamodules.remote.remote_stream import RemoteStream
+from datamodules.remote.transports import RemoteError
 
 DATA = bytes(range(256)) * 40
 

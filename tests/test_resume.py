@@ -21,9 +21,9 @@ from run_records import ROOT, assert_ended_as_told, assert_same_run, finish, lau
 from tiny_models import tiny_module
 from tiny_run import Setup, tiny_config
 
-from inpaint_module.checkpoint_io import VerifiedCheckpointIO
+from inpaint_module.checkpoints.checkpoint_io import VerifiedCheckpointIO
+from inpaint_module.checkpoints.resume import ExactResume
 from inpaint_module.cli import ResumingCLI, checkpoint_folders, resume_line
-from inpaint_module.resume import ExactResume
 
 PLAIN, EPOCHS, VALIDATIONS = Setup(), Setup(saves="epochs"), Setup(saves="validations")
 CASES = {

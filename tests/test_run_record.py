@@ -12,9 +12,9 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from tiny_models import tiny_module
 
 from datamodules import WebDatasetDataModule
+from inpaint_module.callbacks.run_record import MetricRow, RunRecord, read_metrics, write_metrics
 from inpaint_module.compare_runs import flatten, main, read_run
 from inpaint_module.masks import Boxes
-from inpaint_module.run_record import MetricRow, RunRecord, read_metrics, write_metrics
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*does not have many workers.*"),

@@ -21,12 +21,12 @@ import fault_server as faults
 import pytest
 from data_fixtures import write_tar
 
-from datamodules import shard_cache
-from datamodules.downloads import Patience
-from datamodules.file_locks import open_to_write, release
-from datamodules.manifest import Shard, load_index, write_manifest
-from datamodules.shard_cache import CacheFullError, ShardCache, default_folder
-from datamodules.transports import RemoteError
+from datamodules.remote.downloads import Patience
+from datamodules.remote.transports import RemoteError
+from datamodules.shards import shard_cache
+from datamodules.shards.file_locks import open_to_write, release
+from datamodules.shards.manifest import Shard, load_index, write_manifest
+from datamodules.shards.shard_cache import CacheFullError, ShardCache, default_folder
 
 SHORT = Patience(stall_seconds=0.5, attempts=3, backoff=0.001)
 pytestmark = pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")

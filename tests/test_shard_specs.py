@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 from data_fixtures import write_tar
 
-from datamodules import shard_specs
-from datamodules.shard_specs import find_shards, open_shards
+from datamodules.shards import shard_specs
+from datamodules.shards.shard_specs import find_shards, open_shards
 
 
 def test_specs(tmp_path: Path) -> None:

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 from data_fixtures import photo, photo_folder
 
-from datamodules.source_lists import Columns, Source, find_sources, fingerprint, make_key
-from datamodules.source_tables import read_table
+from datamodules.writing.source_lists import Columns, Source, find_sources, fingerprint, make_key
+from datamodules.writing.source_tables import read_table
 
 ROWS = [
     {"path": "in/p001.jpg", "caption": 'one, "quoted"\nand broken', "label": 7, "note": "x"},

@@ -15,7 +15,7 @@ from torch import nn
 from torchvision.transforms import v2
 
 from datamodules.index_shards import index_shards
-from datamodules.manifest import write_manifest
+from datamodules.shards.manifest import write_manifest
 
 pytestmark = [
     pytest.mark.filterwarnings(r"ignore:`isinstance\(treespec, LeafSpec\)` is deprecated"),

@@ -14,9 +14,9 @@ from diffusers import UNet2DModel, ZImageTransformer2DModel
 from torch import Tensor, nn
 
 from inpaint_module import layouts
+from inpaint_module.denoisers.surgery import check_input_channels, grow_input_channels
 from inpaint_module.encoder import InpaintLatents
 from inpaint_module.layouts import Layout, pack
-from inpaint_module.surgery import check_input_channels, grow_input_channels
 
 HEIGHT, WIDTH = 8, 4  # of the latents
 TEXT = {"encoder_hidden_states": torch.randn(2, 4, tiny.TEXT, generator=torch.Generator().manual_seed(3))}

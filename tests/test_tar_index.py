@@ -11,9 +11,9 @@ from types import SimpleNamespace
 import pytest
 from data_fixtures import write_tar
 
-from datamodules import tar_index
-from datamodules.sequential_file import SequentialFile
-from datamodules.tar_index import index_shard, scan_tar, split_name
+from datamodules.shards import tar_index
+from datamodules.shards.sequential_file import SequentialFile
+from datamodules.shards.tar_index import index_shard, scan_tar, split_name
 
 PAIR = [("a.jpg", b"image a"), ("a.txt", b"one"), ("d/b.png", b"image b"), ("d/b.mask.png", b"mask b")]
 

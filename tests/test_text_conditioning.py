@@ -13,14 +13,14 @@ from diffusers import DiffusionPipeline
 from tiny_vaes import one_thread  # noqa: F401
 from torch import Tensor, nn
 
-from inpaint_module.text_conditioning import (
+from inpaint_module.conditioning.text_conditioning import (
     FluxText,
     StableDiffusion3Text,
     StableDiffusionText,
     StableDiffusionXLText,
     TextConditioning,
 )
-from inpaint_module.text_encoder import FrozenTextEncoder
+from inpaint_module.conditioning.text_encoder import FrozenTextEncoder
 
 CAPTIONS = ["the cat", "", "a dog in the rain"]
 DROPPED = torch.tensor([False, True, True])

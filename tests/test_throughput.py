@@ -12,7 +12,7 @@ from lightning.pytorch import Callback, Trainer
 from tiny_models import tiny_batch, tiny_module
 from torch.utils.data import DataLoader, IterableDataset
 
-from inpaint_module.throughput import SHARES, HostTimer, Stopwatch, Throughput
+from inpaint_module.callbacks.throughput import SHARES, HostTimer, Stopwatch, Throughput
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*does not have many workers.*"),

@@ -12,8 +12,16 @@ from diffusers.pipelines.flux.pipeline_flux_fill import calculate_shift
 from diffusers.training_utils import compute_density_for_timestep_sampling
 from torch import Tensor
 
+from inpaint_module.objectives.timesteps import (
+    LogitNormal,
+    Mode,
+    TimestepSampler,
+    Uniform,
+    mode_time,
+    resolution_mu,
+    shifted,
+)
 from inpaint_module.randomness import Stream, draw, integers, key
-from inpaint_module.timesteps import LogitNormal, Mode, TimestepSampler, Uniform, mode_time, resolution_mu, shifted
 
 KEYS = key(0, torch.arange(20_000), Stream.TIMESTEP)
 SAMPLERS = [Uniform(), LogitNormal(0.5, 1.2), Mode(1.29), Mode(-0.8)]

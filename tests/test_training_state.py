@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from two_ranks import fit, tiny, weights
 
 from inpaint_module import InpaintEncoder, InpaintLatents
-from inpaint_module.ema import EMA
+from inpaint_module.callbacks.ema import EMA
 from inpaint_module.randomness import Stream, key
 
 pytestmark = [

@@ -10,7 +10,7 @@ from diffusers import AutoencoderKL, DDIMScheduler, UNet2DModel
 from torch import Tensor
 
 from inpaint_module import InpaintEncoder
-from inpaint_module.conditioning import Conditioning
+from inpaint_module.conditioning.conditioning import Conditioning
 from inpaint_module.layouts import StableDiffusionLayout
 from inpaint_module.lightning_module import InpaintDiffusion
 

@@ -14,7 +14,7 @@ import torch
 import yaml
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from inpaint_module import checkpoint_io
+from inpaint_module.checkpoints import checkpoint_io
 
 CONFIG = Path(__file__).parents[1] / "configs" / "quickstart.yaml"
 STEPS = 8
@@ -94,10 +94,10 @@ def _callbacks(setup: Setup) -> list[dict[str, Any]]:
         {"class_path": "tiny_run.Recorder"},
     ]
     if setup.ema:
-        ema = {"class_path": "inpaint_module.ema.EMA", "init_args": {"decay": 0.5}}
+        ema = {"class_path": "inpaint_module.callbacks.ema.EMA", "init_args": {"decay": 0.5}}
         callbacks.insert(1, ema)
     if setup.max_dropped != 20:
-        guard = "inpaint_module.nonfinite_guard.NonFiniteGuard"
+        guard = "inpaint_module.callbacks.nonfinite_guard.NonFiniteGuard"
         callbacks.append({"class_path": guard, "init_args": {"max_dropped": setup.max_dropped}})
     return callbacks
 

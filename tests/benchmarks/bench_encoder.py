@@ -26,7 +26,7 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from inpaint_module import InpaintEncoder, morphology
-from inpaint_module.frozen_vae import FrozenVAE, Posterior
+from inpaint_module.vae.frozen_vae import FrozenVAE, Posterior
 from tests.benchmarks import reference_node
 
 # dense bf16 tensor-core peaks of NVIDIA's data sheets, FLOP/s

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 
 from datamodules.cache_latents import cache_latents, parts_from_configs
-from datamodules.tar_index import LATENTS_FIELD
+from datamodules.shards.tar_index import LATENTS_FIELD
 from datamodules.webdataset_datamodule import WebDatasetDataModule
 from inpaint_module.export import module_from_configs
 from inpaint_module.lightning_module import InpaintDiffusion

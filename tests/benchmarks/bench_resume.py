@@ -19,15 +19,15 @@ from pathlib import Path
 
 import torch
 
-from datamodules.aspects import ShardAspects
-from datamodules.bucket_order import BucketOrder
-from datamodules.buckets import Buckets
-from datamodules.manifest import Shard, index_path, write_index
-from datamodules.mixed_order import MixedOrder
-from datamodules.order import Order, SampleOrder
-from datamodules.shards import ShardSet
-from datamodules.stream import SampleStream
-from datamodules.tar_index import ShardIndex
+from datamodules.shards.manifest import Shard, index_path, write_index
+from datamodules.shards.shard_set import ShardSet
+from datamodules.shards.tar_index import ShardIndex
+from datamodules.stream.aspects import ShardAspects
+from datamodules.stream.bucket_order import BucketOrder
+from datamodules.stream.buckets import Buckets
+from datamodules.stream.mixed_order import MixedOrder
+from datamodules.stream.order import Order, SampleOrder
+from datamodules.stream.sample_stream import SampleStream
 
 BATCH, EPOCH = 64, 1000
 SIZES = [(1200, 800), (800, 600), (640, 640), (600, 800), (1920, 1080)]

@@ -32,7 +32,7 @@ from torchvision.io import ImageReadMode, decode_jpeg
 from torchvision.transforms import v2
 
 from datamodules.make_shards import make_shards
-from datamodules.shard_specs import open_shards
+from datamodules.shards.shard_specs import open_shards
 from datamodules.webdataset_datamodule import WebDatasetDataModule
 from inpaint_module.masks import Boxes
 from tests.photo_mosaics import mosaic

@@ -1,0 +1,168 @@
+"""Measures of what the model makes of the data: latents, the VAE's round trip, the mask on the latent grid, times."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from datamodules.examination.data_measures import Batch
+from inpaint_module.encoder import to_unit_float
+from inpaint_module.lightning_module import InpaintDiffusion
+from inpaint_module.morphology import REDUCTIONS, mask_leak, mask_overcover, reduce_mask
+
+T = TypeVar("T")
+
+
+class Encoded(NamedTuple):
+    """A batch through the encoder, all on the CPU: pixels are float (B, 3, H, W) in 0..1, masks (B, 1, H, W).
+
+    `decoded` is the round trip of the whole picture through the VAE.
+    """
+
+    keys: list[str]
+    image: Tensor
+    hole: Tensor
+    grown: Tensor
+    masked: Tensor
+    latents: Tensor
+    decoded: Tensor
+
+
+class Latents(NamedTuple):
+    """Of latents in the denoiser's space: mean, std, the least and greatest std of a channel; PSNR of the round trip.
+
+    `lost` are the keys of samples with NaN or infinity, of which the figures know nothing.
+    """
+
+    total: int
+    dtype: str
+    mean: float
+    std: float
+    channel_stds: tuple[float, float]
+    psnr: list[float]
+    lost: list[str]
+
+
+class Grid(NamedTuple):
+    """Of a reduction of the grown mask: mean shares of the hole that is lost, and of the rest that is masked."""
+
+    leak: float
+    overcover: float
+
+
+class Speeds(NamedTuple):
+    """Images per second of each stage: None if it was not measured.
+
+    `masks` is infinite if none was painted; `decode` is of one process, `loader` of the config's own, whose first batch
+    does not count.
+    """
+
+    masks: float
+    loader: float | None = None
+    decode: float | None = None
+    encode: float | None = None
+    step: float | None = None
+
+
+def timed(action: Callable[[], T], device: torch.device) -> tuple[T, float]:
+    """What an action returns, and its seconds, the device's work included."""
+    begin = _now(device)
+    result = action()
+    return result, _now(device) - begin
+
+
+def _now(device: torch.device) -> float:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()
+
+
+@torch.no_grad()
+def encode(module: InpaintDiffusion, batch: Batch) -> tuple[Encoded, float]:
+    """A batch as training encodes it and back to pixels; and the seconds of encoding."""
+    encoder = module.encoder
+    latents, seconds = timed(lambda: module.encode(batch), encoder.kernel.device)
+    assert latents.target is not None
+    image, hole = encoder.crop(to_unit_float(batch["image"][:, :3])), encoder.crop(batch["mask"]) > 0.5
+    masked = torch.where(hole, encoder.fill, image)
+    parts = (image, hole, latents.noise_mask, masked, latents.target, encoder.decode(latents.target))
+    return Encoded(batch["__key__"], *(part.cpu() for part in parts)), seconds
+
+
+def measure_latents(encoded: Sequence[Encoded], dtype: str) -> Latents:
+    """Statistics over all samples whose latents and decoded pictures are finite."""
+    keys, figures, kept, lost = [key for each in encoded for key in each.keys], [], [], []
+    whole = [_finite(each.latents) & _finite(each.decoded) for each in encoded]
+    for each, good in zip(encoded, whole, strict=True):
+        error = (each.image[good] - each.decoded[good]).square().flatten(1).mean(1)
+        figures += (-10 * error.clamp_min(1e-10).log10()).tolist()
+        kept.append(each.latents[good].transpose(0, 1).flatten(1))
+    lost = [key for key, good in zip(keys, torch.cat(whole).tolist(), strict=True) if not good]
+    values = torch.cat(kept, dim=1)  # (C, all cells)
+    if not values.numel():
+        return Latents(len(keys), dtype, 0, 0, (0, 0), [], lost)
+    stds = values.std(1)
+    spread = (stds.min().item(), stds.max().item())
+    return Latents(len(keys), dtype, values.mean().item(), values.std().item(), spread, figures, lost)
+
+
+def _finite(x: Tensor) -> Tensor:
+    return x.isfinite().flatten(1).all(1)
+
+
+def measure_grid(encoded: Sequence[Encoded], ratio: int) -> dict[str, Grid]:
+    """Leak and overcover of each reduction of the grown masks."""
+    found = {}
+    for name in REDUCTIONS:
+        if name != "space-to-depth":  # loses nothing
+            cells = [reduce_mask(each.grown, ratio, name) for each in encoded]
+            pairs = [(each.grown, cell) for each, cell in zip(encoded, cells, strict=True)]
+            leak, over = (torch.cat([f(*pair) for pair in pairs]).mean() for f in (mask_leak, mask_overcover))
+            found[name] = Grid(leak.item(), over.item())
+    return found
+
+
+def autocast(precision: str, device: torch.device) -> torch.autocast:
+    """The context in which Lightning trains with this `trainer.precision`."""
+    half = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}.get(precision)
+    return torch.autocast(device.type, dtype=half or torch.bfloat16, enabled=half is not None)
+
+
+def denoiser_factor(denoiser: nn.Module) -> int:
+    """Latents per side of a cell of the coarsest grid inside a U-Net, or of a transformer's patch."""
+    config: Any = getattr(denoiser, "config", {})
+    blocks, patch = config.get("down_block_types"), config.get("patch_size")
+    if blocks:
+        return 2 ** (len(blocks) - 1)
+    return patch if isinstance(patch, int) else 1
+
+
+def measure_step(module: InpaintDiffusion, batch: Batch) -> tuple[float, float]:
+    """The loss of a training step, and its seconds without the encoder, whose latents are made before.
+
+    It changes the module's weights. The first of two steps warms up.
+    """
+    with torch.no_grad():
+        latents = module.encode(batch)
+    made: Any = module.configure_optimizers()
+    optimizer = made["optimizer"] if isinstance(made, dict) else made
+    module.__dict__["encode"] = lambda _: latents  # the encoder has a line of its own
+    module.train()
+
+    def step() -> Tensor:
+        optimizer.zero_grad()
+        loss = module.loss(batch)
+        loss.backward()
+        optimizer.step()
+        return loss.detach()
+
+    try:
+        step()
+        loss, seconds = timed(step, module.encoder.kernel.device)
+    finally:
+        del module.__dict__["encode"]
+    return loss.item(), seconds

@@ -1,0 +1,1 @@
+"""Bad samples and dead workers: written down, limited, replaced."""

@@ -1,0 +1,1 @@
+"""Masks that come with the data."""

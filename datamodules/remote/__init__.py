@@ -1,0 +1,1 @@
+"""Bytes from http, s3 and gs: retried, resumed, checked."""

@@ -1,0 +1,1 @@
+"""One sample: image, caption, mask, and cached latents."""

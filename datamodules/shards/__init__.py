@@ -1,0 +1,1 @@
+"""What a tar holds, and any sample of it by its number."""

@@ -1,0 +1,266 @@
+"""ShardCache: whole remote shards in a bounded local folder, shared by all processes of a machine.
+
+A file's name is the shard's sha256 and its name: two shards `0.tar` never meet, a shard that changes on the server
+gets another file, and one shard at two addresses has one. Only bytes of the right size and sha256 get that name. What
+is still being downloaded has the suffix `.part` and is gone on with, by whoever comes next, after a kill.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from io import FileIO
+from pathlib import Path
+from typing import NamedTuple
+
+from datamodules.remote.downloads import DISK_FULL, Patience, download, fetch
+from datamodules.remote.prefetcher import Prefetcher
+from datamodules.remote.progress_line import ProgressLine
+from datamodules.remote.transports import file_name, shown, with_path
+from datamodules.shards.file_locks import open_in_use, open_to_write, release, remove_unused
+from datamodules.shards.manifest import Shard, parse_index
+from datamodules.shards.tar_index import ShardIndex
+
+_OURS = re.compile(r"[0-9a-f]{40}-.*")  # never touch what else lies in the folder
+_PART = re.compile(r".*\.(\d+)\.part")
+
+
+class CacheFullError(OSError):
+    """Nothing more can be evicted: all that lies in the cache is in use."""
+
+
+class _Entry(NamedTuple):
+    """A file of the cache: when it was last used, its bytes in the end, and those on the disk now."""
+
+    used: int
+    path: Path
+    size: int
+    held: int
+
+
+def default_folder() -> Path:
+    """The environment variable INPAINT_CACHE, or `~/.cache/inpaint_module/shards`."""
+    return Path(os.path.expanduser(os.environ.get("INPAINT_CACHE") or "~/.cache/inpaint_module/shards"))
+
+
+class ShardCache:
+    """Opens remote shards as local files, downloading each once a machine.
+
+    Args:
+        folder: made if missing; null for the environment variable INPAINT_CACHE or ~/.cache/inpaint_module/shards.
+        max_bytes: the files that were used longest ago go when there would be more. Give it three windows of shards.
+        patience: when a transfer is given up.
+        prefetch_threads: how many shards each process downloads at a time before they are needed.
+
+    Raises:
+        ValueError: if `max_bytes` is not positive.
+    """
+
+    def __init__(
+        self,
+        folder: str | Path | None = None,
+        *,
+        max_bytes: int = 50_000_000_000,
+        patience: Patience = Patience(),  # noqa: B008, immutable
+        prefetch_threads: int = 1,
+    ) -> None:
+        if max_bytes < 1:
+            raise ValueError(f"data.cache_bytes: expected at least 1, got {max_bytes}")
+        self.folder = default_folder() if folder is None else Path(os.path.expanduser(folder))
+        self.max_bytes = max_bytes
+        self.patience = patience
+        self._ahead: frozenset[str] = frozenset()
+        self._prefetcher = Prefetcher(self._land_ahead, threads=prefetch_threads)
+
+    def path(self, shard: Shard) -> Path:
+        """Where a remote shard lies once it is here."""
+        return self.folder / f"{shard.digest[:40]}-{re.sub(r'[^A-Za-z0-9._-]', '_', file_name(shard.path))}"
+
+    def check(self, shards: Iterable[Shard]) -> None:
+        """Refuse shards that cannot be cached.
+
+        Raises:
+            ValueError: if one is larger than the whole cache.
+        """
+        for shard in shards:
+            if shard.bytes > self.max_bytes:
+                raise ValueError(
+                    f"data.cache_bytes: expected room for {shown(shard.path)} of {shard.bytes} bytes, "
+                    f"got {self.max_bytes}"
+                )
+
+    def open(self, shard: Shard) -> int:
+        """A remote shard's file, for reading: nobody evicts it until `file_locks.release`.
+
+        Raises:
+            CacheFullError: if all that lies in the cache is in use.
+            RemoteError: if the shard cannot be had.
+            ValueError: if the disk, or the cache, is too small for it.
+        """
+        self.check([shard])
+        self._make_folder()
+        path = self.path(shard)
+        while True:
+            file = open_in_use(path)
+            if file is None:
+                file = self._land(shard, wait=True)
+            if file is not None:
+                if os.fstat(file).st_size == shard.bytes:
+                    os.utime(file)
+                    return file
+                path.unlink(missing_ok=True)  # somebody has cut it
+                release(file)
+
+    def index(self, shard: Shard) -> ShardIndex:
+        """The index of a remote shard, by its index file beside it; kept here too. Needs no download of the shard.
+
+        Raises:
+            RemoteError: if it cannot be had.
+            ValueError: if it is not this shard's.
+        """
+        self._make_folder()
+        path = self.path(shard).with_suffix(".index.json")
+        try:
+            index = parse_index(path.read_text(), str(path), shard)
+            os.utime(path)
+            return index
+        except FileNotFoundError:
+            pass
+        url = with_path(shard.path, lambda old: re.sub(r"\.[^./]*$", "", old) + ".index.json")
+        text = fetch(url, lambda text: parse_index(text, shown(url), shard) and text, self.patience)
+        temporary = path.with_name(f"{path.name}.{os.getpid()}-{time.monotonic_ns()}.tmp")
+        temporary.write_text(text)
+        temporary.replace(path)
+        return parse_index(text, shown(url), shard)
+
+    def prefetch(self, shards: Iterable[Shard]) -> None:
+        """Download these in the background, in this order, instead of those asked for before.
+
+        Errors are left to `open`.
+        """
+        shards = list(shards)
+        self._ahead = frozenset(self.path(shard).name for shard in shards)
+        self._prefetcher.start(shards)
+
+    def join(self, seconds: float | None = None) -> None:
+        """Wait for the downloads in the background."""
+        self._prefetcher.join(seconds)
+
+    def _land_ahead(self, shard: Shard) -> None:
+        self._make_folder()
+        if not self.path(shard).exists() and (file := self._land(shard, wait=False)) is not None:
+            release(file)
+
+    def _land(self, shard: Shard, *, wait: bool) -> int | None:
+        """Download a shard and open it.
+
+        None if another process has downloaded it meanwhile or, without `wait`, is doing so.
+        """
+        path = self.path(shard)
+        part = path.with_name(f"{path.name}.{shard.bytes}.part")
+        file = open_to_write(part, wait=wait)
+        if file is None:
+            return None
+        try:
+            if path.exists():
+                part.unlink()
+                return None
+            self._fill(part, file, shard, ahead=not wait)
+            with self._no_eviction():
+                part.replace(path)
+                release(file)
+                file = None
+                return open_in_use(path)
+        finally:
+            if file is not None:
+                release(file)
+
+    def _fill(self, part: Path, file: int, shard: Shard, *, ahead: bool) -> None:
+        """Make room, then download; ahead of need quietly and with less patience."""
+        self._make_room(part, shard, keep=self._ahead if ahead else frozenset())
+        few = min(2, self.patience.attempts) if ahead else self.patience.attempts
+        try:
+            with self._progress(shard, quiet=ahead) as report, FileIO(file, "a+", closefd=False) as sink:
+                patience = self.patience._replace(attempts=few)
+                download(shard.path, sink, size=shard.bytes, sha256=shard.digest, patience=patience, report=report)
+            os.fsync(file)
+        except OSError as error:
+            if error.errno in DISK_FULL:
+                raise ValueError(f"data.cache_dir: no room on the disk of {self.folder}: {error}") from error
+            raise
+
+    def _make_folder(self) -> None:
+        if self.folder.parts[:1] == ("~",):
+            raise ValueError(f"data.cache_dir: expected a folder: this user has no home for {self.folder}")
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ValueError(f"data.cache_dir: cannot make the folder {self.folder}: {error}") from error
+
+    def _entries(self) -> Iterator[_Entry]:
+        for path in self.folder.iterdir():
+            if not _OURS.fullmatch(path.name):
+                continue
+            try:
+                status = path.stat()
+            except FileNotFoundError:  # another process has removed or renamed it
+                continue
+            part = _PART.fullmatch(path.name)
+            size = int(part[1]) if part else status.st_size
+            yield _Entry(status.st_mtime_ns, path, size, status.st_size)
+
+    def _make_room(self, part: Path, shard: Shard, keep: frozenset[str]) -> None:
+        """Evict until a begun download has its room; one process at a time."""
+        with self._no_eviction():
+            entries = sorted(self._entries())
+            excess = sum(entry.size for entry in entries) - self.max_bytes
+            lacking = shard.bytes - part.stat().st_size - shutil.disk_usage(self.folder).free
+            for entry in entries:
+                if excess <= 0 and lacking <= 0:
+                    return
+                if entry.path != part and entry.path.name not in keep and remove_unused(entry.path):
+                    excess -= entry.size
+                    lacking -= entry.held
+            if excess > 0 or lacking > 0:
+                self._refuse(part, shard, excess, lacking)
+
+    @contextmanager
+    def _no_eviction(self) -> Iterator[None]:
+        """No other process evicts meanwhile."""
+        lock = open_to_write(self.folder / "evict.lock")
+        try:
+            yield
+        finally:
+            if lock is not None:
+                release(lock)
+
+    def _refuse(self, part: Path, shard: Shard, excess: int, lacking: int) -> None:
+        if part.stat().st_size == 0:
+            part.unlink()
+        if excess <= 0:
+            raise ValueError(
+                f"data.cache_dir: expected room on the disk of {self.folder} for {shown(shard.path)} of "
+                f"{shard.bytes} bytes, got {lacking} too few"
+            )
+        raise CacheFullError(
+            f"{self.folder}: expected room for {shown(shard.path)} of {shard.bytes} bytes, and all but so much of "
+            f"the {self.max_bytes} bytes of data.cache_bytes is in use; raise it, or lower data.window"
+        )
+
+    @contextmanager
+    def _progress(self, shard: Shard, *, quiet: bool) -> Iterator[Callable[[int], object]]:
+        """A progress line, if the download takes over a second and no other process shows one."""
+        lock = None if quiet else open_to_write(self.folder / "progress.lock", wait=False)
+        if lock is None:
+            yield lambda held: None
+            return
+        line = ProgressLine(file_name(shard.path), shard.bytes)
+        try:
+            yield line
+        finally:
+            line.end()
+            release(lock)

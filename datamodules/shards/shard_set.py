@@ -1,0 +1,158 @@
+"""Shards: random access to the samples of webdataset tars, any sample one `pread` away."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import time
+from bisect import bisect_right
+from collections import OrderedDict
+from collections.abc import Sequence
+from functools import partial
+from itertools import accumulate
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from datamodules.remote.transports import RemoteError, file_name, is_remote, shown
+from datamodules.shards.file_locks import release
+from datamodules.shards.manifest import Shard, load_index
+from datamodules.shards.open_files import OpenFiles
+from datamodules.shards.shard_cache import CacheFullError, ShardCache
+from datamodules.shards.tar_index import ShardIndex
+
+_OPEN_SHARDS = 64
+_OPEN_REMOTE = 8  # or as many as a window has: an open shard cannot leave the cache
+_PAUSES = (0.1, 1.0, 4.0)  # seconds between reads of a file system that hiccups
+_FINAL = (RemoteError, CacheFullError, FileNotFoundError, PermissionError)
+
+
+class RawSample(NamedTuple):
+    """One sample's undecoded fields, and the position in the stream that asked for it.
+
+    `donor` is another sample, whose object mask goes onto this one's image; most samples have none. `size` is the
+    target, (H, W) pixels, of a sample that gets another than the data module's.
+    """
+
+    shard: str
+    key: str
+    fields: dict[str, bytes]
+    position: int = -1
+    donor: RawSample | None = None
+    size: tuple[int, int] | None = None
+
+
+class ShardSet:
+    """Random access to the samples of several shards, numbered 0..n-1 through the shards in their order.
+
+    Holds at most 64 open files, and of remote shards as many as a window has. `os.pread` shares no file offset.
+
+    Args:
+        shards: local or remote.
+        cache: through which remote shards are read; None for one in the default folder.
+
+    Raises:
+        ValueError: if there is no sample, or a remote shard is larger than the cache.
+    """
+
+    def __init__(self, shards: Sequence[Shard], cache: ShardCache | None = None) -> None:
+        self.shards = list(shards)
+        self.counts = [shard.count for shard in self.shards]
+        self.starts = [0, *accumulate(self.counts)]
+        remote = [shard for shard in self.shards if is_remote(shard.path)]
+        self.cache = ShardCache() if cache is None and remote else cache
+        self._begin()
+        if not len(self):
+            raise ValueError(f"expected at least one sample, got none in {[shown(s.path) for s in self.shards]}")
+        if self.cache is not None:
+            self.cache.check(remote)
+
+    def _begin(self) -> None:
+        self._local = OpenFiles(_OPEN_SHARDS)
+        self._remote = OpenFiles(_OPEN_REMOTE, release)
+        self._indexes: OrderedDict[int, ShardIndex] = OrderedDict()
+
+    def __len__(self) -> int:
+        return self.starts[-1]
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: self.__dict__[name] for name in ("shards", "counts", "starts", "cache")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._begin()
+
+    @property
+    def fingerprint(self) -> str:
+        """sha256 over every shard's file name, count, size and digest, in order; folders and hosts do not count."""
+        rows = [[file_name(s.path), s.count, s.bytes, s.digest] for s in self.shards]
+        return hashlib.sha256(json.dumps(rows).encode()).hexdigest()
+
+    def index(self, number: int) -> ShardIndex:
+        """The index of shard `number`; a remote one's costs no download of the shard."""
+        if number not in self._indexes:
+            shard = self.shards[number]
+            here = shard.index is not None or (shard.index_file is not None and Path(shard.index_file).exists())
+            fetch = None if here or self.cache is None or not is_remote(shard.path) else self.cache.index
+            self._indexes[number] = (fetch or load_index)(shard)
+            if len(self._indexes) > _OPEN_SHARDS:
+                self._indexes.popitem(last=False)
+        self._indexes.move_to_end(number)
+        return self._indexes[number]
+
+    def prefetch(self, numbers: Sequence[int]) -> None:
+        """Get the remote ones of these shards, soon to be read, in the background and in this order.
+
+        They take the place of those asked for before; call it once a window, with the shards of one window.
+        """
+        shards = [self.shards[number] for number in numbers if is_remote(self.shards[number].path)]
+        if self.cache is not None and shards:
+            self._remote.limit = max(_OPEN_REMOTE, len(shards))
+            self.cache.prefetch(shards)
+
+    def _open_cached(self, cache: ShardCache, shard: Shard) -> int:
+        """Open a remote shard, letting go of others if the cache is full of shards in use."""
+        until = time.monotonic() + cache.patience.stall_seconds
+        while True:
+            try:
+                return cache.open(shard)
+            except CacheFullError:
+                if not self._remote.close_oldest():  # then it is for other processes to let go
+                    if time.monotonic() > until:
+                        raise
+                    time.sleep(0.2)
+
+    def _file(self, number: int) -> int:
+        shard = self.shards[number]
+        if self.cache is not None and is_remote(shard.path):
+            return self._remote.get(number, partial(self._open_cached, self.cache, shard))
+        return self._local.get(number, partial(os.open, shard.path, os.O_RDONLY))
+
+    def _fields(self, number: int, row: int) -> RawSample:
+        index, path = self.index(number), self.shards[number].path
+        file = self._file(number)
+        fields = {name: os.pread(file, size, offset) for name, (offset, size) in index.fields[row].items()}
+        short = [name for name, (_, size) in index.fields[row].items() if len(fields[name]) != size]
+        if short:
+            raise OSError(f"sample {index.keys[row]!r}: the file ends inside its fields {short}")
+        return RawSample(shown(path), index.keys[row], fields)
+
+    def read(self, sample: int) -> RawSample:
+        """The fields of sample number `sample`; a failing read is tried again, on a file opened anew.
+
+        Raises:
+            OSError: naming the shard, if it keeps failing, cannot be had, or ends before the sample does.
+        """
+        number = bisect_right(self.starts, sample) - 1
+        for pause in (*_PAUSES, None):
+            try:
+                return self._fields(number, sample - self.starts[number])
+            except _FINAL:
+                raise
+            except OSError as error:
+                self._local.drop(number)
+                self._remote.drop(number)
+                if pause is None:
+                    raise OSError(f"{shown(self.shards[number].path)}: {error}") from error
+                time.sleep(pause)
+        raise AssertionError("the last pause is None")

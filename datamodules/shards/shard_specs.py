@@ -1,0 +1,133 @@
+"""From a config's shard list to shards: folders, paths, URLs, brace patterns, globs and the embedded photos."""
+
+from __future__ import annotations
+
+import os
+import shlex
+from collections.abc import Sequence
+from fnmatch import fnmatchcase
+from glob import glob
+from pathlib import Path
+
+from webdataset.shardlists import expand_urls
+
+from datamodules.remote.downloads import Patience
+from datamodules.remote.transports import SCHEMES, file_name, is_remote, scheme, shown, with_path
+from datamodules.shards.manifest import MANIFEST, Shard, index_digest, read_manifest
+from datamodules.shards.remote_manifest import read_remote_manifest
+from datamodules.shards.shard_cache import ShardCache
+from datamodules.shards.shard_set import ShardSet
+from datamodules.shards.tar_index import index_shard
+
+_EMBEDDED = Path(__file__).parents[1] / "embedded"
+_REASONS = {
+    "pipe": "a pipe runs a shell command",
+    "file": "write local files as paths",
+    "hf": "download the files first, or use their https addresses",
+}
+
+
+def _check_scheme(address: str) -> None:
+    """Refuse what no transport reads."""
+    if (kind := scheme(address)) is not None and not is_remote(address):
+        reason = f": {_REASONS[kind]}" if kind in _REASONS else ""
+        raise ValueError(
+            f"shards {address!r}: expected a local folder, tar, brace pattern or glob, a URL of "
+            f"{', '.join(f'{name}://' for name in SCHEMES)}, or embedded:train; {kind}: is not supported{reason}"
+        )
+
+
+def _scan(path: Path) -> Shard:
+    """A shard that no manifest names."""
+    index = index_shard(path)
+    return Shard(str(path), len(index.keys), path.stat().st_size, index_digest(index), index)
+
+
+def _advice(item: str) -> str:
+    return f"make one with: python -m datamodules.index_shards {shlex.quote(shown(item))} FOLDER"
+
+
+class _Finder:
+    """Finds the shards of one list, reading each folder's manifest once."""
+
+    def __init__(self, patience: Patience) -> None:
+        self.patience = patience
+        self.here: dict[Path, dict[str, Shard]] = {}  # folder -> path -> shard
+        self.there: dict[str, dict[str, Shard]] = {}  # folder -> name -> shard
+
+    def find(self, item: str) -> list[Shard]:
+        """One entry of a shard list -> shards."""
+        if item.startswith("embedded:"):
+            return self._local(item, str(_EMBEDDED / item.removeprefix("embedded:")))
+        _check_scheme(item)
+        shards = self._remote(item) if is_remote(item) else self._local(item, item)
+        for shard in shards:
+            _check_scheme(shard.path)  # a manifest names URLs too
+        return shards
+
+    def _known(self, folder: Path) -> dict[str, Shard]:
+        """The shards of a local manifest; none if there is none."""
+        if folder not in self.here:
+            shards = read_manifest(folder) if (folder / MANIFEST).exists() else []
+            self.here[folder] = {shard.path: shard for shard in shards}
+        return self.here[folder]
+
+    def _tar(self, path: Path) -> Shard:
+        return self._known(path.parent).get(str(path)) or _scan(path)
+
+    def _local(self, item: str, place: str) -> list[Shard]:
+        folder = Path(place)
+        if folder.is_dir():
+            shards = list(self._known(folder).values()) or [_scan(path) for path in sorted(folder.glob("*.tar"))]
+            if not shards:
+                raise ValueError(f"shards {item!r}: no {MANIFEST} and no *.tar in {folder.resolve()}")
+            return shards
+        patterns = list(expand_urls(place))
+        found = {pattern: [pattern] if os.path.exists(pattern) else sorted(glob(pattern)) for pattern in patterns}
+        if missing := [pattern for pattern in patterns if not found[pattern]]:
+            raise ValueError(f"shards {item!r}: nothing found at {missing[:3]} (from {os.getcwd()})")
+        return [self._tar(Path(path)) for pattern in patterns for path in found[pattern]]
+
+    def _remote(self, item: str) -> list[Shard]:
+        shards, urls = [], list(expand_urls(item))
+        if others := [url for url in urls if not is_remote(url)]:
+            raise ValueError(f"shards {shown(item)!r}: expected URLs only, got {others[0]!r}")
+        for url in urls:
+            try:
+                shards += self._at(url)
+            except ValueError as error:
+                raise ValueError(f"shards {shown(item)!r}: {error}; {_advice(item)}") from error
+        return shards
+
+    def _at(self, url: str) -> list[Shard]:
+        """The shards of a remote folder, or those of a tar's URL, `*` in its name allowed."""
+        name = file_name(url) if file_name(url).endswith(".tar") else "*"
+        folder = url if name == "*" else with_path(url, lambda path: path.rpartition("/")[0])
+        if folder not in self.there:
+            self.there[folder] = read_remote_manifest(folder, self.patience)
+        known = self.there[folder]
+        found = [known[name]] if name in known else [shard for key, shard in known.items() if fnmatchcase(key, name)]
+        if not found:
+            raise ValueError(f"no shard {name!r} in the {MANIFEST} of {shown(folder)}")
+        return found
+
+
+def find_shards(spec: str | Sequence[str], cache: ShardCache | None = None) -> list[Shard]:
+    """Shards by folder, path, URL, brace pattern (`train-{000..099}.tar`), glob, or `embedded:train`; one or a list.
+
+    Remote shards are those that the `manifest.json` in their folder names, or a local folder made by `index_shards`.
+
+    Args:
+        spec: one or several of them.
+        cache: whose patience applies to remote manifests.
+
+    Raises:
+        ValueError: if an entry finds nothing, a remote shard is in no manifest, or a scheme is not allowed.
+    """
+    finder = _Finder(Patience() if cache is None else cache.patience)
+    return [shard for item in ([spec] if isinstance(spec, str) else spec) for shard in finder.find(item)]
+
+
+def open_shards(spec: str | Sequence[str], cache: ShardCache | None = None) -> ShardSet:
+    """`find_shards`, opened for reading; remote ones through the cache."""
+    return ShardSet(find_shards(spec, cache), cache)

@@ -1,0 +1,1 @@
+"""Position to sample: the order, and its split over ranks and workers."""

@@ -1,0 +1,1 @@
+"""Photos, tables, tars and latents into indexed shards."""

@@ -1,0 +1,109 @@
+"""What a data module makes of its training images, with their clean latents, as samples for shards."""
+
+from __future__ import annotations
+
+import copy
+import io
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+from torchvision.transforms.v2.functional import to_pil_image
+
+from datamodules.loaders import StreamLoader
+from datamodules.samples.latent_cache import pack_latents
+from datamodules.samples.sample_decoder import SampleDecoder
+from datamodules.shards.tar_index import LATENTS_FIELD
+from datamodules.stream.order import SampleOrder
+from datamodules.stream.sample_stream import SampleStream
+from datamodules.webdataset_datamodule import WebDatasetDataModule
+from datamodules.writing.source_samples import EncodedSample
+from inpaint_module.clean_latents import encode_clean
+from inpaint_module.encoder import InpaintEncoder
+
+
+def cached_samples(
+    data: WebDatasetDataModule,
+    encoder: InpaintEncoder,
+    dtype: torch.dtype,
+    positions: range,
+    *,
+    folder: Path,
+    replaced: list[str],
+) -> Iterator[EncodedSample]:
+    """The samples at these positions of a plain order, in batches that begin where those of an unbroken run do.
+
+    Args:
+        data: its training shards, decoder and batch size are used.
+        encoder: its VAE is used, on the device that it is on.
+        dtype: of the latents.
+        positions: from any to any, in steps of 1.
+        folder: for the quarantine of bad samples.
+        replaced: gets the reason of each bad sample that another stands in for.
+
+    Raises:
+        ValueError: latents that the dtype cannot hold, or too many bad samples.
+    """
+    begin = positions.start // data.batch_size * data.batch_size
+    vae_sha256, device = encoder.vae.fingerprint().hex(), encoder.kernel.device
+    with ThreadPoolExecutor() as pool:
+        for batch in islice(_batches(data, begin, folder), -(-(positions.stop - begin) // data.batch_size)):
+            latents = encode_clean(encoder, batch["image"].to(device)).to(dtype).cpu()
+            if not latents.isfinite().all():
+                raise ValueError(f"dtype: expected one that holds the latents of {batch['__key__']}, got {dtype}")
+            replaced += batch.get("notes", {}).get("bad", ())
+            rows = [row for row, position in enumerate(batch["position"].tolist()) if position in positions]
+            yield from pool.map(partial(_encode_row, {**batch, "latents": latents}, vae_sha256), rows)
+
+
+def _batches(data: WebDatasetDataModule, begin: int, folder: Path) -> Iterator[dict[str, Any]]:
+    """All samples in their order again and again, from position `begin` on, bad ones replaced."""
+    order = SampleOrder(data.train_set.counts, seed=data.seed, window=data.window, shuffle=False)
+    loader = StreamLoader(
+        SampleStream(data.train_set, order, batch_size=data.batch_size),
+        _with_all_masks(data.train_decoder),
+        num_workers=data.num_workers,
+        position=lambda: begin,
+        seed=data.seed,
+        folder=folder,
+        max_bad_share=data.max_bad_share,
+        stall_timeout=data.stall_timeout,
+    )
+    return iter(loader)
+
+
+def _with_all_masks(decoder: SampleDecoder) -> SampleDecoder:
+    """A decoder that leaves it to the training which own masks are used."""
+    decoder = copy.deepcopy(decoder)
+    decoder.masks.probability, decoder.masks.allow_empty = 1.0, True
+    return decoder
+
+
+def _encode_row(batch: Mapping[str, Any], vae_sha256: str, row: int) -> EncodedSample:
+    """One sample of a batch as it goes into a shard."""
+    image = batch["image"][row]
+    height, width = image.shape[-2:]
+    # fastest to write and read, and three quarters of a PNG
+    fields = {"webp": _file_of(image, "WEBP", lossless=True, quality=0, method=0)}
+    fields[LATENTS_FIELD] = pack_latents(batch["latents"][row], vae_sha256=vae_sha256, image_size=(height, width))
+    if caption := batch["caption"][row]:
+        fields["txt"] = caption.encode()
+    if "label" in batch:
+        fields["cls"] = str(int(batch["label"][row])).encode()
+    if "mask" in batch and ("has_mask" not in batch or batch["has_mask"][row]):
+        fields["mask.png"] = _file_of(batch["mask"][row].to(torch.uint8) * 255, "PNG")
+    return EncodedSample(f"{batch['__key__'][row]}-{int(batch['position'][row])}", fields, (width, height))
+
+
+def _file_of(image: Tensor, kind: str, **options: Any) -> bytes:
+    """uint8 (3 or 1, H, W) as the bytes of a lossless image file."""
+    file = io.BytesIO()
+    picture: Image.Image = to_pil_image(image)
+    picture.save(file, kind, **options)
+    return file.getvalue()

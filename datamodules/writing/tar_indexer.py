@@ -1,0 +1,100 @@
+"""One existing tar, local or remote -> its index file, made in one pass, or used again if the tar is the same."""
+
+from __future__ import annotations
+
+import json
+import os
+from contextlib import closing
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from datamodules.images.image_sizes import image_size
+from datamodules.remote.remote_stream import RemoteStream
+from datamodules.remote.transports import is_remote, shown
+from datamodules.shards.manifest import ManifestRow, Shard, load_index, write_index
+from datamodules.shards.tar_index import ScannedTar, ShardIndex, scan_tar
+
+
+class TarPlace(NamedTuple):
+    """A tar, what a manifest calls it, and where its index file goes."""
+
+    address: str
+    name: str
+    index_file: Path
+
+
+class IndexedTar(NamedTuple):
+    """A tar's row in a manifest, the keys of its images without a readable header, and whether it was read now."""
+
+    row: ManifestRow
+    unreadable: list[str]
+    fresh: bool
+
+
+def _state(place: TarPlace) -> dict[str, Any]:
+    """What tells that a tar is the same as before; a URL's size is all that every server knows."""
+    if is_remote(place.address):
+        with closing(RemoteStream(place.address)) as stream:
+            return {"size": stream.size, "mtime_ns": None}
+    stat = os.stat(place.address)
+    return {"size": stat.st_size, "mtime_ns": stat.st_mtime_ns}
+
+
+def _read_again(place: TarPlace, source: dict[str, Any]) -> ScannedTar | None:
+    """What the index file says, if it was made from this very tar; a file that is not whole was not."""
+    try:
+        content = json.loads(place.index_file.read_text())
+        if content["source"] != source or source["size"] is None:
+            return None
+        shard = Shard(place.address, len(content["keys"]), source["size"], "", index_file=str(place.index_file))
+        return ScannedTar(load_index(shard), shard.bytes, content["sha256"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _scan(place: TarPlace, ignore: frozenset[str]) -> ScannedTar:
+    if is_remote(place.address):
+        with closing(RemoteStream(place.address)) as stream:
+            return scan_tar(stream, shown(place.address), ignore=ignore, measure=image_size)
+    with open(place.address, "rb") as file:
+        return scan_tar(file, place.address, ignore=ignore, measure=image_size)
+
+
+def _unreadable(index: ShardIndex) -> list[str]:
+    return [key for key, size in zip(index.keys, index.sizes or (), strict=True) if size == (0, 0)]
+
+
+def index_tar(place: TarPlace, *, ignore: frozenset[str], strict: bool) -> IndexedTar:
+    """Index one tar, unless its index file was made from the same tar in the same way.
+
+    Args:
+        place: the tar and its index file.
+        ignore: suffixes of members to leave out.
+        strict: refuse images whose header cannot be read.
+
+    Raises:
+        ValueError: naming the tar and the member, if it cannot be used.
+        OSError: if it cannot be read.
+    """
+    source = {**_state(place), "ignore": sorted(ignore)}
+    known = _read_again(place, source)
+    tar = known or _scan(place, ignore)
+    if known is None:
+        if {**_state(place), "ignore": sorted(ignore)} != source or source["size"] not in (None, tar.bytes):
+            raise ValueError(f"{shown(place.address)}: has changed while it was read")
+        write_index(place.index_file, tar.index, tar.bytes, sha256=tar.sha256, source=source)
+    unreadable = _unreadable(tar.index)
+    if strict and unreadable:
+        fields = next(fields for key, fields in zip(*tar.index[:2], strict=True) if key == unreadable[0])
+        at = f"{shown(place.address)}: member of {unreadable[0]!r} ({', '.join(fields)})"
+        raise ValueError(f"{at}: expected an image, its header cannot be read ({len(unreadable)} such images)")
+    return IndexedTar(ManifestRow(place.name, len(tar.index.keys), tar.bytes, tar.sha256), unreadable, known is None)
+
+
+def try_index_tar(place: TarPlace, *, ignore: frozenset[str], strict: bool) -> IndexedTar | str:
+    """`index_tar`, or the reason why the tar cannot be used: for worker processes."""
+    try:
+        return index_tar(place, ignore=ignore, strict=strict)
+    except (ValueError, OSError) as error:
+        text = str(error)
+        return text if shown(place.address) in text else f"{shown(place.address)}: {text}"

@@ -1,0 +1,1 @@
+"""Checkpoints that verify, and runs that go on from them."""

@@ -1,0 +1,253 @@
+"""What text tells each base model: captions to the embeddings that its diffusers pipeline makes of a prompt."""
+
+from __future__ import annotations
+
+import hashlib
+from abc import abstractmethod
+from collections.abc import Mapping
+from functools import cached_property
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from inpaint_module.conditioning.conditioning import Conditioning
+from inpaint_module.conditioning.text_encoder import FrozenTextEncoder
+from inpaint_module.layouts import FluxFillLayout, Layout, StableDiffusion3Layout, StableDiffusionLayout
+
+
+class TextConditioning(Conditioning):
+    """Captions, read by one or more frozen text encoders.
+
+    Attributes:
+        encoders: in the order in which the pipeline counts them; None for one that is left out.
+        pipeline: the diffusers class that serves the trained model.
+        layout: what that pipeline feeds its denoiser.
+    """
+
+    encoders: tuple[FrozenTextEncoder | None, ...]
+    pipeline: str
+    layout: type[Layout]
+
+    @abstractmethod
+    def read(self, captions: list[str]) -> dict[str, Tensor]:
+        """The embeddings of B captions, B rows each."""
+
+    def nothing(self) -> dict[str, Tensor]:
+        """What stands for a caption that is dropped, one row each: that of an empty one."""
+        return self.read([""])
+
+    def arrange(self, told: dict[str, Tensor], batch: Mapping[str, Any]) -> dict[str, Any]:
+        """Embeddings to keyword arguments of the denoiser."""
+        return dict(told)
+
+    def embed(self, batch: Mapping[str, Any], dropped: Tensor | None) -> dict[str, Any]:
+        """See `Conditioning.embed`.
+
+        Raises:
+            ValueError: no caption for each image.
+        """
+        captions = batch.get("caption")
+        if not isinstance(captions, list) or len(captions) != len(batch["image"]):
+            raise ValueError(
+                f"{type(self).__name__} expects batch['caption'], a list of {len(batch['image'])} strings, got "
+                f"{captions if captions is None else f'{len(captions)} in a {type(captions).__name__}'}"
+            )
+        told = self.read(captions)
+        if dropped is not None:
+            told = {name: _either(dropped, self._nothing[name].to(value), value) for name, value in told.items()}
+        return self.arrange(told, batch)
+
+    def to(self, device: torch.device) -> None:
+        """See `Conditioning.to`."""
+        for encoder in self._present:
+            encoder.to(device)
+
+    def fingerprint(self) -> bytes:
+        """See `Conditioning.fingerprint`."""
+        return hashlib.sha256(b"".join(encoder.digest for encoder in self._present)).digest()
+
+    def components(self) -> dict[str, Any]:
+        """Tokenizers, text encoders and options by the names that the pipeline gives them."""
+        found: dict[str, Any] = {}
+        for number, encoder in enumerate(self.encoders, start=1):
+            end = "" if number == 1 else f"_{number}"
+            found[f"tokenizer{end}"] = encoder and encoder.tokenizer
+            found[f"text_encoder{end}"] = encoder and encoder.model
+        return found
+
+    @property
+    def _present(self) -> list[FrozenTextEncoder]:
+        return [encoder for encoder in self.encoders if encoder is not None]
+
+    @cached_property
+    def _nothing(self) -> dict[str, Tensor]:
+        return self.nothing()
+
+
+class StableDiffusionText(TextConditioning):
+    """Stable Diffusion 1.x and 2.x: the last hidden states (B, 77, D) of one CLIP, as `encoder_hidden_states`.
+
+    Args:
+        encoder: CLIPTextModel and its tokenizer.
+    """
+
+    pipeline = "StableDiffusionInpaintPipeline"
+    layout = StableDiffusionLayout
+
+    def __init__(self, encoder: FrozenTextEncoder):
+        self.encoders = (encoder,)
+        self.encoder = encoder
+
+    def read(self, captions: list[str]) -> dict[str, Tensor]:
+        """See `TextConditioning.read`."""
+        return {"encoder_hidden_states": self.encoder(captions)[0]}
+
+    def components(self) -> dict[str, Any]:
+        """See `TextConditioning.components`; without the safety checker, which training does not know."""
+        return {
+            **super().components(),
+            "safety_checker": None,
+            "feature_extractor": None,
+            "requires_safety_checker": False,
+        }
+
+
+class StableDiffusionXLText(TextConditioning):
+    """Stable Diffusion XL: penultimate hidden states of two CLIPs, the second one's pooled text, and the image's sizes.
+
+    Time ids are those of the batch's `original_size` and `crop`, int (B, 2) as rows then columns, and of the image
+    itself; without them the image's own size and no crop, as in the pipeline (Podell et al. 2023, section 2.2).
+
+    Args:
+        encoder: CLIPTextModel and its tokenizer.
+        encoder_2: CLIPTextModelWithProjection and its tokenizer.
+        force_zeros: a dropped caption is zeros, as in the pipeline's guidance; False: an empty caption.
+        ratio: pixels per latent cell and side; sizes are multiples of it.
+    """
+
+    pipeline = "StableDiffusionXLInpaintPipeline"
+    layout = StableDiffusionLayout
+
+    def __init__(
+        self, encoder: FrozenTextEncoder, encoder_2: FrozenTextEncoder, *, force_zeros: bool = True, ratio: int = 8
+    ):
+        self.encoders = (encoder, encoder_2)
+        self.encoder, self.encoder_2 = encoder, encoder_2
+        self.force_zeros, self.ratio = force_zeros, ratio
+
+    def read(self, captions: list[str]) -> dict[str, Tensor]:
+        """See `TextConditioning.read`."""
+        first, second = self.encoder(captions), self.encoder_2(captions)
+        hidden = torch.cat([first.hidden_states[-2], second.hidden_states[-2].to(first.hidden_states[-2])], dim=-1)
+        return {"encoder_hidden_states": hidden.to(self.encoder_2.dtype), "text_embeds": second.text_embeds}
+
+    def nothing(self) -> dict[str, Tensor]:
+        """See `TextConditioning.nothing`."""
+        empty = super().nothing()
+        return {name: torch.zeros_like(value) for name, value in empty.items()} if self.force_zeros else empty
+
+    def components(self) -> dict[str, Any]:
+        """See `TextConditioning.components`."""
+        return {**super().components(), "force_zeros_for_empty_prompt": self.force_zeros}
+
+    def arrange(self, told: dict[str, Tensor], batch: Mapping[str, Any]) -> dict[str, Any]:
+        """See `TextConditioning.arrange`."""
+        added = {"text_embeds": told["text_embeds"], "time_ids": self.time_ids(batch).float()}
+        return {"encoder_hidden_states": told["encoder_hidden_states"], "added_cond_kwargs": added}
+
+    def time_ids(self, batch: Mapping[str, Any]) -> Tensor:
+        """Original rows and columns, crop's top and left, rows and columns: (B, 6).
+
+        Raises:
+            ValueError: sizes or crops that are not (B, 2).
+        """
+        image = batch["image"]
+        size = torch.tensor([side // self.ratio * self.ratio for side in image.shape[-2:]], device=image.device)
+        size = size.expand(len(image), 2)
+        original, crop = batch.get("original_size", size), batch.get("crop", torch.zeros_like(size))
+        for name, value in (("original_size", original), ("crop", crop)):
+            if tuple(value.shape) != (len(image), 2):
+                raise ValueError(f"batch[{name!r}] must be ({len(image)}, 2), got {tuple(value.shape)}")
+        return torch.cat([original.to(size), crop.to(size), size], dim=1)
+
+
+class StableDiffusion3Text(TextConditioning):
+    """Stable Diffusion 3: penultimate hidden states and pooled text of two CLIPs, then the tokens of a T5.
+
+    Args:
+        encoder: CLIPTextModelWithProjection and its tokenizer.
+        encoder_2: another.
+        encoder_3: T5EncoderModel and its tokenizer, 256 tokens in the pipeline; None leaves it out, which the base
+            model was trained to bear: its tokens are zeros then, as in the pipeline.
+        width: features of a T5 token, the transformer's `joint_attention_dim`.
+        length: tokens that stand for a T5 that is left out.
+    """
+
+    pipeline = "StableDiffusion3InpaintPipeline"
+    layout = StableDiffusion3Layout
+
+    def __init__(
+        self,
+        encoder: FrozenTextEncoder,
+        encoder_2: FrozenTextEncoder,
+        encoder_3: FrozenTextEncoder | None = None,
+        *,
+        width: int = 4096,
+        length: int = 256,
+    ):
+        self.encoders = (encoder, encoder_2, encoder_3)
+        self.encoder, self.encoder_2, self.encoder_3 = encoder, encoder_2, encoder_3
+        # the pipeline cuts captions for both to what the first one's tokenizer takes
+        encoder_2.length = encoder.length
+        self.width, self.length = width, length
+
+    def read(self, captions: list[str]) -> dict[str, Tensor]:
+        """See `TextConditioning.read`."""
+        clips = [self.encoder(captions), self.encoder_2(captions)]
+        hidden = torch.cat([clip.hidden_states[-2] for clip in clips], dim=-1)
+        if self.encoder_3 is None:
+            tokens = hidden.new_zeros(len(captions), self.length, self.width)
+        else:
+            tokens = self.encoder_3(captions)[0]
+        hidden = F.pad(hidden, (0, tokens.shape[-1] - hidden.shape[-1]))
+        pooled = torch.cat([clip.text_embeds for clip in clips], dim=-1)
+        return {"encoder_hidden_states": torch.cat([hidden, tokens.to(hidden)], dim=1), "pooled_projections": pooled}
+
+
+class FluxText(TextConditioning):
+    """Flux.1: the tokens of a T5, the pooled text of a CLIP, and the guidance that a distilled model is told.
+
+    Args:
+        encoder: CLIPTextModel and its tokenizer.
+        encoder_2: T5EncoderModel and its tokenizer, 512 tokens in the pipeline.
+        guidance: told to a transformer with `guidance_embeds`; 30 is what `FluxFillPipeline` says. None for one
+            without.
+    """
+
+    pipeline = "FluxFillPipeline"
+    layout = FluxFillLayout
+
+    def __init__(self, encoder: FrozenTextEncoder, encoder_2: FrozenTextEncoder, *, guidance: float | None = 30.0):
+        self.encoders = (encoder, encoder_2)
+        self.encoder, self.encoder_2, self.guidance = encoder, encoder_2, guidance
+
+    def read(self, captions: list[str]) -> dict[str, Tensor]:
+        """See `TextConditioning.read`."""
+        return {
+            "encoder_hidden_states": self.encoder_2(captions)[0],
+            "pooled_projections": self.encoder(captions).pooler_output,
+        }
+
+    def arrange(self, told: dict[str, Tensor], batch: Mapping[str, Any]) -> dict[str, Any]:
+        """See `TextConditioning.arrange`."""
+        tokens = told["encoder_hidden_states"]
+        found: dict[str, Any] = {**told, "txt_ids": tokens.new_zeros(tokens.shape[1], 3)}
+        if self.guidance is not None:
+            found["guidance"] = tokens.new_full((len(tokens),), self.guidance, dtype=torch.float32)
+        return found
+
+
+def _either(dropped: Tensor, nothing: Tensor, value: Tensor) -> Tensor:
+    return torch.where(dropped.view(-1, *[1] * (value.ndim - 1)), nothing, value)

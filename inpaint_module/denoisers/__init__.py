@@ -1,0 +1,1 @@
+"""Denoisers: made or grown from a base model, adapted, and called."""

@@ -1,0 +1,151 @@
+"""LoRA: train low-rank factors beside frozen weights, through peft as diffusers has it."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from inpaint_module.denoisers.surgery import GrownConv2d, GrownLinear, first_layer
+
+ATTENTION = ("to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out")
+FROZEN_SHA256 = "frozen_sha256"
+_SAMPLES = 64  # values of each frozen tensor that enter the hash
+
+
+class LoRA:
+    """Low-rank factors beside a denoiser's frozen weights.
+
+    Args:
+        rank: of the factors.
+        alpha: their product is scaled by alpha / rank; None for alpha = rank.
+        target_modules: ends of the names of layers that get factors; None for all projections of attention.
+        train_first_layer: train the first layer whole; None: if it was grown, as nothing else could ever see the mask.
+        seed: of the factors' start.
+
+    Raises:
+        ValueError: a rank below 1.
+    """
+
+    # no dataclass: jsonargparse does not parse one twice, as overlays need
+    def __init__(
+        self,
+        rank: int = 16,
+        *,
+        alpha: int | None = None,
+        target_modules: list[str] | None = None,
+        train_first_layer: bool | None = None,
+        seed: int = 0,
+    ):
+        if rank < 1:
+            raise ValueError(f"lora.rank: expected at least 1, got {rank}")
+        self.rank, self.alpha = rank, rank if alpha is None else alpha
+        self.target_modules = list(ATTENTION if target_modules is None else target_modules)
+        self.train_first_layer, self.seed = train_first_layer, seed
+
+
+def add_lora(denoiser: Any, lora: LoRA) -> Any:
+    """Freeze a denoiser and add low-rank factors, in place; at step 0 its output does not change.
+
+    Hu et al. 2021, "LoRA". What trains is float32 even beside bfloat16 weights, for which `trainer.precision` must be
+    a mixed one. From here on the denoiser's state dict holds what trains, and a hash by which it knows its base model.
+
+    Raises:
+        ValueError: peft is not installed, or no layer has such a name.
+    """
+    try:
+        from peft import LoraConfig
+    except ImportError as error:
+        raise ValueError("lora needs peft: pip install 'inpaint-module[text]'") from error
+    targets = lora.target_modules
+    denoiser.requires_grad_(False)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(lora.seed)
+        try:
+            denoiser.add_adapter(LoraConfig(r=lora.rank, lora_alpha=lora.alpha, target_modules=targets))
+        except ValueError as error:
+            raise ValueError(
+                f"lora.target_modules: expected ends of names of layers, got {targets}: {error}"
+            ) from error
+    _train_first_layer(denoiser, lora.train_first_layer)
+    for parameter in denoiser.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.float()
+    denoiser.register_state_dict_post_hook(_keep_what_trains)
+    denoiser.register_load_state_dict_pre_hook(_add_what_is_frozen)
+    return denoiser
+
+
+def has_lora(denoiser: nn.Module) -> bool:
+    """Whether `add_lora` has been here."""
+    return bool(getattr(denoiser, "peft_config", None))
+
+
+def lora_weights(denoiser: nn.Module) -> dict[str, Tensor]:
+    """The factors alone, by the names that peft saves them with."""
+    from peft.utils import get_peft_model_state_dict
+
+    return get_peft_model_state_dict(denoiser, denoiser.state_dict())
+
+
+def trains_first_layer(denoiser: nn.Module) -> bool:
+    """Whether there is more to save than the factors."""
+    return first_layer(denoiser)[1].weight.requires_grad
+
+
+def remove_lora(denoiser: Any, *, fuse: bool = False) -> Any:
+    """The plain model again, in place, with the factors in its weights (`fuse`) or without them."""
+    if fuse:
+        denoiser.fuse_lora()
+    denoiser.unload_lora()
+    denoiser._state_dict_hooks.clear()
+    denoiser._load_state_dict_pre_hooks.clear()
+    return denoiser
+
+
+def frozen_sha256(denoiser: nn.Module) -> bytes:
+    """The sha256 over names, shapes, dtypes and evenly spaced values of all that does not train, 32 bytes."""
+    digest = hashlib.sha256()
+    for name, value in sorted(_frozen(denoiser).items()):
+        digest.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
+        flat = value.detach().flatten()
+        digest.update(flat[:: max(1, len(flat) // _SAMPLES)].cpu().contiguous().view(torch.uint8).numpy().tobytes())
+    return digest.digest()
+
+
+def _frozen(denoiser: nn.Module) -> dict[str, Tensor]:
+    """Parameters without gradients, by name."""
+    return {name: value for name, value in denoiser.named_parameters() if not value.requires_grad}
+
+
+def _train_first_layer(denoiser: nn.Module, wanted: bool | None) -> None:
+    _, layer = first_layer(denoiser)
+    layer.requires_grad_(isinstance(layer, GrownConv2d | GrownLinear) if wanted is None else wanted)
+
+
+def _keep_what_trains(denoiser: nn.Module, state: dict[str, Any], prefix: str, _: Any) -> None:
+    trained = {prefix + name for name, value in denoiser.named_parameters() if value.requires_grad}
+    for name in [name for name in state if name.startswith(prefix) and name not in trained]:
+        del state[name]
+    state[prefix + FROZEN_SHA256] = torch.tensor(list(frozen_sha256(denoiser)), dtype=torch.uint8)
+
+
+def _add_what_is_frozen(denoiser: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:
+    """Let a state of what trains pass a strict load.
+
+    Raises:
+        ValueError: it was trained on another base model.
+    """
+    saved = state.pop(prefix + FROZEN_SHA256, None)
+    if saved is None:
+        return
+    trained_on, here = bytes(saved.tolist()).hex(), frozen_sha256(denoiser).hex()
+    if trained_on != here:
+        raise ValueError(
+            f"this LoRA was trained on a base model whose frozen weights have sha256 {trained_on[:16]}..., but the "
+            f"denoiser holds {here[:16]}...; load the same base model in the same dtype, with the same lora options"
+        )
+    for name, value in [*_frozen(denoiser).items(), *denoiser.named_buffers()]:
+        state.setdefault(prefix + name, value.detach())

@@ -1,0 +1,118 @@
+"""Scores of one fill of one photo, beside those of plain fills and of what the autoencoder alone would do."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from typing import NamedTuple
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from inpaint_module.metrics.masked_psnr import MaskedPSNR
+from inpaint_module.metrics.seam import masked_ssim, seam_error
+from inpaint_module.sampling import InpaintedImages, composite, mean_colour_fill
+
+Distance = Callable[[Tensor, Tensor, Tensor], Tensor]
+FILLS = ("model", "vae", "mean_colour", "grey")
+
+
+class FillScores(NamedTuple):
+    """How near a fill is to the truth; NaN where there is nothing to see.
+
+    Attributes:
+        psnr_inside: dB, in the hole.
+        psnr_outside: dB, outside the grown mask, of the picture as decoded, before the known pixels are put back.
+        ssim_inside: -1..1, in the hole.
+        seam: 0..1, at the border of the grown mask, of the composite; 0 is best.
+        features: distance in the hole to a vision model; 0 is best.
+    """
+
+    psnr_inside: float
+    psnr_outside: float
+    ssim_inside: float
+    seam: float
+    features: float = math.nan
+
+
+class ScoredPhoto(NamedTuple):
+    """A photo under one mask: `scores` by name of the fill, of FILLS; `pictures` by what they show."""
+
+    key: str
+    position: int
+    caption: str
+    scores: dict[str, FillScores]
+    pictures: dict[str, Image.Image]
+
+
+class ScoredPreset(NamedTuple):
+    """Photos under the masks of one preset."""
+
+    name: str
+    photos: list[ScoredPhoto]
+
+    def mean(self) -> dict[str, FillScores]:
+        """Scores averaged over photos, by name of the fill."""
+        return {fill: mean_scores(photo.scores[fill] for photo in self.photos) for fill in FILLS}
+
+
+def score_fills(result: InpaintedImages, round_trip: Tensor, distance: Distance | None = None) -> dict[str, FillScores]:
+    """Score a fill, and what to compare it with.
+
+    Args:
+        result: one photo, inpainted (B = 1).
+        round_trip: float (1, 3, H, W), the photo encoded and decoded: no fill through this autoencoder is better.
+        distance: pictures, truth and mask to (B,); None for no such score.
+
+    Returns:
+        Scores of `model`, `vae` (the round trip), `mean_colour` (of the known pixels) and `grey`. The last two have no
+        `psnr_outside`.
+    """
+    fills = {
+        "model": result.inpainted,
+        "vae": round_trip,
+        "mean_colour": mean_colour_fill(result.image, result.mask),
+        "grey": torch.full_like(result.image, 0.5),
+    }
+    scores = {name: score(filled, result, distance) for name, filled in fills.items()}
+    for name in ("mean_colour", "grey"):
+        scores[name] = scores[name]._replace(psnr_outside=math.nan)
+    return scores
+
+
+def score(filled: Tensor, result: InpaintedImages, distance: Distance | None = None) -> FillScores:
+    """Score one whole picture float (1, 3, H, W) in place of the model's."""
+    joined = composite(filled, result.image, result.noise_mask)
+    return FillScores(
+        psnr_inside=_psnr(filled, result.image, result.mask),
+        psnr_outside=_psnr(filled, result.image, 1 - result.noise_mask),
+        ssim_inside=masked_ssim(joined, result.image, result.mask).item(),
+        seam=seam_error(joined, result.image, result.noise_mask).item(),
+        features=math.nan if distance is None else distance(joined, result.image, result.mask.float()).item(),
+    )
+
+
+def _psnr(filled: Tensor, image: Tensor, chosen: Tensor) -> float:
+    # called, not computed: computing would wait for the other ranks, which have no report to make
+    value: Tensor = MaskedPSNR().to(image.device)(filled, image, chosen, torch.ones(1, device=image.device))
+    return value.item()
+
+
+def mean_scores(scores: Iterable[FillScores]) -> FillScores:
+    """Each score's mean over those that are no NaN."""
+    return FillScores(*(_mean([value for value in column if value == value]) for column in zip(*scores, strict=True)))
+
+
+def _mean(values: list[float]) -> float:
+    return math.fsum(values) / len(values) if values else math.nan
+
+
+def flat_scores(scores: dict[str, FillScores]) -> dict[str, float]:
+    """By name, without NaN: `psnr_inside` for the model, `psnr_inside_grey` and so on for the others."""
+    named = {
+        score if fill == "model" else f"{score}_{fill}": value
+        for fill, row in scores.items()
+        for score, value in row._asdict().items()
+    }
+    return {name: value for name, value in named.items() if value == value}

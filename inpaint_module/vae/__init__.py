@@ -1,0 +1,8 @@
+"""One face for every frozen autoencoder."""
+
+from inpaint_module.vae.comfy_vae import ComfyVAE
+from inpaint_module.vae.diffusers_vae import DiffusersVAE
+from inpaint_module.vae.frozen_vae import FrozenVAE, Posterior
+from inpaint_module.vae.loading import as_vae, load_vae
+
+__all__ = ["ComfyVAE", "DiffusersVAE", "FrozenVAE", "Posterior", "as_vae", "load_vae"]

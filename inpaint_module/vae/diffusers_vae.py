@@ -1,0 +1,158 @@
+"""Diffusers autoencoders, each called as its own pipelines call it."""
+
+from __future__ import annotations
+
+from functools import cached_property
+from typing import Any, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from inpaint_module.vae.frozen_vae import FrozenVAE, Posterior, sha256_of_weights
+
+
+class DiffusersVAE(FrozenVAE):
+    """Any 2-D diffusers autoencoder, and the video ones with one frame per sample.
+
+    Tiling and slicing that are enabled on `module`, before or after, are kept.
+
+    Args:
+        module: AutoencoderKL, AutoencoderTiny, AutoencoderDC, AutoencoderKLFlux2, AutoencoderKLQwenImage,
+            AutoencoderKLWan, AutoencoderKLHunyuanImage, VQModel, AsymmetricAutoencoderKL or alike. It is frozen in
+            place: eval mode, no gradients, channels_last weights (four times faster on a CPU, same values to rounding).
+
+    Raises:
+        ValueError: float16 weights of a VAE that overflows in float16 (`force_upcast`), a ratio that is not told or
+            that one dry encode contradicts, or latent statistics of another number of channels.
+    """
+
+    def __init__(self, module: nn.Module):
+        self.module = cast(Any, module.eval().requires_grad_(False))
+        config = self.module.config
+        if config.get("force_upcast") and self.dtype == torch.float16:
+            raise ValueError(
+                "this VAE overflows in float16 (its config says force_upcast); load it in float32 or bfloat16, or set "
+                "force_upcast to False in the config of one that was made for float16"
+            )
+        self.is_video = _is_video(module)
+        if not self.is_video:
+            self.module.to(memory_format=torch.channels_last)
+        # Flux.2 folds 2 x 2 latents into channels before its batch norm
+        self._patch: int = config.patch_size[0] if hasattr(module, "bn") else 1
+        # Kandinsky's MoVQ: its pipelines neither scale latents nor quantize them
+        self._is_movq = config.get("norm_type") == "spatial"
+        self.ratio = _claimed_ratio(self.module) * self._patch
+        self.channels = self._dry_encode(type(module).__name__, self.device)
+        self._shift, self._scale = self._statistics()
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype of the weights, in which everything inside is computed."""
+        return next(self.module.parameters()).dtype
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return next(self.module.parameters()).device
+
+    @torch.no_grad()
+    def posterior(self, pixels: Tensor) -> Posterior:
+        """See `FrozenVAE.posterior`; `std` is None for AutoencoderTiny, AutoencoderDC and VQModel."""
+        images = (pixels * 2 - 1).to(self.dtype)
+        with self._undisturbed(pixels.device):
+            out = self.module.encode(self._enter(images), return_dict=False)[0]
+        if isinstance(out, Tensor):
+            return Posterior(self._leave(out), None)
+        std = getattr(out, "std", None)  # some distributions have a mode only
+        return Posterior(self._leave(out.mode()), None if std is None else self._leave(std))
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """See `FrozenVAE.decode`; VQModel quantizes first, Kandinsky's does not."""
+        if self._patch > 1:
+            latents = F.pixel_shuffle(latents, self._patch)
+        options = {"force_not_quantize": True} if self._is_movq else {}
+        with self._undisturbed(latents.device):
+            images = self.module.decode(self._enter(latents.to(self.dtype)), return_dict=False, **options)[0]
+        return self._one_frame(images).float().contiguous() / 2 + 0.5
+
+    def normalize(self, latents: Tensor) -> Tensor:
+        """(z - shift) * scale, with the statistics of the module's config (or of its batch norm, Flux.2)."""
+        return (latents - self._shift.to(latents)) * self._scale.to(latents)
+
+    def denormalize(self, latents: Tensor) -> Tensor:
+        """z / scale + shift."""
+        return latents / self._scale.to(latents) + self._shift.to(latents)
+
+    def to(self, device: torch.device) -> None:
+        """See `FrozenVAE.to`."""
+        self.module.to(device)
+        self._shift, self._scale = self._shift.to(device), self._scale.to(device)
+
+    def fingerprint(self) -> bytes:
+        """See `FrozenVAE.fingerprint`."""
+        return self._digest
+
+    @cached_property
+    def _digest(self) -> bytes:
+        return sha256_of_weights(self.module.state_dict())
+
+    def _undisturbed(self, device: torch.device) -> torch.autocast:
+        """Eval mode in every submodule, and no autocast: whatever the caller's `.train()` and precision say."""
+        if any(part.training for part in self.module.modules()):
+            self.module.eval()
+        return torch.autocast(device.type, enabled=False)
+
+    def _enter(self, x: Tensor) -> Tensor:
+        return x.unsqueeze(2) if self.is_video else x.contiguous(memory_format=torch.channels_last)
+
+    def _one_frame(self, x: Tensor) -> Tensor:
+        return x[:, :, 0] if self.is_video else x
+
+    def _leave(self, latents: Tensor) -> Tensor:
+        latents = self._one_frame(latents).float().contiguous()
+        return F.pixel_unshuffle(latents, self._patch) if self._patch > 1 else latents
+
+    def _statistics(self) -> tuple[Tensor, Tensor]:
+        """Shift and scale, float32 (C, 1, 1) each, on the module's device."""
+        config = self.module.config
+        if self._is_movq:
+            shift, std, factor = 0.0, 1.0, 1.0
+        elif hasattr(self.module, "bn"):
+            bn = self.module.bn
+            shift, std, factor = bn.running_mean, (bn.running_var.float() + config.batch_norm_eps).sqrt(), 1.0
+        elif config.get("latents_mean") and config.get("latents_std"):
+            shift, std, factor = config.latents_mean, config.latents_std, config.get("scaling_factor") or 1.0
+        else:
+            shift, std, factor = config.get("shift_factor") or 0.0, 1.0, config.get("scaling_factor") or 1.0
+        return self._per_channel("mean", shift), factor / self._per_channel("std", std)
+
+    def _per_channel(self, what: str, values: Any) -> Tensor:
+        """A number, or C of them, as float32 (C, 1, 1)."""
+        column = torch.as_tensor(values, dtype=torch.float32, device=self.device).reshape(-1, 1, 1)
+        if len(column) not in (1, self.channels):
+            raise ValueError(
+                f"the VAE's config gives the {what} of {len(column)} latent channels, but it encodes to {self.channels}"
+            )
+        return column.expand(self.channels, 1, 1)
+
+
+def _is_video(module: nn.Module) -> bool:
+    """Whether the first convolution is 3-D, so that `encode` wants (B, 3, T, H, W)."""
+    convolutions = (part for part in module.modules() if isinstance(part, nn.Conv2d | nn.Conv3d))
+    return isinstance(next(convolutions, None), nn.Conv3d)
+
+
+def _claimed_ratio(module: Any) -> int:
+    """What config or module say; values may be None."""
+    config, name = module.config, "spatial_compression_ratio"
+    # diffusers warns when an attribute is asked for that lives in the config
+    ratio = config[name] if name in config else getattr(module, name, None)
+    ratio = ratio or config.get("scale_factor_spatial")
+    blocks = config.get("encoder_block_out_channels") or config.get("block_out_channels")
+    if not ratio and not blocks:
+        raise ValueError(
+            f"{type(module).__name__} does not tell its ratio: expected spatial_compression_ratio, "
+            "scale_factor_spatial or block_out_channels in its config"
+        )
+    return int(ratio or 2 ** (len(blocks) - 1))
