@@ -1,0 +1,186 @@
+"""Every mask generator is a pure function of its keys, on any device and compiled, and paints what it always did."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+
+import pytest
+import torch
+from mask_cases import GENERATORS, KEYS, MANY
+
+from inpaint_module import masks as public
+from inpaint_module.masks import (
+    Blob,
+    Boxes,
+    Cloud,
+    CoverageBetween,
+    Curriculum,
+    FreeForm,
+    Full,
+    FullWithProbability,
+    Grid,
+    Grown,
+    Intersection,
+    Inverted,
+    KeepEvery,
+    KeepRegion,
+    Lines,
+    MaskGenerator,
+    Mixture,
+    Outpaint,
+    Polygon,
+    Strokes,
+    Union,
+    coverage,
+    generator,
+    painter,
+    preset,
+    presets,
+)
+
+FIXED = [name for name in presets() if name.startswith("repaint")]
+
+
+@pytest.mark.parametrize("name", GENERATORS)
+@pytest.mark.parametrize("size", [(96, 96), (64, 112), (97, 33), (8, 8)])
+def test_a_mask_is_a_function_of_its_key(name: str, size: tuple[int, int]) -> None:
+    whole = GENERATORS[name](KEYS, *size)
+    assert whole.shape == (24, 1, *size)
+    assert whole.dtype == torch.bool
+    assert whole.is_contiguous()
+    shuffled = torch.randperm(24, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(GENERATORS[name](KEYS[shuffled], *size), whole[shuffled])
+    assert torch.equal(torch.cat([GENERATORS[name](part, *size) for part in KEYS.split(7)]), whole)
+
+
+@pytest.mark.parametrize("name", GENERATORS)
+def test_masks_vary_and_are_never_empty(name: str) -> None:
+    masks = GENERATORS[name](MANY[:200], 64, 48)
+    assert masks.flatten(1).any(1).all()
+    distinct = len({mask.numpy().tobytes() for mask in masks})
+    assert distinct == 1 if name in FIXED else distinct > 100
+
+
+@pytest.mark.parametrize("name", GENERATORS)
+def test_what_a_gpu_does_without_reading_back(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a CPU only what is needed is painted; a GPU paints it all and selects."""
+    expected = GENERATORS[name](KEYS[:8], 64, 48)
+    for module in (generator, painter, coverage):
+        monkeypatch.setattr(module, "cheap_to_read", lambda x: False)
+    assert torch.equal(GENERATORS[name](KEYS[:8], 64, 48), expected)
+
+
+COMPILED = [
+    preset("sd"),
+    Blob(),
+    Boxes(rounded=0.5),
+    Cloud(octaves=2),
+    CoverageBetween(Boxes(), (0.2, 0.3), tries=2),
+    Curriculum([Boxes(), Outpaint()], [0, 10]),
+    FreeForm((1, 2), (1, 2)),
+    Full(),
+    FullWithProbability(Boxes(), 0.5),
+    Grid(),
+    Grown(Boxes(), (-20, 20)),
+    Intersection([Boxes(), Outpaint()]),
+    Inverted(Boxes(), 0.5),
+    KeepEvery(2, 1),
+    KeepRegion(0.25, 0.25, 0.5, 0.5),
+    Lines((1, 2)),
+    Mixture([Boxes(), Outpaint()]),
+    Outpaint(),
+    Polygon(),
+    Strokes((1, 2), segments=2),
+    Strokes((1, 2), segments=2, discs=0.3, squares=0.3),
+    Union([Boxes(), Outpaint()]),
+]
+
+
+@pytest.mark.parametrize("masks", COMPILED, ids=lambda masks: type(masks).__name__)
+def test_generators_compile_without_a_graph_break(masks: MaskGenerator) -> None:
+    torch.compiler.reset()
+    compiled = torch.compile(masks.paint, fullgraph=True, backend="eager")
+    assert torch.equal(compiled(KEYS[:3], 40, 48), masks(KEYS[:3], 40, 48))
+
+
+def test_every_class_is_compiled() -> None:
+    classes = {each for each in vars(public).values() if isinstance(each, type) and issubclass(each, MaskGenerator)}
+    assert {type(masks) for masks in COMPILED} == classes - {MaskGenerator}
+
+
+@pytest.mark.parametrize("name", ["lama-thick", "sd", "deepfill", "polygon", "cloud"])
+def test_sizes_scale_with_the_short_side(name: str) -> None:
+    small, large, long = (
+        GENERATORS[name](MANY[:500], *size).float().mean() for size in ((64, 64), (160, 160), (64, 80))
+    )
+    assert abs(small - large) < 0.02
+    assert abs(small - long) < 0.07
+
+
+GOLDEN = {
+    "lama-thin": "14b736ce7a47ebce",
+    "lama-medium": "842881391dacdc26",
+    "lama-thick": "1dcdfcb99348e545",
+    "sd": "9ae816caa53d8994",
+    "sdxl": "e07303095f96f2cd",
+    "deepfill": "749824d6954e9348",
+    "comodgan": "43c82593f347577a",
+    "mat": "a6c7017195f0cede",
+    "outpaint": "c5daa9aae9a5381e",
+    "brushnet": "ae01ed687d9da8f6",
+    "cloud": "38dd4981258141bb",
+    "blob": "77d6051a61a87d8f",
+    "polygon": "ab368e1f8da6c57c",
+    "repaint-half": "a6eaf9ed46bbb2e9",
+    "repaint-expand": "46a2e459954b51fe",
+    "repaint-every-second-line": "a4abea69c5e1922c",
+    "repaint-superres": "8617ab3a52ebf246",
+    "grid": "e0b7cdb1bb52d930",
+    "grown": "b98bd056ed39cf04",
+    "inverted": "025410cdabcf06db",
+    "intersection": "ba19dbdd0bbfedaa",
+    "union": "37c1140fbc83d8c1",
+    "bounded": "b1051c430ec1e8ac",
+    "curriculum": "e23bd48def0e80f7",
+}
+
+
+@pytest.mark.parametrize("name", GENERATORS)
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.cuda)])
+def test_golden_masks(name: str, device: str) -> None:
+    digest = hashlib.sha256()
+    for size in ((128, 128), (512, 384)):
+        digest.update(GENERATORS[name](KEYS[:8].to(device), *size).cpu().numpy().tobytes())
+    assert digest.hexdigest()[:16] == GOLDEN[name]
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize("name", GENERATORS)
+def test_a_gpu_is_never_waited_for(name: str) -> None:
+    keys = KEYS.cuda()
+    GENERATORS[name](keys, 128, 128)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        GENERATORS[name](keys, 128, 128)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+def test_the_base_is_abstract() -> None:
+    with pytest.raises(TypeError, match="abstract"):
+        MaskGenerator()  # type: ignore[abstract]
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: preset("lama"), "unknown mask preset 'lama'; known are lama-thin, lama-medium, .*, grid"),
+        (lambda: Boxes()(KEYS[None], 64, 64), r"keys must be int64 \(B,\)"),
+        (lambda: Boxes()(KEYS.int(), 64, 64), r"keys must be int64 \(B,\), got torch.int32"),
+        (lambda: Boxes()(KEYS, 0, 64), "height and width must be at least 1, got 0 x 64"),
+    ],
+)
+def test_bad_calls_are_refused(make: Callable[[], object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        make()
