@@ -7,7 +7,7 @@ import pytest
 from data_fixtures import encode
 from PIL import Image
 
-from datamodules.images.jpeg import cut_below, read_frame, reduction
+from datamodules.images.jpeg import cut_below, read_frame, read_pixels, reduction
 
 SIZE = (200, 160)
 
@@ -87,3 +87,54 @@ def test_mutated_headers_are_cut_or_left() -> None:
 )
 def test_reduction_leaves_the_gap(factor: float, gap: float, expected: int) -> None:
     assert reduction(factor, gap) == expected
+
+
+# Pixels
+
+
+def pillow(data: bytes, scale: int = 1) -> np.ndarray:
+    image = Image.open(io.BytesIO(data))
+    image.draft(None, (image.width // scale, image.height // scale))
+    return np.asarray(image.convert("RGB"))
+
+
+@pytest.mark.parametrize("kind", [kind for kind in FILES if kind != "cmyk"])
+@pytest.mark.parametrize("scale", [1, 2, 4, 8])
+def test_pixels_are_those_of_pillow(kind: str, scale: int) -> None:
+    found = read_pixels(FILES[kind], SIZE, scale)
+    assert found is not None
+    assert np.array_equal(found, pillow(FILES[kind], scale))
+    short = cut_below(FILES[kind], 56)
+    found = read_pixels(short, Image.open(io.BytesIO(short)).size, scale, strict=False)
+    assert found is not None
+    assert np.array_equal(found[: 56 // scale], pillow(FILES[kind], scale)[: 56 // scale])
+
+
+def test_progressive_files_too() -> None:
+    data = jpeg(progressive=True)
+    found = read_pixels(data, SIZE, 2)
+    assert found is not None
+    assert np.array_equal(found, pillow(data, 2))
+
+
+def test_coarse_chroma_leaves_the_luma() -> None:
+    coarse, fine = (read_pixels(FILES["420"], SIZE, 1, coarse=each) for each in (True, False))
+    assert coarse is not None
+    assert fine is not None
+    luma = [np.asarray(Image.fromarray(each).convert("L")).astype(int) for each in (coarse, fine)]
+    assert np.abs(luma[0] - luma[1]).mean() < 3 < np.abs(coarse.astype(int) - fine).mean()
+
+
+def swap_height(data: bytes, height: int) -> bytes:
+    frame = read_frame(data)
+    assert frame is not None
+    return data[: frame.offset] + height.to_bytes(2, "big") + data[frame.offset + 2 :]
+
+
+@pytest.mark.parametrize(
+    "data",
+    [FILES["cmyk"], FILES["420"][:-500], FILES["420"][:100], b"", b"GIF89a", swap_height(FILES["420"], 80)],
+    ids=["cmyk", "cut short", "header alone", "empty", "no jpeg", "another size"],
+)
+def test_pillow_decides_what_is_not_clean(data: bytes) -> None:
+    assert read_pixels(data, SIZE, 1) is None

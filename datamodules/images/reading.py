@@ -1,6 +1,7 @@
 """Images: bytes -> an upright RGB picture, cropped and resized.
 
-Decoding is Pillow's with the three formats named: no other codec is ever tried on a file that lies about its suffix.
+Files are opened by Pillow with the three formats named: no other codec is ever tried on a file that lies about its
+suffix. It decodes them too, but for the pixels of clean JPEGs, which `jpeg.read_pixels` has sooner.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from datamodules.images.crops import Box, Crop
-from datamodules.images.jpeg import cut_below, reduction
+from datamodules.images.jpeg import cut_below, read_pixels, reduction
 
 FORMATS = ("JPEG", "PNG", "WEBP")
 _ORIENTATION = 0x0112  # the EXIF tag
@@ -106,11 +107,12 @@ class View(NamedTuple):
     """How a crop is read from a file.
 
     `box` is the crop in pixels of the file, `scale` (1, 2, 4 or 8) how many of these become one while a JPEG is
-    decoded, `turn` makes it upright, `flip` mirrors it then.
+    decoded, `coarse` whether its chroma may be, `turn` makes it upright, `flip` mirrors it then.
     """
 
     box: Box
     scale: int
+    coarse: bool
     turn: Turn
     flip: bool
 
@@ -123,7 +125,7 @@ def _stored_box(box: Box, upright: tuple[int, int], turn: Turn) -> Box:
     return (top, left, bottom, right) if turn.swap else (left, top, right, bottom)
 
 
-def plan_view(image: Image.Image, crop: Crop, size: tuple[int, int], reducing_gap: float = 1.5) -> View:
+def plan_view(image: Image.Image, crop: Crop, size: tuple[int, int], reducing_gap: float = 2.0) -> View:
     """How to read a crop for a target `size` (H, W); a JPEG is reduced as `jpeg.reduction` says.
 
     Less so where the crop would not lie on whole pixels any more: of a photo taken upside down, if its length is no
@@ -135,17 +137,23 @@ def plan_view(image: Image.Image, crop: Crop, size: tuple[int, int], reducing_ga
     scale = reduction(factor, reducing_gap) if image.format == "JPEG" else 1
     while any(side % scale for side in box):
         scale //= 2
-    return View(box, scale, turn, crop.flip)
+    return View(box, scale, factor >= reducing_gap, turn, crop.flip)
 
 
-def _read_box(image: Image.Image, data: bytes, view: View) -> Image.Image:
-    """Decode what lies in the view's box, in the file's mode and orientation."""
-    if image.format == "JPEG" and (shorter := cut_below(data, view.box[3])) is not data:
-        image = open_image(shorter, image.width * image.height)
+def _read_box(image: Image.Image, data: bytes, view: View, background: tuple[int, int, int] | None) -> np.ndarray:
+    """Decode what lies in the view's box, in the file's orientation: uint8 RGB (h, w, 3)."""
+    left, top, right, bottom = (side // view.scale for side in view.box)
+    if image.format == "JPEG":
+        shorter = cut_below(data, view.box[3])
+        if shorter is not data:
+            image = open_image(shorter, image.width * image.height)
+        # of a file that was cut, libjpeg warns that there is more
+        pixels = read_pixels(shorter, image.size, view.scale, coarse=view.coarse, strict=shorter is data)
+        if pixels is not None:
+            return np.ascontiguousarray(pixels[top:bottom, left:right])
     if view.scale > 1:
         image.draft(None, (image.width // view.scale, image.height // view.scale))
-    left, top, right, bottom = (side // view.scale for side in view.box)
-    return image.crop((left, top, right, bottom))
+    return np.array(to_rgb(image.crop((left, top, right, bottom)), background))
 
 
 def read_view(
@@ -164,7 +172,7 @@ def read_view(
         size: the target, (H, W) pixels.
         background: RGB, 0..255, under transparent pixels; None shows the colours that they hide.
     """
-    pixels = torch.from_numpy(np.array(to_rgb(_read_box(image, data, view), background))).permute(2, 0, 1)
+    pixels = torch.from_numpy(_read_box(image, data, view, background)).permute(2, 0, 1)
     target = size[::-1] if view.turn.swap else size
     if pixels.shape[1:] != target:
         pixels = F.interpolate(pixels[None], target, mode="bicubic", antialias=True)[0]

@@ -63,7 +63,7 @@ class SampleDecoder:
         upscale: bool = True,
         background: tuple[int, int, int] = (255, 255, 255),
         max_pixels: int = 50_000_000,
-        reducing_gap: float = 1.5,
+        reducing_gap: float = 2.0,
         max_caption_bytes: int = 16384,
         caption_key: str = "caption",
         label_key: str | None = None,
