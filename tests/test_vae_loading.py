@@ -1,4 +1,4 @@
-"""The ways to a VAE: `as_vae` on an object, `load_vae` on a folder."""
+"""The ways to a VAE, `as_vae` on an object and `load_vae` on a folder, and what they refuse."""
 
 from __future__ import annotations
 
@@ -9,7 +9,9 @@ from typing import Any
 import pytest
 import tiny_vaes
 import torch
+from tiny_vaes import MEAN_6
 from torch import nn
+from vaes_by_hand import image_of
 
 from inpaint_module.vae.loading import DiffusersVAE, as_vae, load_vae
 
@@ -26,6 +28,44 @@ def test_other_objects_are_refused(other: Any) -> None:
         ValueError, match=r"vae must be a diffusers autoencoder, or have encode\(\) and downscale_ratio"
     ):
         as_vae(other)
+
+
+def test_force_upcast_refuses_float16_and_tells_the_way_out() -> None:
+    with pytest.raises(ValueError, match=r"overflows in float16 .*load it in float32 or bfloat16, or set force_upcast"):
+        as_vae(tiny_vaes.build("sdxl").half())
+    vae = as_vae(tiny_vaes.build("sd").half())  # force_upcast is False
+    assert vae.posterior(image_of("sd")).mean.dtype == torch.float32
+
+
+def test_a_lying_ratio_is_refused() -> None:
+    module = tiny_vaes.build("sd")
+    module.register_to_config(spatial_compression_ratio=4)
+    message = r"AutoencoderKL claims 4 pixels per latent cell and side, but encodes 8 x 8 pixels to .* \(1, 4, 1, 1\)"
+    with pytest.raises(ValueError, match=message):
+        as_vae(module)
+    with pytest.raises(ValueError, match="AutoencoderKLWan claims 8 pixels per latent cell"):
+        as_vae(tiny_vaes.wan22(scale_factor_spatial=8))  # what 2**len(temperal_downsample) says
+
+
+def test_a_ratio_too_small_to_encode_is_refused() -> None:
+    module = tiny_vaes.build("sd")
+    module.register_to_config(spatial_compression_ratio=1)
+    with pytest.raises(ValueError, match="claims 1 pixels per latent cell and side, but cannot encode 2 x 2 pixels"):
+        as_vae(module)
+
+
+def test_a_ratio_that_is_not_told_is_refused() -> None:
+    module = tiny_vaes.build("sd")
+    module.register_to_config(block_out_channels=None)
+    with pytest.raises(ValueError, match="AutoencoderKL does not tell its ratio: expected spatial_compression_ratio"):
+        as_vae(module)
+
+
+def test_statistics_of_another_number_of_channels_are_refused() -> None:
+    module = tiny_vaes.build("playground")
+    module.register_to_config(latents_mean=MEAN_6)
+    with pytest.raises(ValueError, match="gives the mean of 6 latent channels, but it encodes to 4"):
+        as_vae(module)
 
 
 @pytest.mark.parametrize("name", ["sd", "taesd", "dc", "flux2", "qwen", "hunyuan", "vq", "asymmetric"])

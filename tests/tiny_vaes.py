@@ -80,11 +80,10 @@ def flux2() -> AutoencoderKLFlux2:
     return vae
 
 
-def qwen() -> AutoencoderKLQwenImage:
+def qwen(**config: Any) -> AutoencoderKLQwenImage:
     """AutoencoderKLQwenImage."""
-    return AutoencoderKLQwenImage(
-        base_dim=4, z_dim=4, dim_mult=[1, 1, 1, 1], num_res_blocks=1, latents_mean=MEAN_4, latents_std=STD_4
-    )
+    sizes = {"base_dim": 4, "z_dim": 4, "dim_mult": [1, 1, 1, 1], "num_res_blocks": 1}
+    return AutoencoderKLQwenImage(**sizes | config, latents_mean=MEAN_4, latents_std=STD_4)
 
 
 def wan21() -> AutoencoderKLWan:
