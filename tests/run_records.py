@@ -25,7 +25,7 @@ EMA_STATES = ["current_model_state", "averaging_state"]
 def launch(*arguments: str, folder: Path, **environment: str) -> subprocess.Popen[str]:
     """A Python process on the CPU, in the folder, and in a process group of its own."""
     path = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
-    environment |= {"PYTHONPATH": path, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    environment |= {"PYTHONPATH": path, "CUDA_VISIBLE_DEVICES": ""}
     return subprocess.Popen(
         [sys.executable, *arguments],
         cwd=folder,

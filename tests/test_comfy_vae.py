@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 import tiny_vaes
 import torch
-from tiny_vaes import one_thread  # noqa: F401
 from torch import Tensor
 
 from inpaint_module.encoder import InpaintEncoder

@@ -11,18 +11,12 @@ from pathlib import Path
 import fault_server
 import planted_faults as faults
 import pytest
-import torch
 from PIL import Image
 
 from datamodules.doctor import main
 
 CONFIG = str(Path(__file__).parents[1] / "configs" / "quickstart.yaml")
 SMALL = ["--config", CONFIG, "--device=cpu", "--data.image_size=64", "--data.batch_size=8", "--batches=2"]
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> None:
-    torch.set_num_threads(1)
 
 
 class Told:
@@ -144,7 +138,7 @@ def test_stalled_source(silent: str, tmp_path: Path, monkeypatch: pytest.MonkeyP
         done = subprocess.run(
             [sys.executable, "-m", "datamodules.doctor", *SMALL, *options],
             cwd=Path(CONFIG).parents[1],
-            env=os.environ | {"no_proxy": "127.0.0.1", "OMP_NUM_THREADS": "1"},
+            env=os.environ | {"no_proxy": "127.0.0.1"},
             capture_output=True,
             text=True,
             timeout=100,

@@ -274,7 +274,10 @@ def test_zero_ends_it_at_the_first(broken: ShardSet) -> None:
 # The rest
 
 
-def test_a_worker_computes_on_one_thread(shards: ShardSet) -> None:
+def test_a_worker_computes_on_one_thread(shards: ShardSet, request: pytest.FixtureRequest) -> None:
+    request.addfinalizer(lambda: torch.set_num_threads(1))
+    torch.set_num_threads(2)
+
     def threads(raw: RawSample) -> dict[str, Any]:
         return {**DECODER(raw), "caption": str(torch.get_num_threads())}
 

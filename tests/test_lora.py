@@ -11,7 +11,6 @@ import pytest
 import tiny_pipelines as tiny
 import torch
 from diffusers import UNet2DConditionModel
-from tiny_vaes import one_thread  # noqa: F401
 from torch import Tensor
 
 from inpaint_module.denoisers.lora import (

@@ -10,7 +10,6 @@ import pytest
 import tiny_folders as tiny
 import torch
 from diffusers import DiffusionPipeline
-from tiny_vaes import one_thread  # noqa: F401
 from torch import Tensor, nn
 
 from inpaint_module.conditioning.text_conditioning import (
