@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from data_fixtures import encode, photo, photo_shards, write_tar
-from test_webdataset_datamodule import fit, module, rows
+from recorded_fits import COUNT, fit, module, rows
 from torch import nn
 from torchvision.transforms import v2
 
@@ -26,7 +26,7 @@ SHAPES = [(48, 24), (24, 48), (40, 40)]
 
 @pytest.fixture(scope="module")
 def shards(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return str(photo_shards(tmp_path_factory.mktemp("data"), 13))
+    return str(photo_shards(tmp_path_factory.mktemp("data"), COUNT))
 
 
 @pytest.fixture(scope="module")
