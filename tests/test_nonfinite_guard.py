@@ -128,9 +128,11 @@ def test_state_goes_on_counting() -> None:
 
 
 def test_all_finite() -> None:
-    good = torch.tensor([3e38, -1e-45])
+    good = torch.tensor([1e18, -1e-45])
     assert all_finite([good, good.to(torch.bfloat16) / 2])
+    assert all_finite([torch.full((9,), 6e4, dtype=torch.float16)])
     assert all_finite([])
+    assert not all_finite([torch.tensor([3e38])])  # its square is in no optimizer's range
     for bad in (torch.nan, torch.inf, -torch.inf):
         assert not all_finite([good, torch.tensor([[0.0, bad]])])
 

