@@ -17,7 +17,7 @@ from torch.optim import Optimizer
 def all_finite(gradients: list[Tensor]) -> Tensor:
     """Whether their norm is a number, bool (), of the parts that this rank holds; no device waits.
 
-    One NaN or infinity makes it none, and so do values whose squares overflow, which no clipping could save. Ten times
+    One NaN or infinity makes it none, and so does a norm beyond float32, by which no clipping could divide. Ten times
     as fast as a look at each number, and a few launches on a GPU instead of two for each parameter.
     """
     parts = [each.to_local() if isinstance(each, DTensor) else each for each in gradients]
