@@ -5,7 +5,6 @@ from __future__ import annotations
 import fcntl
 import os
 import termios
-import time
 from array import array
 from collections.abc import Callable
 from pathlib import Path
@@ -58,10 +57,3 @@ def readable(pipe: int) -> int:
     count = array("i", [0])
     fcntl.ioctl(pipe, termios.FIONREAD, count)
     return count[0]
-
-
-def wait_until(condition: Callable[[], object]) -> None:
-    until = time.monotonic() + 20
-    while not condition():
-        assert time.monotonic() < until, "waited for too long"
-        time.sleep(0.01)

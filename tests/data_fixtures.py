@@ -30,6 +30,13 @@ def encode(image: Image.Image, kind: str = "PNG", **options: object) -> bytes:
     return file.getvalue()
 
 
+def exif_turned(orientation: int = 6) -> Image.Exif:
+    """EXIF which says how the camera was held; 6 is on its side."""
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    return exif
+
+
 def write_tar(path: Path, members: list[tuple[str, bytes]]) -> Path:
     """A tar of these members, in this order."""
     with tarfile.open(path, "w", format=tarfile.GNU_FORMAT) as tar:
@@ -53,6 +60,11 @@ def photo_shards(folder: Path, count: int, per_shard: int = 4) -> Path:
     """A shard folder of `count` photos."""
     make_shards(photo_folder(folder / "photos", count), folder / "shards", samples_per_shard=per_shard)
     return folder / "shards"
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """The bytes of a folder's files by their names."""
+    return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
 
 
 class Halves(MaskGenerator):

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from data_fixtures import encode, photo, write_tar
+from data_fixtures import encode, exif_turned, photo, write_tar
 
 from datamodules.images.image_sizes import image_size
 from datamodules.shards.manifest import write_manifest
@@ -42,9 +42,7 @@ def test_an_unreadable_image_is_square(folder: Path) -> None:
 
 def test_a_rotated_photo_is_upright(tmp_path: Path) -> None:
     picture = photo(0, 48, 24)
-    exif = picture.getexif()
-    exif[0x0112] = 6
-    write_tar(tmp_path / "0.tar", [("p.jpg", encode(picture, "JPEG", exif=exif))])
+    write_tar(tmp_path / "0.tar", [("p.jpg", encode(picture, "JPEG", exif=exif_turned()))])
     write_manifest(tmp_path, measure=image_size)
     assert ShardAspects(open_shards(str(tmp_path)))(torch.tensor([0])).tolist() == [0.5]
 

@@ -5,29 +5,23 @@ import warnings
 import zlib
 
 import pytest
-from data_fixtures import encode, photo
-from PIL import Image, PngImagePlugin
+from data_fixtures import encode, exif_turned, photo
+from PIL import PngImagePlugin
 
 from datamodules.images.image_sizes import image_size
 from datamodules.images.reading import open_image, upright_size
 
 
-def turned(orientation: int) -> Image.Exif:
-    exif = Image.Exif()
-    exif[0x0112] = orientation
-    return exif
-
-
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_size_is_upright(kind: str, orientation: int) -> None:
-    data = encode(photo(1, 30, 20), kind, exif=turned(orientation))
+    data = encode(photo(1, 30, 20), kind, exif=exif_turned(orientation))
     assert image_size(data) == upright_size(open_image(data, 1000)) == ((20, 30) if orientation > 4 else (30, 20))
 
 
 def test_png_with_exif_after_its_pixels() -> None:
     data = encode(photo(1, 30, 20))
-    exif = turned(6).tobytes()[6:]
+    exif = exif_turned(6).tobytes()[6:]
     chunk = struct.pack(">I", len(exif)) + b"eXIf" + exif + struct.pack(">I", zlib.crc32(b"eXIf" + exif))
     assert image_size(data[:-12] + chunk + data[-12:]) == (20, 30)
 

@@ -6,7 +6,7 @@ import zlib
 
 import numpy as np
 import pytest
-from data_fixtures import encode, photo
+from data_fixtures import encode, exif_turned, photo
 from PIL import Image
 
 from datamodules.own_masks.mask_sources import AlphaMask, FileMask, LabelMap, MaskRequest, MaskSource, read_labels
@@ -33,9 +33,7 @@ def levels(mask: np.ndarray) -> list[list[int]]:
 
 def turned(image: Image.Image, kind: str = "PNG") -> bytes:
     """The image as a camera on its side would store it."""
-    exif = Image.Exif()
-    exif[0x0112] = 6
-    return encode(image.transpose(Image.Transpose.ROTATE_90), kind, exif=exif)
+    return encode(image.transpose(Image.Transpose.ROTATE_90), kind, exif=exif_turned())
 
 
 @pytest.mark.parametrize("source", [FileMask(True), AlphaMask(), LabelMap([1, 2])])

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from data_fixtures import encode, photo, photo_folder
+from data_fixtures import contents, encode, photo, photo_folder
 
 from datamodules.make_shards import make_shards
 from datamodules.shards.manifest import JOURNAL, read_manifest
@@ -60,10 +60,6 @@ while run(out / f"{kill_at}", kill_at):
 print(kill_at, flush=True)
 os._exit(0)
 """
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
 def bad_and_good(folder: Path) -> Path:

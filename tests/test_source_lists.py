@@ -68,6 +68,14 @@ def test_folder_and_text_list(tmp_path: Path) -> None:
     ]
 
 
+def test_a_list_of_files_is_relative_to_itself(tmp_path: Path) -> None:
+    photo_folder(tmp_path / "in", 4)
+    (tmp_path / "lists").mkdir()
+    names = tmp_path / "lists" / "val.txt"
+    names.write_text("../in/p003.jpg\n../in/p001.jpg\n\n")
+    assert [source.key for source in find_sources(names)] == ["in/p001", "in/p003"]
+
+
 def test_columns_are_looked_up_in_order(tmp_path: Path) -> None:
     rows = [{"image": "a.png", "path": "b.png", "text": "t", "title": "u", "mask": "m.PNG", "cls": ""}]
     table = write(tmp_path / "t.csv", rows)
@@ -160,6 +168,23 @@ def test_same_key_twice(tmp_path: Path) -> None:
         ValueError, match=r"t\.csv row 1: .*a\.png: same key as .*t\.csv row 2: .*a\.jpg: 'a'; rename one"
     ):
         find_sources(table)
+
+
+def test_colliding_keys(tmp_path: Path) -> None:
+    folder = photo_folder(tmp_path / "in", 1)
+    photo(1).save(folder / "p000.png")
+    with pytest.raises(ValueError, match=r"p000\.png: same key as .*p000\.jpg: 'p000'; rename one"):
+        find_sources(folder)
+
+
+def test_bad_sources(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"none: expected a folder of images or a file that lists them"):
+        find_sources(tmp_path / "none")
+    with pytest.raises(ValueError, match="no images"):
+        find_sources(tmp_path)
+    (tmp_path / "list.txt").write_text("a.gif\n")
+    with pytest.raises(ValueError, match=r"list\.txt: expected names of images .*got \['a\.gif'\]"):
+        find_sources(tmp_path / "list.txt")
 
 
 def test_key() -> None:

@@ -6,7 +6,8 @@ import pickle
 
 import fault_server as faults
 import pytest
-from cached_shards import content, read, tars, wait_until
+from cached_shards import content, read, tars
+from waiting import wait_until
 
 from datamodules.shards.file_locks import open_to_write, release
 from datamodules.shards.manifest import Shard

@@ -9,8 +9,9 @@ from pathlib import Path
 
 import fault_server as faults
 import pytest
-from cached_shards import SHORT, content, ends, in_process, read, readable, tars, wait_until
+from cached_shards import SHORT, content, ends, in_process, read, readable, tars
 from data_fixtures import write_tar
+from waiting import wait_until
 
 from datamodules.remote.downloads import Patience
 from datamodules.shards.file_locks import open_to_write, release
