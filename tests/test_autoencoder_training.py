@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 from lightning.pytorch import Trainer
-from test_pca_start import autoencoder
 from tiny_models import tiny_vae
+from tiny_vaes import dc_of_patches
 
 from datamodules import WebDatasetDataModule
 from inpaint_module.autoencoder.autoencoder_training import AutoencoderTraining
@@ -23,7 +23,7 @@ pytestmark = [
 
 def test_it_starts_linear_learns_and_writes_a_folder(tmp_path: Path) -> None:
     module = AutoencoderTraining(
-        autoencoder(), str(tmp_path / "vae"), optimizer=lambda parameters: torch.optim.AdamW(parameters, lr=1e-5)
+        dc_of_patches(), str(tmp_path / "vae"), optimizer=lambda parameters: torch.optim.AdamW(parameters, lr=1e-5)
     )
     data = WebDatasetDataModule(
         "embedded:train", "embedded:val", batch_size=2, image_size=64, mask_generator=Boxes(), val_batch_size=6

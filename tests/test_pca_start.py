@@ -5,33 +5,15 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
-from diffusers import AutoencoderDC
+from tiny_vaes import dc_of_patches
 
 from inpaint_module.autoencoder.pca_start import pca_start
-
-
-def autoencoder(**config: object) -> AutoencoderDC:
-    torch.manual_seed(0)
-    options: dict[str, object] = {
-        "latent_channels": 4,
-        "encoder_block_types": "ResBlock",
-        "decoder_block_types": "ResBlock",
-        "encoder_block_out_channels": (12, 12, 48, 192),
-        "decoder_block_out_channels": (16, 16, 64, 256),
-        "encoder_layers_per_block": (0, 1, 1, 1),
-        "decoder_layers_per_block": (0, 1, 1, 1),
-        "encoder_qkv_multiscales": ((),) * 4,
-        "decoder_qkv_multiscales": ((),) * 4,
-        "encoder_out_shortcut": False,
-        "decoder_in_shortcut": False,
-    }
-    return AutoencoderDC(**options | config)
 
 
 def test_it_reconstructs_as_well_as_principal_components() -> None:
     generator = torch.Generator().manual_seed(0)
     images = F.interpolate(torch.rand(4, 3, 6, 6, generator=generator), size=(64, 64), mode="bicubic") * 1.2 - 0.6
-    model = autoencoder()
+    model = dc_of_patches()
     pca_start(model, images)
     with torch.no_grad():
         latents = model.encode(images).latent
@@ -44,7 +26,7 @@ def test_it_reconstructs_as_well_as_principal_components() -> None:
 
 
 def test_everything_can_still_learn() -> None:
-    model = autoencoder()
+    model = dc_of_patches()
     pca_start(model, torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0)) * 2 - 1)
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-2)
     images = torch.rand(1, 3, 32, 32) * 2 - 1
@@ -57,4 +39,4 @@ def test_everything_can_still_learn() -> None:
 
 def test_other_widths_are_refused() -> None:
     with pytest.raises(ValueError, match=r"pca_start needs encoder_block_out_channels \[12, 12, 48, 192\]"):
-        pca_start(autoencoder(decoder_block_out_channels=(12, 12, 48, 192)), torch.rand(1, 3, 32, 32))
+        pca_start(dc_of_patches(decoder_block_out_channels=(12, 12, 48, 192)), torch.rand(1, 3, 32, 32))

@@ -70,6 +70,25 @@ def dc() -> AutoencoderDC:
     )
 
 
+def dc_of_patches(**config: object) -> AutoencoderDC:
+    """AutoencoderDC that can start as principal components of 8 x 8 pixels, seeded."""
+    torch.manual_seed(0)
+    options: dict[str, object] = {
+        "latent_channels": 4,
+        "encoder_block_types": "ResBlock",
+        "decoder_block_types": "ResBlock",
+        "encoder_block_out_channels": (12, 12, 48, 192),
+        "decoder_block_out_channels": (16, 16, 64, 256),
+        "encoder_layers_per_block": (0, 1, 1, 1),
+        "decoder_layers_per_block": (0, 1, 1, 1),
+        "encoder_qkv_multiscales": ((),) * 4,
+        "decoder_qkv_multiscales": ((),) * 4,
+        "encoder_out_shortcut": False,
+        "decoder_in_shortcut": False,
+    }
+    return AutoencoderDC(**options | config)
+
+
 def flux2() -> AutoencoderKLFlux2:
     """AutoencoderKLFlux2 with batch statistics as a trained one has them."""
     vae = AutoencoderKLFlux2(
