@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -107,3 +108,14 @@ def test_load_vae_refuses_a_model_that_is_no_autoencoder(tmp_path: Any) -> None:
     UNet2DModel(block_out_channels=(8,), norm_num_groups=4, add_attention=False, **blocks).save_pretrained(tmp_path)
     with pytest.raises(ValueError, match=r"vae must be a diffusers autoencoder.*got UNet2DModel"):
         load_vae(str(tmp_path))
+
+
+def test_compiled_the_latents_are_the_same(tmp_path: Path) -> None:
+    """Run by torch alone: Inductor would need a C++ compiler on the machine."""
+    tiny_vaes.build("sd").save_pretrained(tmp_path)
+    plain, compiled = load_vae(str(tmp_path)), load_vae(str(tmp_path), compiled=True)
+    assert isinstance(compiled, DiffusersVAE)
+    assert hasattr(compiled.module.encode, "get_compiler_config")
+    assert compiled.fingerprint() == plain.fingerprint()
+    with torch.compiler.set_stance("force_eager"):
+        assert torch.equal(compiled.posterior(image_of("sd")).mean, plain.posterior(image_of("sd")).mean)

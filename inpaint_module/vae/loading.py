@@ -40,7 +40,9 @@ def as_vae(vae: Any) -> FrozenVAE:
     )
 
 
-def load_vae(path: str = EMBEDDED, subfolder: str | None = None, dtype: str = "float32") -> FrozenVAE:
+def load_vae(
+    path: str = EMBEDDED, subfolder: str | None = None, dtype: str = "float32", compiled: bool = False
+) -> FrozenVAE:
     """Load a diffusers autoencoder of any class from a folder or a hub name.
 
     Args:
@@ -48,6 +50,7 @@ def load_vae(path: str = EMBEDDED, subfolder: str | None = None, dtype: str = "f
         subfolder: folder inside `path`; "vae" for a whole pipeline's folder.
         dtype: float32 or bfloat16, kept whatever precision the trainer uses; float16 where the VAE bears it. The
             precision of the file does not matter.
+        compiled: compile its encode, which the first batch of each shape waits for; latents move by rounding.
 
     Raises:
         ValueError: an unknown dtype, or no autoencoder there.
@@ -67,4 +70,7 @@ def load_vae(path: str = EMBEDDED, subfolder: str | None = None, dtype: str = "f
             f"no diffusers autoencoder at {str(Path(path) / (subfolder or ''))!r}: expected a folder with config.json "
             f"and weights, or a hub name ({error})"
         ) from error
-    return as_vae(module)
+    vae = as_vae(module)
+    if compiled:
+        module.encode = torch.compile(module.encode)
+    return vae
