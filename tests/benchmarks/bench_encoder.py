@@ -10,28 +10,23 @@ Prints Markdown.
 from __future__ import annotations
 
 import argparse
-import multiprocessing
-import platform
-import resource
-import statistics
-import sys
-import time
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
-import diffusers
 import torch
-from diffusers import AutoencoderKL
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from inpaint_module import InpaintEncoder, morphology
 from inpaint_module.vae.frozen_vae import FrozenVAE, Posterior
-from tests.benchmarks import reference_node
+from tests.benchmarks import machine, reference_node
+from tests.benchmarks.markdown import table
+from tests.benchmarks.peak_memory import MEBIBYTE, in_fresh_process, rise
+from tests.benchmarks.sd_sized_vae import SD_CHANNELS, sd_sized_vae
+from tests.benchmarks.timing import MILLISECOND, medians
 
 # dense bf16 tensor-core peaks of NVIDIA's data sheets, FLOP/s
 BF16_PEAKS = {"H200": 989e12, "H100": 989e12, "A100": 312e12, "L40S": 362e12, "L4": 121e12, "RTX 4090": 165e12}
-MILLISECOND, MEBIBYTE = 1e-3, 2**20
 
 
 class Scale(NamedTuple):
@@ -41,7 +36,7 @@ class Scale(NamedTuple):
     batch: int = 8
     side: int = 512
     seconds: float = 10  # per comparison
-    vae_channels: tuple[int, ...] = (128, 256, 512, 512)  # Stable Diffusion's
+    vae_channels: tuple[int, ...] = SD_CHANNELS
 
 
 QUICK = Scale((2, 16), 2, 64, 0.05, (32, 32, 32, 32))
@@ -93,50 +88,6 @@ def new_batch(batch: int, side: int, device: str) -> Batch:
     return Batch(pixels, hole, (pixels.float() / 255).movedim(1, -1).contiguous(), hole.float())
 
 
-def sd_sized_vae(scale: Scale, device: str, dtype: torch.dtype = torch.float32) -> AutoencoderKL:
-    """AutoencoderKL with Stable Diffusion's sizes and random weights; the encoder makes it channels_last."""
-    torch.manual_seed(0)
-    vae = AutoencoderKL(
-        block_out_channels=scale.vae_channels,
-        down_block_types=("DownEncoderBlock2D",) * 4,
-        up_block_types=("UpDecoderBlock2D",) * 4,
-        layers_per_block=2,
-        latent_channels=4,
-    )
-    return vae.to(device, dtype)
-
-
-def medians(calls: dict[str, Callable[[], Any]], seconds: float, device: str) -> dict[str, float]:
-    """Median seconds of each call. They take turns: once unmeasured, then for `seconds` and at least 3 times, where
-    that takes no more than 6 times `seconds`.
-    """
-    took: dict[str, list[float]] = {name: [] for name in calls}
-    for turn in range(1001):
-        for name, call in calls.items():
-            start = time.perf_counter()
-            call()
-            if device == "cuda":
-                torch.cuda.synchronize()
-            took[name].append(time.perf_counter() - start)
-        total = sum(map(sum, took.values()))
-        if (turn >= 3 and total > seconds) or (turn >= 1 and total > 6 * seconds):
-            break
-    return {name: statistics.median(times[1:]) for name, times in took.items()}
-
-
-def table(title: str, header: Iterable[str], rows: Iterable[Iterable[Any]]) -> None:
-    """Write a Markdown table, each row as soon as it is there."""
-    names = list(header)
-    write(f"\n## {title}\n\n| {' | '.join(names)} |\n|{'---|' * len(names)}\n")
-    for row in rows:
-        write(f"| {' | '.join(f'{cell:.4g}' if isinstance(cell, float) else str(cell) for cell in row)} |\n")
-
-
-def write(text: str) -> None:
-    sys.stdout.write(text)
-    sys.stdout.flush()
-
-
 def check_equal(data: Batch, kernel: int) -> None:
     """Both sides must do the same work before their times mean anything."""
     image, noise_mask = reference_node.prepare(data.image, data.mask, kernel)
@@ -157,7 +108,7 @@ def dilation_rows(scale: Scale, device: str) -> Iterable[tuple[Any, ...]]:
             "ours": lambda plan=plan: morphology.dilate(data.hole, plan).float(),
             "reference": lambda kernel=kernel: reference_node.grow(data.mask, kernel),
         }
-        took = medians(calls, scale.seconds, device)
+        took = medians(calls, device, seconds=scale.seconds)
         first = first or took["ours"]
         yield kernel, *columns(took), took["ours"] / first
 
@@ -172,7 +123,7 @@ def preprocessing_rows(scale: Scale, device: str) -> Iterable[tuple[Any, ...]]:
             "ours": lambda encoder=encoder: encoder(data.pixels, data.hole),
             "reference": lambda kernel=kernel: reference_node.prepare(data.image, data.mask, kernel),
         }
-        yield kernel, *columns(medians(calls, scale.seconds, device))
+        yield kernel, *columns(medians(calls, device, seconds=scale.seconds))
 
 
 def columns(took: dict[str, float]) -> tuple[float, float, float]:
@@ -183,14 +134,14 @@ def columns(took: dict[str, float]) -> tuple[float, float, float]:
 def share_rows(scale: Scale, device: str) -> Iterable[tuple[Any, ...]]:
     """Preprocessing beside the VAE, with one image and all of a batch's work (`target=True` needs two encodes)."""
     batch = 1 if device == "cpu" else scale.batch
-    data, vae = new_batch(batch, scale.side, device), sd_sized_vae(scale, device)
+    data, vae = new_batch(batch, scale.side, device), sd_sized_vae(scale.vae_channels, device)
     for target in (False, True):
         light, heavy = InpaintEncoder(NoVAE(), 16).to(device), InpaintEncoder(vae, 16).to(device)
         calls = {
             "preprocessing": lambda light=light, target=target: light(data.pixels, data.hole, target),
             "whole": lambda heavy=heavy, target=target: heavy(data.pixels, data.hole, target),
         }
-        took = medians(calls, scale.seconds, device)
+        took = medians(calls, device, seconds=scale.seconds)
         share = 100 * took["preprocessing"] / (took["whole"] - took["preprocessing"])
         yield batch, target, took["preprocessing"] / MILLISECOND, took["whole"] / MILLISECOND, share
 
@@ -202,56 +153,33 @@ def peak_rows(scale: Scale, device: str) -> Iterable[tuple[Any, ...]]:
         yield kernel, ours / MEBIBYTE, theirs / MEBIBYTE, theirs / max(ours, 1)
 
 
-def peak(name: str, scale: Scale, kernel: int, device: str) -> float:
-    """On a GPU the allocator's peak; on the CPU how far a fresh process's high-water mark of memory rises."""
-    if device == "cuda":
-        return measured_peak(name, scale, kernel, device)
-    with multiprocessing.get_context("spawn").Pool(1) as pool:
-        return pool.apply(measured_peak, (name, scale, kernel, device))
+def peak(name: str, scale: Scale, kernel: int, device: str) -> int:
+    """Bytes; on the CPU of a fresh process, unless it is only asked whether it runs."""
+    arguments = (name, scale, kernel, device)
+    return (
+        measured_peak(*arguments) if device == "cuda" or scale == QUICK else in_fresh_process(measured_peak, *arguments)
+    )
 
 
-def measured_peak(name: str, scale: Scale, kernel: int, device: str) -> float:
+def measured_peak(name: str, scale: Scale, kernel: int, device: str) -> int:
+    """Bytes of one call in this process."""
     data = new_batch(scale.batch, scale.side, device)
     encoder = InpaintEncoder(NoVAE(), kernel).to(device)
-    small = new_batch(1, 16, device)
 
     def call(batch: Batch) -> Any:
         if name == "ours":
             return encoder(batch.pixels, batch.hole)
         return reference_node.prepare(batch.image, batch.mask, kernel)
 
-    call(small)  # libraries load at the first call
-    if device == "cuda":
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
-        call(data)
-        return torch.cuda.max_memory_allocated() - before
-    # torch's import may have peaked above what is in use: fill that up first
-    ballast = torch.ones(max(high_water() - in_use(), 0) // 4 + MEBIBYTE)
-    before = high_water()
-    call(data)
-    return high_water() - before + 0 * ballast[0].item()
-
-
-def high_water() -> int:
-    """Bytes; Linux counts in KiB, macOS in bytes."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-
-
-def in_use() -> int:
-    """Bytes of memory that the process holds now; the high-water mark where the system does not tell."""
-    try:
-        with open("/proc/self/statm") as statm:
-            return int(statm.read().split()[1]) * resource.getpagesize()
-    except OSError:
-        return high_water()
+    call(new_batch(1, 16, device))
+    return rise(lambda: call(data), device)
 
 
 def encode_rows(scale: Scale) -> Iterable[tuple[Any, ...]]:
     """The whole encoder with `target=True`: images/s by dtype, compiled or not, one pass on 2B or two on B."""
     data, peak_flops = new_batch(scale.batch, scale.side, "cuda"), bf16_peak()
     for dtype in (torch.float32, torch.bfloat16):
-        vae = sd_sized_vae(scale, "cuda", dtype)
+        vae = sd_sized_vae(scale.vae_channels, "cuda", dtype)
         one, two = (InpaintEncoder(vae, 16, max_batch=m).to("cuda") for m in (None, scale.batch))
         work = encode_flops(one, data)
         calls: dict[str, Callable[[], Any]] = {
@@ -260,7 +188,7 @@ def encode_rows(scale: Scale) -> Iterable[tuple[Any, ...]]:
         }
         compiled = torch.compile(one)
         calls["compiled, one pass on 2B"] = lambda compiled=compiled: compiled(data.pixels, data.hole, True)
-        for name, seconds in medians(calls, scale.seconds, "cuda").items():
+        for name, seconds in medians(calls, "cuda", seconds=scale.seconds).items():
             share = 100 * work / seconds / peak_flops if peak_flops else float("nan")
             yield str(dtype)[6:], name, seconds / MILLISECOND, scale.batch / seconds, share
 
@@ -281,7 +209,7 @@ def compiled_rows(scale: Scale) -> Iterable[tuple[Any, ...]]:
         "eager": lambda: encoder(data.pixels, data.hole, True),
         "compiled": lambda: compiled(data.pixels, data.hole, True),
     }
-    for name, seconds in medians(calls, scale.seconds, "cuda").items():
+    for name, seconds in medians(calls, "cuda", seconds=scale.seconds).items():
         yield name, seconds / MILLISECOND, scale.batch / seconds
 
 
@@ -289,14 +217,6 @@ def bf16_peak() -> float | None:
     """Of this card, where it is known."""
     name = torch.cuda.get_device_name()
     return next((peak for card, peak in BF16_PEAKS.items() if card in name), None)
-
-
-def header(device: str) -> str:
-    """The machine and the versions."""
-    cpu = f"{platform.machine()} CPU, {torch.get_num_threads()} torch thread(s)"
-    card = f"{torch.cuda.get_device_name()}, CUDA {torch.version.cuda}, " if device == "cuda" else ""
-    versions = f"torch {torch.__version__}, diffusers {diffusers.__version__}, Python {platform.python_version()}"
-    return f"# Encoder benchmark\n\n{card}{cpu}; {versions}. Medians; the two sides of a ratio take turns in one run.\n"
 
 
 @torch.no_grad()
@@ -309,7 +229,7 @@ def main(arguments: list[str] | None = None) -> None:
     scale, device = QUICK if options.quick else Scale(), options.device
     size = f"{scale.batch} x {scale.side} x {scale.side}"
     sides = ("k", "ours, ms", "conv2d reference, ms", "times faster")
-    write(header(device))
+    machine.heading("Encoder benchmark", device, "Medians; the two sides of a ratio take turns in one run.")
     table(f"Dilation, {size}", (*sides, f"ours / ours at k = {scale.kernels[0]}"), dilation_rows(scale, device))
     table(f"Preprocessing (all but the VAE), {size}", sides, preprocessing_rows(scale, device))
     memory = "allocator's peak" if device == "cuda" else "rise of the process's high-water mark"

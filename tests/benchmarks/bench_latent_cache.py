@@ -23,7 +23,9 @@ from datamodules.shards.tar_index import LATENTS_FIELD
 from datamodules.webdataset_datamodule import WebDatasetDataModule
 from inpaint_module.export import module_from_configs
 from inpaint_module.lightning_module import InpaintDiffusion
-from tests.benchmarks.bench_encoder import MILLISECOND, medians, table
+from tests.benchmarks import machine
+from tests.benchmarks.markdown import table
+from tests.benchmarks.timing import MILLISECOND, medians
 
 CONFIG = Path(__file__).parents[2] / "configs" / "quickstart.yaml"
 
@@ -48,9 +50,8 @@ def step_rows(
         optimizer.step()
 
     for name, call in (("training step", step), ("encoding in it", module.encode)):
-        took = medians(
-            {"without": lambda call=call: call(plain), "with": lambda call=call: call(batch)}, seconds, device
-        )
+        calls = {"without": lambda call=call: call(plain), "with": lambda call=call: call(batch)}
+        took = medians(calls, device, seconds=seconds)
         without, cached = took["without"] / MILLISECOND, took["with"] / MILLISECOND
         yield name, without, cached, without / cached
 
@@ -58,7 +59,8 @@ def step_rows(
 def loading_row(plain: WebDatasetDataModule, cached: WebDatasetDataModule, seconds: float) -> tuple[Any, ...]:
     """Reading and decoding one sample."""
     loaders = {"without": iter(plain.train_dataloader()), "with": iter(cached.train_dataloader())}
-    took = medians({name: lambda loader=loader: next(loader) for name, loader in loaders.items()}, seconds, "cpu")
+    calls = {name: lambda loader=loader: next(loader) for name, loader in loaders.items()}
+    took = medians(calls, "cpu", seconds=seconds)
     without, cached_time = (took[name] / MILLISECOND / plain.batch_size for name in ("without", "with"))
     return "reading and decoding a sample", without, cached_time, without / cached_time
 
@@ -72,14 +74,15 @@ def size_rows(plain: WebDatasetDataModule, caches: dict[str, WebDatasetDataModul
         yield name, sum(shard.bytes for shard in shards.shards) / len(shards) / 1000, latents / 1000
 
 
-def main() -> None:
+def main(arguments: list[str] | None = None) -> None:
     """The command."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--quick", action="store_true")
-    options = parser.parse_args()
+    parser.add_argument("--quick", action="store_true", help="small sizes: does it run?")
+    options = parser.parse_args(arguments)
     size = ["--data.image_size=64", "--data.batch_size=2"] if options.quick else []
     seconds = 0.1 if options.quick else 30.0
+    machine.heading("Latent cache benchmark", options.device, "Medians; the two sides take turns in one run.")
     parts, module = parts_from_configs([CONFIG], size), module_from_configs([CONFIG]).to(options.device)
     parts.encoder.to(options.device)
     with tempfile.TemporaryDirectory() as folder:

@@ -2,6 +2,7 @@
 
     python -m tests.benchmarks.bench_masks                  # one CPU thread; about two minutes
     python -m tests.benchmarks.bench_masks --device cuda    # and the share of an SD-sized VAE encode of the same batch
+    python -m tests.benchmarks.bench_masks --quick          # seconds: does it run?
 
 Prints Markdown. With opencv-python installed, LaMa's drawing calls are timed too, one mask at a time, in turns with
 ours.
@@ -12,14 +13,9 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import math
-import multiprocessing
-import platform
-import resource
-import statistics
-import sys
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -27,127 +23,121 @@ from torch import Tensor
 
 from inpaint_module.masks import MaskGenerator, Strokes, preset, presets
 from inpaint_module.randomness import Stream, key
+from tests.benchmarks import machine
+from tests.benchmarks.markdown import table
+from tests.benchmarks.peak_memory import in_fresh_process, rise
+from tests.benchmarks.sd_sized_vae import SD_CHANNELS, sd_sized_vae
+from tests.benchmarks.timing import MILLISECOND, medians
 
-BATCH, SIDE, GIBIBYTE = 32, 512, 2**30
+GIBIBYTE = 2**30
 LAMA = {"lama-thin": ((4, 70), 100, 20), "lama-medium": ((4, 10), 200, 100), "lama-thick": ((1, 5), 450, 250)}
 
 
+class Scale(NamedTuple):
+    """How much of everything."""
+
+    batch: int = 32
+    side: int = 512
+    many: int = 256  # masks at once, of which the memory is measured
+    many_side: int = 1024
+    strokes: tuple[int, ...] = (7, 70, 700)
+    vae_channels: tuple[int, ...] = SD_CHANNELS
+
+
+QUICK = Scale(2, 64, 2, 64, (7,), (32, 32, 32, 32))
+
+
 def keys(number: int, device: str) -> Tensor:
+    """Of that many masks, int64 (number,)."""
     return key(0, torch.arange(number, device=device), Stream.MASK)
 
 
-def seconds(work: Callable[[], object], device: str) -> float:
-    start = time.perf_counter()
-    work()
-    if device == "cuda":
-        torch.cuda.synchronize()
-    return time.perf_counter() - start
-
-
-def medians(works: dict[str, Callable[[], object]], device: str, rounds: int) -> dict[str, float]:
-    """Median seconds of each, all of them in turns, after one round that does not count."""
-    times: dict[str, list[float]] = {name: [] for name in works}
-    for turn in range(rounds + 1):
-        for name, work in works.items():
-            took = seconds(work, device)
-            times[name] += [took] if turn else []
-    return {name: statistics.median(took) for name, took in times.items()}
-
-
-def draw_strokes(rng: np.random.Generator, count: tuple[int, int], max_len: int, max_width: int) -> np.ndarray:
+def draw_strokes(
+    rng: np.random.Generator, count: tuple[int, int], max_len: int, max_width: int, side: int
+) -> np.ndarray:
     """LaMa's strokes by cv2.line."""
     import cv2  # not a dependency
 
-    mask = np.zeros((SIDE, SIDE), np.uint8)
+    mask = np.zeros((side, side), np.uint8)
     for stroke in range(rng.integers(count[0], count[1] + 1)):
-        x, y = (int(v) for v in rng.integers(0, SIDE, 2))
+        x, y = (int(v) for v in rng.integers(0, side, 2))
         for _ in range(rng.integers(1, 6)):
             angle = 0.01 + int(rng.integers(4))
             angle = 2 * math.pi - angle if stroke % 2 == 0 else angle
             length, width = 10 + int(rng.integers(max_len)), 5 + int(rng.integers(max_width))
-            end = [min(max(int(v), 0), SIDE) for v in (x + length * math.sin(angle), y + length * math.cos(angle))]
+            end = [min(max(int(v), 0), side) for v in (x + length * math.sin(angle), y + length * math.cos(angle))]
             cv2.line(mask, (x, y), (end[0], end[1]), 1, width)
             x, y = end
     return mask
 
 
-def speed(device: str, rounds: int) -> None:
-    batch = keys(BATCH, device)
-    works: dict[str, Callable[[], object]] = {
-        name: partial(generator, batch, SIDE, SIDE) for name, generator in ((name, preset(name)) for name in presets())
-    }
+def speed(scale: Scale, device: str, rounds: int) -> None:
+    """Time per mask of every preset, in turns; on a GPU also as a share of the VAE's time."""
+    batch, side = keys(scale.batch, device), scale.side
+    works: dict[str, Callable[[], object]] = {name: partial(preset(name), batch, side, side) for name in presets()}
     if device == "cpu" and importlib.util.find_spec("cv2"):
-        rng = np.random.default_rng(0)
-        for name, (count, length, width) in LAMA.items():
-            works[f"cv2.line, strokes of {name}"] = lambda c=count, n=length, w=width: [
-                draw_strokes(rng, c, n, w) for _ in range(BATCH)
-            ]
-    took = medians(works, device, rounds)
-    encode = vae_encode_seconds() if device == "cuda" else None
-    say("| preset | ms per mask |" + (" share of VAE encode |" if encode else ""))
-    say("|---|---|" + ("---|" if encode else ""))
-    for name, value in took.items():
-        share = f" {value / encode:.2%} |" if encode else ""
-        say(f"| {name} | {value / BATCH * 1e3:.3f} |{share}")
+        works |= one_at_a_time(scale)
+    took = medians(works, device, rounds=rounds)
+    encode = vae_encode_seconds(scale) if device == "cuda" else None
+    header = ("preset", "ms per mask", *(("share of VAE encode",) if encode else ()))
+    rows = (
+        (name, f"{value / scale.batch / MILLISECOND:.3f}", *((f"{value / encode:.2%}",) if encode else ()))
+        for name, value in took.items()
+    )
+    table(f"Time, batch {scale.batch} at {side} x {side}", header, rows)
 
 
-def vae_encode_seconds() -> float:
+def one_at_a_time(scale: Scale) -> dict[str, Callable[[], object]]:
+    """As many of LaMa's masks by its own drawing calls."""
+    rng = np.random.default_rng(0)
+
+    def draw(*sizes: Any) -> list[np.ndarray]:
+        return [draw_strokes(rng, *sizes, scale.side) for _ in range(scale.batch)]
+
+    return {f"cv2.line, strokes of {name}": partial(draw, *sizes) for name, sizes in LAMA.items()}
+
+
+def vae_encode_seconds(scale: Scale) -> float:
     """Encoding one batch of photos with an autoencoder of Stable Diffusion's size, random weights, bf16."""
-    from diffusers import AutoencoderKL
-
-    widths = (128, 256, 512, 512)
-    down, up = (tuple(f"{kind}Block2D" for _ in widths) for kind in ("DownEncoder", "UpDecoder"))
-    vae = AutoencoderKL(block_out_channels=widths, down_block_types=down, up_block_types=up, layers_per_block=2)
-    vae = vae.to("cuda", torch.bfloat16, memory_format=torch.channels_last).eval()
-    photos = torch.rand(BATCH, 3, SIDE, SIDE, device="cuda").to(torch.bfloat16, memory_format=torch.channels_last)
+    vae = sd_sized_vae(scale.vae_channels, "cuda", torch.bfloat16).to(memory_format=torch.channels_last)
+    photos = torch.rand(scale.batch, 3, scale.side, scale.side, device="cuda")
+    photos = photos.to(torch.bfloat16, memory_format=torch.channels_last)
     with torch.no_grad():
-        return medians({"encode": lambda: vae.encode(photos)}, "cuda", 5)["encode"]
+        return medians({"encode": lambda: vae.encode(photos)}, "cuda", rounds=5)["encode"]
 
 
 def peak_gibibytes(device: str, number: int, side: int, generator: MaskGenerator) -> float:
-    """Peak memory above an idle process's: of a fresh process on a CPU, of the allocator on a GPU."""
-    if device == "cuda":
-        torch.cuda.reset_peak_memory_stats()
-        generator(keys(number, device), side, side)
-        return torch.cuda.max_memory_allocated() / GIBIBYTE
-    with multiprocessing.get_context("spawn").Pool(1) as pool:
-        return pool.apply(_peak_in_this_process, (number, side, generator))
-
-
-def _peak_in_this_process(number: int, side: int, generator: MaskGenerator) -> float:
+    """Peak memory of one call in this process."""
     torch.set_num_threads(1)
-    generator(keys(1, "cpu"), 64, 64)
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    generator(keys(number, "cpu"), side, side)
-    return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024 / GIBIBYTE
+    generator(keys(1, device), 64, 64)
+    return rise(lambda: generator(keys(number, device), side, side), device) / GIBIBYTE
 
 
-def memory(device: str) -> None:
-    say("\n| masks | peak GiB, of which masks |\n|---|---|")
-    cases = [("lama-thin", preset("lama-thin"), 256, 1024)]
-    for strokes in (7, 70, 700):
+def memory_rows(scale: Scale, device: str) -> Iterable[tuple[str, str]]:
+    """Peak memory above what was held before, and how much of it the masks themselves are."""
+    cases: list[tuple[str, MaskGenerator, int]] = [("lama-thin", preset("lama-thin"), scale.many_side)]
+    for strokes in scale.strokes:
         generator = Strokes((strokes, strokes), (10, 109), (5, 24), resolution=512)
-        cases.append((f"{strokes} thin strokes", generator, 256, 512))
-    for name, generator, number, side in cases:
-        peak = peak_gibibytes(device, number, side, generator)
-        say(f"| {number} of {name} at {side} px | {peak:.2f}, {number * side * side / GIBIBYTE:.2f} |")
+        cases.append((f"{strokes} thin strokes", generator, scale.side))
+    fresh = device == "cpu" and scale != QUICK
+    for name, generator, side in cases:
+        arguments = (device, scale.many, side, generator)
+        peak = in_fresh_process(peak_gibibytes, *arguments) if fresh else peak_gibibytes(*arguments)
+        yield f"{scale.many} of {name} at {side} px", f"{peak:.2f}, {scale.many * side * side / GIBIBYTE:.2f}"
 
 
-def say(line: str) -> None:
-    sys.stdout.write(line + "\n")
-    sys.stdout.flush()
-
-
-def main() -> None:
+def main(arguments: list[str] | None = None) -> None:
+    """The command."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--rounds", type=int, default=15)
-    given = parser.parse_args()
+    parser.add_argument("--quick", action="store_true", help="small sizes, one round: does it run?")
+    given = parser.parse_args(arguments)
+    scale, rounds = (QUICK, 1) if given.quick else (Scale(), given.rounds)
     torch.set_num_threads(1)
-    machine = torch.cuda.get_device_name() if given.device == "cuda" else f"one thread of {platform.machine()}"
-    say(f"torch {torch.__version__}, {machine}, batch {BATCH} at {SIDE} x {SIDE}, median of {given.rounds}\n")
-    speed(given.device, given.rounds)
-    memory(given.device)
+    machine.heading("Mask benchmark", given.device, f"Median of {rounds} round(s), presets in turns.")
+    speed(scale, given.device, rounds)
+    table("Memory", ("masks", "peak GiB, of which masks"), memory_rows(scale, given.device))
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
     OMP_NUM_THREADS=1 python -m tests.benchmarks.bench_resume                        # 10 million samples
     OMP_NUM_THREADS=1 python -m tests.benchmarks.bench_resume --samples 1000000      # another number of them
+    OMP_NUM_THREADS=1 python -m tests.benchmarks.bench_resume --quick                # seconds: does it run?
 
 Prints Markdown; Linux only. Every figure is of a fresh process, after its imports: how far its peak memory lies above
 where it began, and the CPU time to make the order, to compute the first batch's samples and to read the indexes of the
@@ -11,11 +12,11 @@ shards that hold them.
 from __future__ import annotations
 
 import argparse
-import multiprocessing
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -28,6 +29,9 @@ from datamodules.stream.buckets import Buckets
 from datamodules.stream.mixed_order import MixedOrder
 from datamodules.stream.order import Order, SampleOrder
 from datamodules.stream.sample_stream import SampleStream
+from tests.benchmarks import machine
+from tests.benchmarks.markdown import table
+from tests.benchmarks.peak_memory import MEBIBYTE, in_fresh_process, rise
 
 BATCH, EPOCH = 64, 1000
 SIZES = [(1200, 800), (800, 600), (640, 640), (600, 800), (1920, 1080)]
@@ -53,12 +57,6 @@ def bucketed(shards: ShardSet) -> Order:
 KINDS: dict[str, Callable[[ShardSet], Order]] = {"plain": plain, "3 sources": mixed, "buckets": bucketed}
 
 
-def memory(kind: str) -> float:
-    """This process's memory in MiB: VmRSS now, VmHWM at its peak. (getrusage's peak begins with the parent's.)"""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith(kind)) / 1024
-
-
 def even_counts(samples: int, shards: int) -> list[int]:
     """The samples, dealt out to the shards."""
     return [samples // shards + (shard < samples % shards) for shard in range(shards)]
@@ -80,38 +78,53 @@ def write_shard(path: Path, count: int) -> None:
 def first_batch(kind: str, counts: list[int], start: int, folder: str) -> tuple[float, float]:
     """CPU seconds and MiB from the counts to the raw samples of the first batch at position `start`."""
     torch.arange(4).sort()  # torch's own first use
-    before, began = memory("VmRSS"), time.process_time()
-    shards = shard_set(folder, counts)
-    stream = iter(SampleStream(shards, KINDS[kind](shards), batch_size=BATCH, start=start))
-    for _ in range(BATCH):
-        next(stream)
-    return time.process_time() - began, memory("VmHWM") - before
+    took: list[float] = []
+
+    def read() -> None:
+        began = time.process_time()
+        shards = shard_set(folder, counts)
+        stream = iter(SampleStream(shards, KINDS[kind](shards), batch_size=BATCH, start=start))
+        for _ in range(BATCH):
+            next(stream)
+        took.append(time.process_time() - began)
+
+    grew = rise(read, "cpu")
+    return took[0], grew / MEBIBYTE
 
 
-def measure(kind: str, counts: list[int], start: int) -> tuple[float, float]:
-    """As `first_batch`, in a fresh process."""
-    with tempfile.TemporaryDirectory() as folder, multiprocessing.get_context("spawn").Pool(1) as pool:
+def measure(kind: str, counts: list[int], start: int, *, fresh: bool = True) -> tuple[float, float]:
+    """As `first_batch`, in a fresh process, unless it is only asked whether it runs."""
+    with tempfile.TemporaryDirectory() as folder:
         shards = shard_set(folder, counts)
         for number in KINDS[kind](shards).shards_ahead(start):
             write_shard(Path(shards.shards[number].path), counts[number])
-        return pool.apply(first_batch, (kind, counts, start, folder))
+        arguments = (kind, counts, start, folder)
+        return in_fresh_process(first_batch, *arguments) if fresh else first_batch(*arguments)
 
 
-def main() -> None:
+def rows(samples: int, shard_numbers: list[int], *, fresh: bool) -> Iterable[tuple[Any, ...]]:
+    """CPU seconds and MiB by kind of order, number of shards and position."""
+    places = {"0": 0, "half": samples // 2, "last 0.1 %": samples - samples // 1000, "epoch 1000": EPOCH * samples}
+    for shards in shard_numbers:
+        for kind in KINDS:
+            for name, place in places.items():
+                counts = even_counts(samples, shards)
+                took, grew = measure(kind, counts, place // BATCH * BATCH, fresh=fresh)
+                yield kind, f"{shards:,}", name, f"{took:.2f}", f"{grew:.0f}"
+
+
+def main(arguments: list[str] | None = None) -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--samples", type=int, default=10_000_000, help="in all")
     parser.add_argument("--shards", type=int, nargs="+", default=[1000, 10_000], help="to cut them into")
-    arguments = parser.parse_args()
-    samples = arguments.samples
-    places = {"0": 0, "half": samples // 2, "last 0.1 %": samples - samples // 1000, "epoch 1000": EPOCH * samples}
-    print(f"| {samples:,} samples | shards | position | CPU s | MiB |")  # noqa: T201
-    print("|---|---|---|---|---|")  # noqa: T201
-    for shards in arguments.shards:
-        for kind in KINDS:
-            for name, place in places.items():
-                took, grew = measure(kind, even_counts(samples, shards), place // BATCH * BATCH)
-                print(f"| {kind} | {shards:,} | {name} | {took:.2f} | {grew:.0f} |", flush=True)  # noqa: T201
+    parser.add_argument("--quick", action="store_true", help="few samples, all in this process: does it run?")
+    options = parser.parse_args(arguments)
+    samples, shards = (10_000, [20]) if options.quick else (options.samples, options.shards)
+    note = "All in one process." if options.quick else "Each figure is of a fresh process, one run."
+    machine.heading("Resume benchmark", "cpu", note)
+    header = (f"{samples:,} samples", "shards", "position", "CPU s", "MiB")
+    table("From the shards' counts to the first batch", header, rows(samples, shards, fresh=not options.quick))
 
 
 if __name__ == "__main__":

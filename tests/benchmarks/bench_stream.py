@@ -2,6 +2,7 @@
 
     python -m tests.benchmarks.bench_stream                     # mosaics of the embedded photos; about five minutes
     python -m tests.benchmarks.bench_stream --photos FOLDER     # your photos
+    python -m tests.benchmarks.bench_stream --quick             # seconds: does it run?
 
 Prints Markdown. All loaders read the same shards, give squares of 256 pixels in batches of 32, and take turns. CPU time
 is that of workers and consumer together; it is steadier than the clock on a machine that does other things.
@@ -12,9 +13,7 @@ from __future__ import annotations
 import argparse
 import multiprocessing
 import os
-import platform
 import statistics
-import sys
 import tempfile
 import time
 import warnings
@@ -23,9 +22,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import PIL
 import torch
-import torchvision
 import webdataset as wds
 from PIL import Image
 from torchvision.io import ImageReadMode, decode_jpeg
@@ -35,10 +32,27 @@ from datamodules.make_shards import make_shards
 from datamodules.shards.shard_specs import open_shards
 from datamodules.webdataset_datamodule import WebDatasetDataModule
 from inpaint_module.masks import Boxes
+from tests.benchmarks import machine
+from tests.benchmarks.markdown import table
+from tests.benchmarks.timing import cpu_seconds
 from tests.photo_mosaics import mosaic
 
 SIDE, BATCH, WORKERS, IN_FLIGHT = 256, 32, 2, 2 * 2
 Loader = Callable[[], Iterable[Any]]
+
+
+class Mosaics(NamedTuple):
+    """Pictures to make: `count` of them, out of this many photos."""
+
+    width: int
+    height: int
+    quality: int
+    count: int = 96
+    photos: int = 166
+
+
+MOSAICS = (Mosaics(1536, 1024, 90), Mosaics(1792, 1152, 75))
+QUICK = (Mosaics(512, 256, 90, count=4, photos=8),)
 
 
 class Rate(NamedTuple):
@@ -46,11 +60,6 @@ class Rate(NamedTuple):
 
     images: float
     cpu: float
-
-
-def say(line: str) -> None:
-    sys.stdout.write(line + "\n")
-    sys.stdout.flush()
 
 
 def plain(shards: list[str], transform: Callable[[Any], Any]) -> Iterable[Any]:
@@ -68,6 +77,7 @@ def bare(shards: list[str]) -> Iterable[Any]:
 
 
 def decode_only(data: bytes) -> torch.Tensor:
+    """Decode, and give next to nothing back."""
     return decode_jpeg(torch.frombuffer(bytearray(data), dtype=torch.uint8), ImageReadMode.RGB).new_zeros(1)
 
 
@@ -78,6 +88,7 @@ def ours(folder: Path, gap: float) -> Iterable[Any]:
 
 
 def loaders(folder: Path) -> dict[str, Loader]:
+    """All that are compared, over the shards in a folder."""
     shards = [str(path) for path in sorted(folder.glob("*.tar"))]
     flip, crop = v2.RandomHorizontalFlip(), v2.RandomResizedCrop(SIDE, antialias=True)
     like_ours = v2.RandomResizedCrop(SIDE, scale=(0.25, 1.0), ratio=(1.0, 1.0), antialias=True)
@@ -94,12 +105,6 @@ def loaders(folder: Path) -> dict[str, Loader]:
     }
 
 
-def cpu_seconds(processes: Iterable[int]) -> float:
-    """User and system time so far of these processes (Linux)."""
-    fields = [Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split() for process in processes]
-    return sum(int(row[11]) + int(row[12]) for row in fields) / os.sysconf("SC_CLK_TCK")
-
-
 def measure(loader: Loader, batches: int) -> Rate:
     """One turn of a fresh loader, timed after what its workers have prepared at the start."""
     before = {child.pid for child in multiprocessing.active_children()}
@@ -114,11 +119,13 @@ def measure(loader: Loader, batches: int) -> Rate:
     return Rate(batches * BATCH / clock, 1e3 * cpu / (batches * BATCH))
 
 
-def write_mosaics(folder: Path, width: int, height: int, quality: int, count: int) -> Path:
-    (folder / "photos").mkdir()
-    for number in range(count):
-        mosaic(number, width, height).save(folder / "photos" / f"{number:03d}.jpg", quality=quality)
-    make_shards(folder / "photos", folder / "shards", samples_per_shard=-(-count // 4))
+def write_mosaics(folder: Path, form: Mosaics) -> Path:
+    """Their shards."""
+    (folder / "photos").mkdir(parents=True)
+    for number in range(form.count):
+        image = mosaic(number, form.width, form.height, form.photos)
+        image.save(folder / "photos" / f"{number:03d}.jpg", quality=form.quality)
+    make_shards(folder / "photos", folder / "shards", samples_per_shard=-(-form.count // 4))
     return folder / "shards"
 
 
@@ -137,42 +144,45 @@ def describe(folder: Path) -> str:
 
 
 def compare(title: str, folder: Path, rounds: int, batches: int) -> None:
+    """All loaders over the same shards, in turns."""
     named = loaders(folder)
     rates: dict[str, list[Rate]] = {name: [] for name in named}
     for _ in range(rounds):
         for name, loader in named.items():
             rates[name].append(measure(loader, batches))
-    base = "plain recipe, float"
-    say(f"\n{title}: {describe(folder)}\n")
-    say("| loader | images/s | CPU ms per image | times the plain recipe's: by clock, by CPU time |")
-    say("|---|---|---|---|")
-    for name, rows in rates.items():
-        images, cpu = (statistics.median(column) for column in zip(*rows, strict=True))
-        faster = statistics.median(row.images / other.images for row, other in zip(rows, rates[base], strict=True))
-        cheaper = statistics.median(other.cpu / row.cpu for row, other in zip(rows, rates[base], strict=True))
-        say(f"| {name} | {images:.0f} | {cpu:.2f} | {faster:.2f}, {cheaper:.2f} |")
+    header = ("loader", "images/s", "CPU ms per image", "times the plain recipe's: by clock, by CPU time")
+    table(f"{title}: {describe(folder)}", header, rows(rates, rates["plain recipe, float"]))
 
 
-def main() -> None:
+def rows(rates: dict[str, list[Rate]], base: list[Rate]) -> Iterable[tuple[str, ...]]:
+    """Medians of the rounds, and of each round's ratio to the base."""
+    for name, rounds in rates.items():
+        images, cpu = (statistics.median(column) for column in zip(*rounds, strict=True))
+        faster = statistics.median(row.images / other.images for row, other in zip(rounds, base, strict=True))
+        cheaper = statistics.median(other.cpu / max(row.cpu, 1e-9) for row, other in zip(rounds, base, strict=True))
+        yield name, f"{images:.0f}", f"{cpu:.2f}", f"{faster:.2f}, {cheaper:.2f}"
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """The command."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--photos", type=Path, help="a folder of images instead of the mosaics")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--batches", type=int, default=10)
-    given = parser.parse_args()
+    parser.add_argument("--quick", action="store_true", help="few small photos, one round: does it run?")
+    given = parser.parse_args(arguments)
+    rounds, batches, forms = (1, 1, QUICK) if given.quick else (given.rounds, given.batches, MOSAICS)
     warnings.filterwarnings("ignore", message="The image decoding and encoding")
     torch.set_num_threads(1)
-    versions = f"Pillow {PIL.__version__}, torch {torch.__version__}, torchvision {torchvision.__version__}"
-    say(f"{platform.machine()}, {os.cpu_count()} CPUs, {WORKERS} workers, {versions}, median of {given.rounds} rounds")
+    machine.heading("Stream benchmark", "cpu", f"{WORKERS} workers, median of {rounds} round(s), loaders in turns.")
     with tempfile.TemporaryDirectory() as name:
         if given.photos:
             make_shards(given.photos, Path(name) / "shards", shard_bytes=8_000_000)
-            compare(given.photos.name, Path(name) / "shards", given.rounds, given.batches)
+            compare(given.photos.name, Path(name) / "shards", rounds, batches)
             return
-        for number, (width, height, quality) in enumerate([(1536, 1024, 90), (1792, 1152, 75)]):
-            folder = Path(name) / str(number)
-            folder.mkdir()
-            shards = write_mosaics(folder, width, height, quality, 96)
-            compare(f"{width} x {height}, quality {quality}", shards, given.rounds, given.batches)
+        for number, form in enumerate(forms):
+            shards = write_mosaics(Path(name) / str(number), form)
+            compare(f"{form.width} x {form.height}, quality {form.quality}", shards, rounds, batches)
 
 
 if __name__ == "__main__":
