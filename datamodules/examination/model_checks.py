@@ -75,7 +75,7 @@ def faster(speeds: Speeds, sizes: Sizes, *, workers: int, cores: int, cached: bo
         return f"decoding takes {share:.0%} of the time of the training process: set data.num_workers: 1 to hide it"
     if (share := 1 / speeds.encode / step) > 0.3 and not cached:
         advice = "python -m datamodules.cache_latents halves that"
-        return f"the VAE takes {share:.0%} of a step: {advice}, a smaller dtype or compile of it helps on a GPU"
+        return f"the VAE takes {share:.0%} of a step: {advice}, configs/bf16.yaml helps where bfloat16 is native"
     largest = max(sizes.seen, default=(0, 0))
     share = 1 / speeds.step / step
     return (
