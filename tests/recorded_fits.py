@@ -5,7 +5,8 @@ from typing import Any
 
 import torch
 from data_fixtures import Halves
-from lightning import LightningModule, Trainer
+from lightning import LightningModule
+from quiet_trainer import quiet_trainer
 from torch import Tensor
 
 from datamodules.webdataset_datamodule import WebDatasetDataModule
@@ -49,18 +50,12 @@ def module(shards: str | list[str], **options: Any) -> WebDatasetDataModule:
     return WebDatasetDataModule(shards, shards, **settings)
 
 
-def trainer(steps: int, folder: Path, **options: Any) -> Trainer:
-    settings = {"max_steps": steps, "max_epochs": -1, "accelerator": "cpu", "logger": False, **options}
-    quiet = dict.fromkeys(["enable_checkpointing", "enable_progress_bar", "enable_model_summary"], False)
-    return Trainer(**settings, **quiet, use_distributed_sampler=False, default_root_dir=folder)
-
-
 def fit(
     data: WebDatasetDataModule, steps: int, folder: Path, checkpoint: Path | None = None, **options: Any
 ) -> list[tuple[Any, ...]]:
     """Train up to `steps` optimizer steps, save there, and return what was seen."""
     recorder = Recorder()
-    loop = trainer(steps, folder, limit_val_batches=0, **options)
+    loop = quiet_trainer(steps, default_root_dir=folder, limit_val_batches=0, **options)
     loop.fit(recorder, data, ckpt_path=checkpoint, weights_only=None if checkpoint is None else True)
     loop.save_checkpoint(folder / f"{steps}.ckpt")
     return recorder.trained

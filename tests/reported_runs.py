@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Callback, Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint
+from quiet_trainer import quiet_trainer
 from tiny_models import tiny_denoiser, tiny_module
 
 from datamodules import WebDatasetDataModule
@@ -41,21 +41,9 @@ def trainer_of(folder: Path, steps: int, *callbacks: Callback, **options: Any) -
         "val_check_interval": 2,
         "check_val_every_n_epoch": None,
         "num_sanity_val_steps": 1,
-        "logger": False,
-        "enable_checkpointing": any(isinstance(each, ModelCheckpoint) for each in callbacks),
         "log_every_n_steps": 1,
     }
-    return Trainer(
-        accelerator="cpu",
-        max_steps=steps,
-        max_epochs=-1,
-        default_root_dir=folder,
-        callbacks=list(callbacks),
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        use_distributed_sampler=False,
-        **settings | options,
-    )
+    return quiet_trainer(steps, default_root_dir=folder, callbacks=list(callbacks), **settings | options)
 
 
 def fit(

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from lightning.pytorch import Trainer
+from quiet_trainer import QUIET, quiet_trainer
 from tiny_models import tiny_vae
 from tiny_vaes import dc_of_patches
 
@@ -15,10 +15,7 @@ from inpaint_module.autoencoder.autoencoder_training import AutoencoderTraining
 from inpaint_module.masks import Boxes
 from inpaint_module.vae.loading import load_vae
 
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:.*does not have many workers.*"),
-    pytest.mark.filterwarnings("ignore:.*LeafSpec.*:FutureWarning"),  # Lightning 2.6 on torch's newest pytree
-]
+pytestmark = QUIET
 
 
 def test_it_starts_linear_learns_and_writes_a_folder(tmp_path: Path) -> None:
@@ -28,17 +25,7 @@ def test_it_starts_linear_learns_and_writes_a_folder(tmp_path: Path) -> None:
     data = WebDatasetDataModule(
         "embedded:train", "embedded:val", batch_size=2, image_size=64, mask_generator=Boxes(), val_batch_size=6
     )
-    trainer = Trainer(
-        max_steps=2,
-        accelerator="cpu",
-        val_check_interval=2,
-        limit_train_batches=2,
-        limit_val_batches=1,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-    )
+    trainer = quiet_trainer(2, val_check_interval=2, limit_train_batches=2, limit_val_batches=1)
     trainer.fit(module, data)
     assert trainer.callback_metrics["val/psnr"] > 18  # without the start it is about 8
     written = load_vae(str(tmp_path / "vae"))

@@ -16,8 +16,8 @@ import tiny_folders
 import torch
 from diffusers import DiffusionPipeline
 from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
-from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
+from quiet_trainer import QUIET, quiet_trainer
 from tiny_folders import BASES, CONFIGS, config_over
 from tiny_models import tiny_batch
 from torch import Tensor, nn
@@ -36,10 +36,7 @@ from inpaint_module.masks import Boxes
 from inpaint_module.randomness import Stream, key, normal
 
 pytestmark = [
-    pytest.mark.filterwarnings("ignore:.*does not have many workers.*"),
-    pytest.mark.filterwarnings("ignore:.*LeafSpec.*:FutureWarning"),
-    pytest.mark.filterwarnings("ignore:.*LeafSpec.*:UserWarning"),
-    pytest.mark.filterwarnings("ignore:.*available but not used.*"),
+    *QUIET,
     pytest.mark.filterwarnings("ignore:You.re resuming from a checkpoint that ended"),  # the stream goes on by position
     pytest.mark.filterwarnings("ignore:Checkpoint directory .*not empty"),
     pytest.mark.filterwarnings("ignore:a caption fills all 77 tokens"),  # a token a letter
@@ -68,21 +65,8 @@ def build(configs: list[Path], *options: str) -> InpaintDiffusion:
 def fit(module: InpaintDiffusion, folder: Path, steps: int, resume: Path | None = None, *, ema: bool = True) -> Path:
     callbacks: list[Any] = [ExactResume(), ModelCheckpoint(folder, save_last=True, every_n_train_steps=1)]
     callbacks += [EMA(0.5)] if ema else []
-    trainer = Trainer(
-        accelerator="cpu",
-        max_steps=steps,
-        max_epochs=-1,
-        callbacks=callbacks,
-        logger=False,
-        num_sanity_val_steps=0,
-        limit_train_batches=4,
-        limit_val_batches=1,
-        val_check_interval=3,
-        use_distributed_sampler=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        plugins=[VerifiedCheckpointIO()],
-    )
+    limits = {"num_sanity_val_steps": 0, "limit_train_batches": 4, "limit_val_batches": 1, "val_check_interval": 3}
+    trainer = quiet_trainer(steps, callbacks=callbacks, plugins=[VerifiedCheckpointIO()], **limits)
     data = WebDatasetDataModule(
         "embedded:train", "embedded:val", batch_size=2, val_batch_size=2, image_size=32, mask_generator=Boxes(), seed=0
     )

@@ -9,18 +9,18 @@ from typing import Any
 import pytest
 import torch
 from data_fixtures import Halves, encode, photo, write_tar
-from lightning import LightningModule, Trainer
+from lightning import LightningModule
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import Logger
 from PIL import Image
+from quiet_trainer import QUIET, quiet_trainer
 from torch import Tensor
 
 from datamodules import data_counters
 from datamodules.data_counters import DataCounters, count_masks
 from datamodules.webdataset_datamodule import WebDatasetDataModule
 
-# Lightning 2.6.6 asks torch for a class that newer torch is about to drop; nothing here calls it.
-pytestmark = pytest.mark.filterwarnings(r"ignore:`isinstance\(treespec, LeafSpec\)` is deprecated")
+pytestmark = QUIET
 
 
 class Memory(Logger):
@@ -85,9 +85,8 @@ def fit(
     """Train, and save at the end."""
     data = WebDatasetDataModule(shards, batch_size=3, image_size=16, mask_generator=Halves(), flip=0.0)
     logger, recount = Memory(), Recount()
-    quiet = dict.fromkeys(["enable_checkpointing", "enable_progress_bar", "enable_model_summary"], False)
-    settings = {"max_steps": steps, "max_epochs": -1, "accelerator": "cpu", "log_every_n_steps": 2, **options}
-    trainer = Trainer(**settings, **quiet, logger=logger, callbacks=[DataCounters(), recount], default_root_dir=folder)
+    settings = {"log_every_n_steps": 2, "logger": logger, "callbacks": [DataCounters(), recount], **options}
+    trainer = quiet_trainer(steps, default_root_dir=folder, **settings)
     trainer.fit(Tiny(), data, ckpt_path=checkpoint, weights_only=None if checkpoint is None else True)
     trainer.save_checkpoint(folder / f"{steps}.ckpt")
     return logger, recount

@@ -7,14 +7,14 @@ from typing import Any
 import pytest
 import torch
 from data_fixtures import Halves, photo_shards
-from recorded_fits import COUNT, Recorder, fit, module, trainer
+from quiet_trainer import QUIET, quiet_trainer
+from recorded_fits import COUNT, Recorder, fit, module
 from torch import Tensor
 
 from datamodules.webdataset_datamodule import WebDatasetDataModule
 from inpaint_module.masks import MaskGenerator
 
-# Lightning 2.6.6 asks torch for a class that newer torch is about to drop; nothing here calls it.
-pytestmark = pytest.mark.filterwarnings(r"ignore:`isinstance\(treespec, LeafSpec\)` is deprecated")
+pytestmark = QUIET
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +40,9 @@ def test_a_curriculum_follows_the_optimizer_steps_and_a_resume(shards: str, tmp_
     seen += fit(module(shards, mask_generator=Schedule()), 3, tmp_path, tmp_path / "2.ckpt", accumulate_grad_batches=2)
     assert [row[-1] // 16 for row in seen] == [0] * 6 + [1] * 6 + [2] * 6
     recorder = Recorder()
-    trainer(1, tmp_path).validate(recorder, module(shards, mask_generator=Schedule()), verbose=False)
+    quiet_trainer(1, default_root_dir=tmp_path).validate(
+        recorder, module(shards, mask_generator=Schedule()), verbose=False
+    )
     assert {row[-1] for row in recorder.validated} == {16 * 16}
 
 
@@ -87,7 +89,7 @@ def test_an_exception_keeps_the_position(shards: str, tmp_path: Path) -> None:
 
     data = module(shards)
     with pytest.raises(RuntimeError, match="stop"):
-        trainer(5, tmp_path, limit_val_batches=0).fit(Failing(), data)
+        quiet_trainer(5, default_root_dir=tmp_path, limit_val_batches=0).fit(Failing(), data)
     assert data.state_dict()["position"] == 6
 
 
@@ -127,7 +129,9 @@ def test_evaluating_a_checkpoint_needs_no_training_data(shards: str, tmp_path: P
     fit(module(shards), 1, tmp_path)
     recorder = Recorder()
     data = WebDatasetDataModule("missing", shards, batch_size=5, image_size=16, mask_generator=Halves(), seed=9)
-    trainer(1, tmp_path).test(recorder, data, ckpt_path=tmp_path / "1.ckpt", weights_only=True, verbose=False)
+    quiet_trainer(1, default_root_dir=tmp_path).test(
+        recorder, data, ckpt_path=tmp_path / "1.ckpt", weights_only=True, verbose=False
+    )
     assert len(recorder.validated) == 15
 
 
@@ -149,4 +153,4 @@ def test_two_optimizers_are_refused(shards: str, tmp_path: Path) -> None:
             return [torch.optim.SGD(self.parameters(), lr=0.1) for _ in range(2)]
 
     with pytest.raises(ValueError, match=r"model\.configure_optimizers: expected one optimizer, got 2"):
-        trainer(2, tmp_path).fit(Adversarial(), module(shards))
+        quiet_trainer(2, default_root_dir=tmp_path).fit(Adversarial(), module(shards))

@@ -11,6 +11,7 @@ import pytest
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
+from quiet_trainer import QUIET, quiet_trainer
 from tiny_models import ClassConditioning, tiny_denoiser, tiny_module
 from torch import Tensor
 from torch.utils.data import DataLoader
@@ -20,10 +21,7 @@ from inpaint_module.callbacks.ema import EMA
 from inpaint_module.lightning_module import InpaintDiffusion
 
 pytestmark = [
-    pytest.mark.filterwarnings("ignore:.*does not have many workers.*"),  # batches of bytes need none
-    pytest.mark.filterwarnings("ignore:.*LeafSpec.*:FutureWarning"),  # Lightning 2.6 on torch's newest pytree
-    pytest.mark.filterwarnings("ignore:.*LeafSpec.*:UserWarning"),
-    pytest.mark.filterwarnings("ignore:.*available but not used.*"),  # the tests train on the CPU
+    *QUIET,
     pytest.mark.filterwarnings("ignore:.*your dataloader is not resumable.*"),  # the tests hand over the position
 ]
 DECAY = 0.75
@@ -53,21 +51,8 @@ def module(**options: Any) -> InpaintDiffusion:
 
 
 def trainer_of(steps: int, *callbacks: Callback, every: int = 3) -> Trainer:
-    return Trainer(
-        accelerator="cpu",
-        max_steps=steps,
-        max_epochs=-1,
-        val_check_interval=every,
-        limit_val_batches=1,
-        limit_predict_batches=1,
-        num_sanity_val_steps=0,
-        logger=False,
-        enable_checkpointing=any(isinstance(each, ModelCheckpoint) for each in callbacks),
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        use_distributed_sampler=False,
-        callbacks=list(callbacks),
-    )
+    limits = {"limit_val_batches": 1, "limit_predict_batches": 1, "num_sanity_val_steps": 0}
+    return quiet_trainer(steps, val_check_interval=every, callbacks=list(callbacks), **limits)
 
 
 def loader(start: int = 0) -> DataLoader[Any]:

@@ -13,14 +13,14 @@ from typing import Any
 import pytest
 import torch
 from data_fixtures import Halves, encode, photo, photo_shards, write_tar
-from lightning import LightningModule, Trainer
+from lightning import LightningModule
+from quiet_trainer import QUIET, quiet_trainer
 from torch import Tensor
 
 from datamodules.shards.shard_set import RawSample
 from datamodules.webdataset_datamodule import WebDatasetDataModule
 
-# Lightning 2.6.6 asks torch for a class that newer torch is about to drop; nothing here calls it.
-pytestmark = pytest.mark.filterwarnings(r"ignore:`isinstance\(treespec, LeafSpec\)` is deprecated")
+pytestmark = QUIET
 
 KEY = "p004"
 
@@ -74,14 +74,7 @@ def fit(
 ) -> list[tuple[Any, ...]]:
     """Train, with validations of so many batches, save at the end."""
     recorder = Recorder()
-    quiet = dict.fromkeys(["enable_checkpointing", "enable_progress_bar", "enable_model_summary", "logger"], False)
-    limits: dict[str, Any] = {
-        "max_steps": steps,
-        "max_epochs": -1,
-        "limit_val_batches": validate,
-        "val_check_interval": 2,
-    }
-    trainer = Trainer(accelerator="cpu", default_root_dir=folder, use_distributed_sampler=False, **limits, **quiet)
+    trainer = quiet_trainer(steps, default_root_dir=folder, limit_val_batches=validate, val_check_interval=2)
     trainer.fit(recorder, data, ckpt_path=checkpoint, weights_only=None if checkpoint is None else True)
     trainer.save_checkpoint(folder / f"{steps}.ckpt")
     return recorder.seen
@@ -122,9 +115,8 @@ def test_too_many_bad_samples_end_a_fit(shards: str, tmp_path: Path) -> None:
 def test_a_bad_sample_ends_an_evaluation(tmp_path: Path) -> None:
     write_tar(tmp_path / "0.tar", [("k0.png", encode(photo(1))), ("k1.png", b"x")])
     data = data_module(str(tmp_path / "0.tar"), bad)
-    trainer = Trainer(accelerator="cpu", logger=False, enable_progress_bar=False, default_root_dir=tmp_path)
     with pytest.raises(ValueError, match=r"0\.tar: sample 'k1': cannot identify"):
-        trainer.validate(Recorder(), data, verbose=False)
+        quiet_trainer(1, default_root_dir=tmp_path).validate(Recorder(), data, verbose=False)
     assert not (tmp_path / "quarantine.jsonl").exists()
 
 

@@ -8,17 +8,15 @@ from typing import Any
 import pytest
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+from quiet_trainer import QUIET, quiet_trainer
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from inpaint_module.callbacks.nonfinite_guard import NonFiniteGuard, all_finite
 
 pytestmark = [
-    pytest.mark.filterwarnings("ignore:.*does not have many workers.*"),  # numbers need none
+    *QUIET,
     pytest.mark.filterwarnings("ignore:.*no `val_dataloader`.*"),
-    pytest.mark.filterwarnings("ignore:.*LeafSpec.*:FutureWarning"),  # Lightning 2.6 on torch's newest pytree
-    pytest.mark.filterwarnings("ignore:.*LeafSpec.*:UserWarning"),
-    pytest.mark.filterwarnings("ignore:.*available but not used.*"),
 ]
 
 
@@ -56,17 +54,7 @@ def fit(factors: dict[int, float], guard: NonFiniteGuard, steps: int = 4, **opti
     """Train on eight batches; the trainer, and the states after each."""
     states = States()
     module = Line(factors, options.pop("optimizer", torch.optim.AdamW))
-    trainer = Trainer(
-        accelerator="cpu",
-        max_steps=steps,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        callbacks=[guard, states],
-        log_every_n_steps=1,
-        **options,
-    )
+    trainer = quiet_trainer(steps, callbacks=[guard, states], log_every_n_steps=1, **options)
     trainer.fit(module, DataLoader(torch.linspace(-1, 1, 48).reshape(16, 3), batch_size=2))
     return trainer, states.seen
 

@@ -10,15 +10,14 @@ import pytest
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.demos.boring_classes import BoringModel
+from quiet_trainer import QUIET
 from reported_runs import data, fit, model, numbers, report, trainer_of
 from tiny_models import tiny_batch
 
 from inpaint_module.report.validation_report import ValidationReport, finite, photos_of
 
 pytestmark = [
-    pytest.mark.filterwarnings("ignore:.*does not have many workers.*"),
-    pytest.mark.filterwarnings("ignore:.*LeafSpec.*"),
-    pytest.mark.filterwarnings("ignore:.*available but not used.*"),
+    *QUIET,
     pytest.mark.filterwarnings("ignore:Checkpoint directory.*exists and is not empty"),
     pytest.mark.filterwarnings("ignore:.*callbacks used to create the checkpoint need to be provided"),
 ]

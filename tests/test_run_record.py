@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
+from quiet_trainer import QUIET, quiet_trainer
 from tiny_models import tiny_module
 
 from datamodules import WebDatasetDataModule
@@ -17,9 +17,7 @@ from inpaint_module.compare_runs import flatten, main, read_run
 from inpaint_module.masks import Boxes
 
 pytestmark = [
-    pytest.mark.filterwarnings("ignore:.*does not have many workers.*"),
-    pytest.mark.filterwarnings("ignore:.*LeafSpec.*"),
-    pytest.mark.filterwarnings("ignore:.*available but not used.*"),
+    *QUIET,
     pytest.mark.filterwarnings("ignore:Checkpoint directory.*exists and is not empty"),
 ]
 
@@ -29,16 +27,11 @@ def fit(folder: Path, steps: int, ckpt_path: Path | None = None, size: int = 32)
     data = WebDatasetDataModule(
         "embedded:val", "embedded:val", batch_size=2, image_size=size, mask_generator=Boxes(resolution=size)
     )
-    trainer = Trainer(
-        accelerator="cpu",
-        max_steps=steps,
-        max_epochs=-1,
-        logger=False,
+    saves = ModelCheckpoint(dirpath=folder / "c", every_n_train_steps=1, save_top_k=-1)
+    trainer = quiet_trainer(
+        steps,
         default_root_dir=folder,
-        callbacks=[RunRecord(), ModelCheckpoint(dirpath=folder / "c", every_n_train_steps=1, save_top_k=-1)],
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        use_distributed_sampler=False,
+        callbacks=[RunRecord(), saves],
         val_check_interval=2,
         check_val_every_n_epoch=None,
         limit_val_batches=1,

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from data_fixtures import encode, photo, photo_shards, write_tar
+from quiet_trainer import QUIET
 from recorded_fits import COUNT, fit, module, rows
 from torch import nn
 from torchvision.transforms import v2
@@ -17,10 +18,7 @@ from torchvision.transforms import v2
 from datamodules.index_shards import index_shards
 from datamodules.shards.manifest import write_manifest
 
-pytestmark = [
-    pytest.mark.filterwarnings(r"ignore:`isinstance\(treespec, LeafSpec\)` is deprecated"),
-    pytest.mark.filterwarnings("ignore:.*does not have many workers.*"),
-]
+pytestmark = QUIET
 SHAPES = [(48, 24), (24, 48), (40, 40)]
 
 

@@ -9,16 +9,15 @@ from typing import Any
 
 import pytest
 from lightning.pytorch import Callback, Trainer
+from quiet_trainer import QUIET, quiet_trainer
 from tiny_models import tiny_batch, tiny_module
 from torch.utils.data import DataLoader, IterableDataset
 
 from inpaint_module.callbacks.throughput import SHARES, HostTimer, Stopwatch, Throughput
 
 pytestmark = [
-    pytest.mark.filterwarnings("ignore:.*does not have many workers.*"),
+    *QUIET,
     pytest.mark.filterwarnings("ignore:.*no `val_dataloader`.*"),
-    pytest.mark.filterwarnings("ignore:.*LeafSpec.*"),
-    pytest.mark.filterwarnings("ignore:.*available but not used.*"),
 ]
 
 
@@ -43,19 +42,8 @@ class Seen(Callback):
 
 def logged(seconds: float, steps: int = 6, device: str = "cpu", **options: Any) -> dict[str, float]:
     seen, module = Seen(), tiny_module()
-    trainer = Trainer(
-        accelerator=device,
-        devices=1,
-        max_steps=steps,
-        max_epochs=-1,
-        logger=False,
-        callbacks=[Throughput(), seen],
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        log_every_n_steps=3,
-        **options,
-    )
+    settings = {"accelerator": device, "devices": 1, "log_every_n_steps": 3, **options}
+    trainer = quiet_trainer(steps, callbacks=[Throughput(), seen], **settings)
     trainer.fit(module, DataLoader(SlowBatches(seconds), batch_size=None))
     assert not module.encoder._forward_hooks
     assert not module.denoiser._forward_hooks

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 from lightning.pytorch import LightningModule
+from quiet_trainer import QUIET
 from tiny_models import tiny_batch, tiny_vae
 from torch import Tensor, nn
 from two_ranks import fit, tiny, weights
@@ -21,11 +22,8 @@ from inpaint_module.callbacks.ema import EMA
 from inpaint_module.randomness import Stream, key
 
 pytestmark = [
-    pytest.mark.filterwarnings("ignore:.*does not have many workers.*"),  # batches of bytes need none
+    *QUIET,
     pytest.mark.filterwarnings("ignore:.*no `val_dataloader`.*"),  # only training is looked at
-    pytest.mark.filterwarnings("ignore:.*LeafSpec.*:FutureWarning"),  # Lightning 2.6 on torch's newest pytree
-    pytest.mark.filterwarnings("ignore:.*LeafSpec.*:UserWarning"),
-    pytest.mark.filterwarnings("ignore:.*available but not used.*"),  # the tests train on the CPU
     pytest.mark.filterwarnings("ignore:.*your dataloader is not resumable.*"),  # the tests hand over the position
 ]
 TESTS = Path(__file__).parent

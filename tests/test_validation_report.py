@@ -15,6 +15,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import TensorBoardLogger
 from page_reader import Page
 from PIL import Image
+from quiet_trainer import QUIET
 from reported_runs import PRESETS, SIZE, data, fit, model, numbers, report, trainer_of
 from run_records import ends, run_cases, starts
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -37,9 +38,7 @@ from inpaint_module.randomness import Stream, key
 from inpaint_module.report.validation_report import ValidationReport, photos_of
 
 pytestmark = [
-    pytest.mark.filterwarnings("ignore:.*does not have many workers.*"),
-    pytest.mark.filterwarnings("ignore:.*LeafSpec.*"),
-    pytest.mark.filterwarnings("ignore:.*available but not used.*"),
+    *QUIET,
     pytest.mark.filterwarnings("ignore:Checkpoint directory.*exists and is not empty"),
     pytest.mark.filterwarnings("ignore:.*callbacks used to create the checkpoint need to be provided"),
 ]

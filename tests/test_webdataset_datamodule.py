@@ -8,13 +8,13 @@ import torch
 from data_fixtures import Halves, encode, photo, photo_shards, write_tar
 from jsonargparse import ArgumentParser
 from PIL import Image
-from recorded_fits import COUNT, Recorder, fit, module, trainer
+from quiet_trainer import QUIET, quiet_trainer
+from recorded_fits import COUNT, Recorder, fit, module
 from torch import Tensor
 
 from datamodules.webdataset_datamodule import WebDatasetDataModule
 
-# Lightning 2.6.6 asks torch for a class that newer torch is about to drop; nothing here calls it.
-pytestmark = pytest.mark.filterwarnings(r"ignore:`isinstance\(treespec, LeafSpec\)` is deprecated")
+pytestmark = QUIET
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +62,7 @@ def test_global_random_state_is_left_alone(shards: str) -> None:
 
 def test_evaluation_is_the_same_every_time(shards: str, tmp_path: Path) -> None:
     recorder, data = Recorder(), module(shards, val_batch_size=5, num_workers=1)
-    loop = trainer(2, tmp_path, val_check_interval=1, num_sanity_val_steps=0)
+    loop = quiet_trainer(2, default_root_dir=tmp_path, val_check_interval=1, num_sanity_val_steps=0)
     loop.fit(recorder, data)
     loop.test(recorder, data, verbose=False)
     first, *others = [recorder.validated[i : i + 15] for i in range(0, len(recorder.validated), 15)]
@@ -79,7 +79,7 @@ def test_evaluation_length(shards: str) -> None:
 def test_training_without_validation_shards(shards: str, tmp_path: Path) -> None:
     data = WebDatasetDataModule(shards, batch_size=1, image_size=8, mask_generator=Halves())
     recorder = Recorder()
-    trainer(2, tmp_path, val_check_interval=1).fit(recorder, data)
+    quiet_trainer(2, default_root_dir=tmp_path, val_check_interval=1).fit(recorder, data)
     assert (len(recorder.trained), recorder.validated) == (2, [])
     with pytest.raises(ValueError, match=r"data\.val_shards: expected shards to evaluate on, got null"):
         data.test_dataloader()

@@ -13,6 +13,7 @@ import torch
 from diffusers import DDIMScheduler
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.strategies import ModelParallelStrategy
+from quiet_trainer import quiet_trainer
 from tiny_models import tiny_batch, tiny_denoiser, tiny_vae
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
@@ -54,18 +55,7 @@ def fit(
     **options: Any,
 ) -> Trainer:
     """Train on the CPU until step `steps` with the stream's batches from `start` on; the trainer, afterwards."""
-    trainer = Trainer(
-        accelerator="cpu",
-        devices=devices,
-        max_steps=steps,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        use_distributed_sampler=False,
-        max_epochs=-1,
-        **options,
-    )
+    trainer = quiet_trainer(steps, devices=devices, **options)
     loader = DataLoader(Batches(start, rank, devices), batch_size=None)
     trainer.fit(module, loader, ckpt_path=ckpt_path, weights_only=True)
     return trainer
