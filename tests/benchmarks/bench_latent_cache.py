@@ -25,9 +25,8 @@ from inpaint_module.export import module_from_configs
 from inpaint_module.lightning_module import InpaintDiffusion
 from tests.benchmarks import machine
 from tests.benchmarks.markdown import table
+from tests.benchmarks.step_settings import CONFIG
 from tests.benchmarks.timing import MILLISECOND, medians
-
-CONFIG = Path(__file__).parents[2] / "configs" / "quickstart.yaml"
 
 
 def first_batch(data: WebDatasetDataModule, device: str) -> dict[str, Any]:
