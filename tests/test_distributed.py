@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -38,10 +39,15 @@ OVERLAY = ROOT / "configs" / "multi_gpu.yaml"
 SHORT = ("--trainer.max_steps=4",)
 EVALUATION: dict[str, Any] = {"verb": "validate", "val_batch_size": 5}  # 4, 4 and 6 batches in all
 ON_ONE_RANK = {"ranks": 1, "batch_size": 4, "workers": 2}
+REPORT = (
+    "--trainer.callbacks+=inpaint_module.report.validation_report.ValidationReport",
+    *("--trainer.callbacks.photos=2", "--trainer.callbacks.every_validation=true", "--trainer.max_steps=5"),
+)
 QUICK: dict[str, tuple[Setup, Starts]] = {
     "whole": (DDP, starts()),
     "killed": (DDP, starts("save:last@6")),
     "poison": (Setup(ranks=2, options=SHORT), [("poison1@3", {})]),
+    "report": (Setup(ranks=2, ema=True, options=REPORT), starts()),
     **{f"evaluation{ranks}": (Setup(ranks=ranks, **EVALUATION), starts()) for ranks in (1, 2, 3)},
 }
 LONG: dict[str, tuple[Setup, Starts]] = {
@@ -151,6 +157,12 @@ def test_evaluation_is_exact_on_any_number_of_ranks(quick: Path) -> None:
             assert values == [pytest.approx(values[-1], rel=1e-6)] * len(values), name
 
 
+def test_two_ranks_write_one_report_and_go_on(quick: Path) -> None:
+    assert [end["statuses"] for end in ends(quick / "report")] == [[0, 0]]
+    found = json.loads((quick / "report" / "report.json").read_text())
+    assert (found["step"], len(found["photos"])) == (5, 2)  # after the last validation, at step 4
+
+
 @pytest.mark.slow
 def test_killed_fsdp2_ends_as_one_that_was_not(long: Path) -> None:
     assert_ended_as_told(long / "fsdp killed")
@@ -197,12 +209,13 @@ def train(folder: Path, *launcher: str, options: tuple[str, ...] = ()) -> Any:
 
 
 def test_the_overlay_trains_on_two_ranks(tmp_path: Path) -> None:
-    (command,) = [line for line in OVERLAY.read_text().splitlines() if "train.py fit" in line]
-    configs = [str(ROOT / word) if word.startswith("configs/") else word for word in command.split()[3:]]
+    (command,) = [line for line in OVERLAY.read_text().splitlines() if " fit --config" in line]
+    words = command[command.index("fit") :].split()
+    absolute = [str(ROOT / word) if word.startswith("configs/") else word for word in words]
     small = ["max_steps=2", "limit_train_batches=2", "val_check_interval=2", "enable_progress_bar=false"]
     options = [f"--trainer.{each}" for each in ("accelerator=cpu", "devices=2", *small)]
     options += ["--data.batch_size=2", "--data.image_size=64"]
-    said = finish(launch(str(ROOT / "train.py"), *configs, *options, folder=tmp_path), 180)
+    said = finish(launch("-m", "train", *absolute, *options, folder=tmp_path), 180)
     assert "All distributed processes registered. Starting with 2 processes" in said
     assert (tmp_path / "runs/quickstart/checkpoints/last.ckpt").is_file()
 

@@ -17,7 +17,6 @@ from page_reader import Page
 from PIL import Image
 from quiet_trainer import QUIET
 from reported_runs import PRESETS, SIZE, data, fit, model, numbers, report, trainer_of
-from run_records import ends, run_cases, starts
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tiny_models import tiny_batch, tiny_module
 from tiny_run import Setup, tiny_config
@@ -210,13 +209,3 @@ def test_features_are_scored(tmp_path: Path) -> None:
     assert found["features_vae"] > 0
     assert 0 < found["features"] <= 4
     assert "Features" in Page((tmp_path / "report.html").read_text()).text
-
-
-def test_two_ranks_write_one_report_and_go_on(tmp_path: Path) -> None:
-    callback = "--trainer.callbacks+=inpaint_module.report.validation_report.ValidationReport"
-    every = ["--trainer.callbacks.photos=2", "--trainer.callbacks.every_validation=true", "--trainer.max_steps=5"]
-    options = (callback, *every)
-    run_cases(tmp_path, {"two": (Setup(ranks=2, ema=True, options=options), starts())})
-    assert [end["statuses"] for end in ends(tmp_path / "two")] == [[0, 0]]
-    found = numbers(tmp_path / "two")
-    assert (found["step"], len(found["photos"])) == (5, 2)  # after the last validation, at step 4

@@ -1,4 +1,4 @@
-"""Trains on two gloo ranks for test_training_state.py: python -m torch.distributed.run ... two_ranks.py VERB FOLDER"""
+"""Trains on two ranks for test_training_state.py: python -m torch.distributed.run ... two_ranks.py FOLDER VERB ..."""
 
 from __future__ import annotations
 
@@ -112,5 +112,8 @@ def fsdp(rank: int, folder: Path) -> dict[str, Any]:
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    rank, folder = int(os.environ["RANK"]), Path(sys.argv[2])
-    torch.save({"ddp": ddp, "fsdp": fsdp}[sys.argv[1]](rank, folder), folder / f"rank{rank}.pt")
+    rank = int(os.environ["RANK"])
+    for verb in sys.argv[2:]:
+        folder = Path(sys.argv[1]) / verb
+        folder.mkdir(exist_ok=True)
+        torch.save({"ddp": ddp, "fsdp": fsdp}[verb](rank, folder), folder / f"rank{rank}.pt")
