@@ -1,4 +1,4 @@
-"""Every random preset against an independent slow sampler: 2,000 masks of each, 96 x 96 pixels."""
+"""Every random preset against an independent slow sampler: 1,000 or 2,000 masks of each, 96 x 96 pixels."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from inpaint_module.morphology import mask_leak, reduce_mask
 from inpaint_module.randomness import Stream, key
 
 NUMBER, SIDE = 2000, 96
+LONGEST = {"lama-thin", "comodgan", "mat", "grid"}  # half as many: 0.02 are 2.5 standard errors or more
 
 
 def box_sides(masks: Tensor) -> Tensor:
@@ -27,8 +28,9 @@ def box_sides(masks: Tensor) -> Tensor:
 
 @pytest.mark.parametrize("name", SLOW)
 def test_statistics_equal_the_slow_samplers(name: str) -> None:
-    fast = preset(name)(key(0, torch.arange(NUMBER), Stream.MASK), SIDE, SIDE)
-    slow = torch.from_numpy(slow_masks(name, NUMBER, SIDE))[:, None]
+    number = NUMBER // 2 if name in LONGEST else NUMBER
+    fast = preset(name)(key(0, torch.arange(number), Stream.MASK), SIDE, SIDE)
+    slow = torch.from_numpy(slow_masks(name, number, SIDE))[:, None]
     shares = [masks.flatten(1).float().mean(1) for masks in (fast, slow)]
     assert abs(shares[0].mean() - shares[1].mean()) < 0.02  # 3 standard errors of the difference, or less
     deciles = [share.quantile(torch.arange(1, 10) / 10) for share in shares]
