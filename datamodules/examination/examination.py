@@ -102,7 +102,7 @@ def examine(
     data = exam.attempt(lambda: data_from_configs(configs, told["data"]), "data", "data that opens", advice)
     if data is not None:
         examine_data(exam, data, module, batches=batches, timeout=timeout, device=device)
-    if data is not None and module is not None and exam.batches and not findings.check_range(exam.pixels):
+    if data is not None and module is not None and exam.pixels is not None and not findings.check_range(exam.pixels):
         options: dict[str, Any] = {"precision": precision_of(configs), "step": step}
         examine_model(exam, data, module.to(device), device=device, **options)
     exam.findings.sort(key=lambda finding: finding.severity != ERROR)
