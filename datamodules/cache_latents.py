@@ -20,18 +20,21 @@ from typing import Any, NamedTuple
 
 import PIL
 import torch
-import yaml  # type: ignore[import-untyped]
-from jsonargparse import ArgumentError, ArgumentParser
 from lightning.pytorch import LightningDataModule, LightningModule
 from tqdm import tqdm
 
 from datamodules.faults.quarantine import QUARANTINE
 from datamodules.samples.latent_cache import DTYPES
-from datamodules.shards.manifest import JOURNAL, MANIFEST, Shard, read_manifest, write_atomically
+from datamodules.shards.manifest import Shard, read_manifest, write_atomically
 from datamodules.webdataset_datamodule import WebDatasetDataModule
 from datamodules.writing.latent_samples import cached_samples
-from datamodules.writing.shard_journal import ShardJournal
+from datamodules.writing.shard_journal import open_journal
+from datamodules.writing.shard_options import SHARD_BYTES, add_shard_options
 from datamodules.writing.shard_writer import ShardWriter
+from inpaint_module.commands.config_command import ConfigCommand
+from inpaint_module.commands.config_files import make_parts, read_parts
+from inpaint_module.commands.devices import add_device, device_of
+from inpaint_module.commands.exit_codes import GOES_ON, exit_code_of
 from inpaint_module.encoder import InpaintEncoder
 
 RECORD = "latents.json"
@@ -62,30 +65,15 @@ def parts_from_configs(configs: Sequence[Path], overrides: Sequence[str] = ()) -
     Raises:
         ValueError: a part is missing, or is of another kind.
     """
-    parser, parsed = _parser_of(model=LightningModule, data=LightningDataModule), None
-    for path in configs:
-        content = yaml.safe_load(path.read_text()) or {}
-        parsed = parser.parse_object({part: content[part] for part in ("model", "data") if part in content}, parsed)
-    parsed = parser.parse_args(list(overrides), namespace=parsed)
-    encoder = parsed.get("model.init_args.encoder")
+    values = read_parts(configs, overrides, model=LightningModule, data=LightningDataModule)
+    encoder = values.get("model.init_args.encoder")
     if encoder is None:
-        raise ValueError(f"config: expected a model with an encoder, got {parsed.model.class_path}")
-    parser = _parser_of(encoder=InpaintEncoder, data=LightningDataModule)
-    made = _instantiate(parser, parser.parse_object({"encoder": encoder, "data": parsed.data}))
+        raise ValueError(f"config: expected a model with an encoder, got {values.model.class_path}")
+    chosen = {"encoder": encoder, "data": values.data}
+    made = make_parts(chosen, encoder=InpaintEncoder, data=LightningDataModule)
     if not isinstance(made.data, WebDatasetDataModule):
         raise ValueError(f"config: expected data of a WebDatasetDataModule, got {type(made.data).__name__}")
-    return Parts(made.encoder, made.data, parsed.data.init_args.as_dict())
-
-
-def _parser_of(**kinds: type) -> ArgumentParser:
-    parser = ArgumentParser(exit_on_error=False)
-    for name, kind in kinds.items():
-        parser.add_subclass_arguments(kind, name, required=True)
-    return parser
-
-
-def _instantiate(parser: ArgumentParser, parsed: Any) -> Any:
-    return (getattr(parser, "instantiate", None) or parser.instantiate_classes)(parsed)  # its name before 4.49
+    return Parts(made.encoder, made.data, values.data.init_args.as_dict())
 
 
 def cache_latents(
@@ -95,7 +83,7 @@ def cache_latents(
     *,
     crops: int = 1,
     dtype: str = "float32",
-    shard_bytes: int = 256_000_000,
+    shard_bytes: int = SHARD_BYTES,
     settings: Mapping[str, Any] | None = None,
     progress: bool = False,
 ) -> Report:
@@ -120,7 +108,7 @@ def cache_latents(
     out = Path(out)
     _check(data, encoder, crops, dtype)
     record = _record(data, encoder, crops=crops, dtype=dtype, shard_bytes=shard_bytes, settings=settings or {})
-    with closing(_open_journal(out, record)) as journal:
+    with closing(open_journal(out, record)) as journal:
         first, total, replaced = journal.next_source, record["samples"], journal.skipped
         positions, torch_dtype = range(first, total), getattr(torch, dtype)
         samples = cached_samples(data, encoder, torch_dtype, positions, folder=out, replaced=replaced)
@@ -173,61 +161,34 @@ def _record(
     return json.loads(json.dumps(record, default=str))
 
 
-def _open_journal(out: Path, record: dict[str, Any]) -> ShardJournal:
-    if not (out / JOURNAL).exists() and ((out / MANIFEST).exists() or any(out.glob("*.tar"))):
-        raise ValueError(f"{out}: expected a folder without shards, got one that has some; remove them first")
-    out.mkdir(parents=True, exist_ok=True)
-    return ShardJournal(out, record)
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m datamodules.cache_latents",
-        description=__doc__,
-        epilog="Options of model and data, such as --data.num_workers=8, override the configs.",
-        formatter_class=argparse.RawTextHelpFormatter,
-        allow_abbrev=False,
-    )
+def _parser() -> ConfigCommand:
+    parser = ConfigCommand("python -m datamodules.cache_latents", __doc__)
+    add_shard_options(parser)
+    parser.add_argument("--crops", type=int, metavar="N", default=1, help="crops of each image (default %(default)s)")
+    dtypes = ", ".join(DTYPES.values())
     parser.add_argument(
-        "out", type=Path, help="folder for the shards; holds none, or an unfinished run of this command"
+        "--dtype", default="float32", metavar="NAME", help=f"of the latents: {dtypes} (default %(default)s)"
     )
-    parser.add_argument("--config", type=Path, action="append", required=True, help="as for train.py fit; repeatable")
-    parser.add_argument("--crops", type=int, default=1, help="crops of each image (default %(default)s)")
-    parser.add_argument(
-        "--dtype", default="float32", help=f"of the latents: {', '.join(DTYPES.values())} (default %(default)s)"
-    )
-    parser.add_argument("--shard-bytes", type=int, default=256_000_000, help="size of a tar (default %(default)s)")
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ... (default %(default)s)")
+    add_device(parser)
     return parser
 
 
-def _device(name: str) -> torch.device:
-    found = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        return torch.empty(0, device=found if name == "auto" else name).device
-    except (RuntimeError, AssertionError) as error:
-        raise ValueError(f"device: expected auto, cpu or a GPU that is there, got {name!r}: {error}") from error
-
-
-def main(arguments: list[str] | None = None) -> int:
-    """The command; returns the exit code: 0, 1 after an error, 130 after Ctrl-C."""
-    options, overrides = _parser().parse_known_args(arguments)
+def _run(options: argparse.Namespace, overrides: Sequence[str]) -> int:
     chosen = {"crops": options.crops, "dtype": options.dtype, "shard_bytes": options.shard_bytes}
-    try:
-        encoder, data, settings = parts_from_configs(options.config, overrides)
-        encoder.to(_device(options.device))
-        report = cache_latents(data, encoder, options.out, settings=settings, progress=True, **chosen)
-    except (ValueError, OSError, ArgumentError) as error:
-        sys.stderr.write(f"{error}\n")
-        return 1
-    except KeyboardInterrupt:
-        sys.stderr.write("stopped; the same command goes on from here\n")
-        return 130
+    encoder, data, settings = parts_from_configs(options.config, overrides)
+    encoder.to(device_of(options.device))
+    report = cache_latents(data, encoder, options.out, settings=settings, progress=True, **chosen)
     if report.replaced:
         sys.stderr.write(f"{len(report.replaced)} bad samples replaced, see {options.out / QUARANTINE}\n")
     count, size = (sum(getattr(shard, name) for shard in report.shards) for name in ("count", "bytes"))
     sys.stdout.write(f"{count} samples, {size / count / 1000:.1f} kB each, in {len(report.shards)} shards\n")
     return 0
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """The command; returns the exit code: 0, 1 after an error, 130 after Ctrl-C."""
+    options, overrides = _parser().parse(arguments)
+    return exit_code_of(lambda: _run(options, overrides), GOES_ON)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Look at the data of a config before training: python -m datamodules.doctor --config configs/quickstart.yaml
 
-Reads a few batches as `train.py fit` does, sends them through the config's VAE and one training step, and reports
+Reads a few batches as `fit` does, sends them through the config's VAE and one training step, and reports
 what is wrong: pixel range, blank and duplicate images, inverted, empty and lossy masks, mask lost on the latent grid,
 sizes, captions, the VAE's round trip, scale and overflow, bad samples, a source that does not answer. Says how fast
 each stage is, and what would be faster. Nothing of a run is written or changed.
@@ -11,17 +11,16 @@ are errors.
 
 from __future__ import annotations
 
-import argparse
 import os
 import sys
 from pathlib import Path
-
-import torch
 
 from datamodules.examination.doctor_sheet import draw_sheet
 from datamodules.examination.doctor_table import table
 from datamodules.examination.examination import Examination, examine
 from datamodules.examination.findings import ERROR
+from inpaint_module.commands.config_command import ConfigCommand
+from inpaint_module.commands.devices import add_device, device_of
 
 
 def exit_code(exam: Examination, *, strict: bool = False) -> int:
@@ -29,22 +28,15 @@ def exit_code(exam: Examination, *, strict: bool = False) -> int:
     return int(any(strict or finding.severity == ERROR for finding in exam.findings))
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m datamodules.doctor",
-        description=__doc__,
-        epilog="Options of model and data, such as --data.num_workers=8, override the configs.",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
-    parser.add_argument("--config", type=Path, action="append", required=True, help="as for train.py fit; repeatable")
-    parser.add_argument("--batches", type=int, metavar="N", default=4, help="to read (default %(default)s)")
-    parser.add_argument("--out", type=Path, metavar="PNG", help="write a sheet of samples to this PNG")
-    parser.add_argument("--strict", action="store_true", help="exit code 1 for warnings too")
+def _parser() -> ConfigCommand:
+    parser = ConfigCommand("python -m datamodules.doctor", __doc__)
+    parser.add_argument("--batches", type=int, metavar="N", default=4, help="batches to read (default %(default)s)")
+    parser.add_argument("--out", type=Path, metavar="PNG", help="write a sheet of samples there (default: no sheet)")
+    parser.add_argument("--strict", action="store_true", help="exit code 1 for warnings too (default: for errors)")
     parser.add_argument(
-        "--timeout", type=float, metavar="SECONDS", default=120.0, help="seconds to wait for a batch (default 120)"
+        "--timeout", type=float, metavar="SECONDS", default=120.0, help="how long to wait for a batch (default 120)"
     )
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ... (default %(default)s)")
+    add_device(parser)
     parser.add_argument("--no-step", action="store_true", help="leave out the training step, which needs its memory")
     return parser
 
@@ -52,20 +44,15 @@ def _parser() -> argparse.ArgumentParser:
 def run(arguments: list[str] | None = None) -> tuple[int, bool]:
     """The command: the exit code, and whether a thread is left that waits for a stalled source."""
     parser = _parser()
-    options, overrides = parser.parse_known_args(arguments)
-    if unknown := [each for each in overrides if not each.startswith(("--model.", "--data.")) or "=" not in each]:
-        parser.error(f"expected overrides such as --data.batch_size=2, got {' '.join(unknown)}")
-    if missing := [path for path in options.config if not path.is_file()]:
-        parser.error(f"--config: expected a file, got {missing[0]}")
+    options, overrides = parser.parse(arguments)
     if options.batches < 1 or options.timeout <= 0:
         parser.error(
             f"expected --batches of at least 1 and a positive --timeout, got {options.batches}, {options.timeout}"
         )
-    found = "cuda" if torch.cuda.is_available() else "cpu"
     try:
-        device = torch.empty(0, device=found if options.device == "auto" else options.device).device
-    except (RuntimeError, AssertionError) as error:
-        parser.error(f"--device: expected auto, cpu or a GPU that is there, got {options.device!r}: {error}")
+        device = device_of(options.device)
+    except ValueError as error:
+        parser.error(f"--{error}")
     chosen = {"batches": options.batches, "timeout": options.timeout, "step": not options.no_step, "device": device}
     exam = examine(options.config, overrides, **chosen)
     sys.stdout.write(table(exam))

@@ -25,7 +25,7 @@ from dataclasses import replace
 from functools import partial
 from glob import escape, glob
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from tqdm import tqdm
 from webdataset.shardlists import expand_urls
@@ -35,6 +35,7 @@ from datamodules.shards.manifest import JOURNAL, ManifestRow, Shard, index_path,
 from datamodules.shards.tar_index import check_ignorable
 from datamodules.writing.ordered_pool import ordered_map
 from datamodules.writing.tar_indexer import IndexedTar, TarPlace, try_index_tar
+from inpaint_module.commands.exit_codes import GOES_ON, exit_code_of
 
 
 class IndexReport(NamedTuple):
@@ -161,36 +162,48 @@ def index_shards(
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="python -m datamodules.index_shards", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+        prog="python -m datamodules.index_shards",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("shards", help="folder, tar, pattern, URL, or text file of these")
     parser.add_argument("out", nargs="?", help="local folder for manifest and index files (default: beside the tars)")
-    parser.add_argument("--workers", type=int, default=os.cpu_count(), help="processes (default: one per core)")
     parser.add_argument(
-        "--ignore", metavar="A,B", default="", help="leave out members with these suffixes, such as npy,embedding.bin"
+        "--workers", type=int, metavar="N", default=os.cpu_count(), help="processes (default: one per core)"
     )
-    parser.add_argument("--strict", action="store_true", help="refuse images whose header cannot be read")
-    parser.add_argument("--keep-going", action="store_true", help="look at all tars, then list all bad ones")
+    parser.add_argument(
+        "--ignore",
+        metavar="A,B",
+        default="",
+        help="leave out members with these suffixes, such as npy,embedding.bin (default: refuse them)",
+    )
+    parser.add_argument(
+        "--strict",
+        action="store_true",
+        help="refuse images whose header cannot be read (default: their size is recorded as 0 x 0)",
+    )
+    parser.add_argument(
+        "--keep-going",
+        action="store_true",
+        help="look at all tars, then list all bad ones (default: stop at the first)",
+    )
     return parser
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """The command; returns the exit code: 0, 1 after an error, 130 after Ctrl-C."""
-    options = vars(_parser().parse_args(arguments))
+def _run(options: dict[str, Any]) -> int:
     options["ignore"] = [suffix for suffix in options["ignore"].split(",") if suffix]
-    try:
-        report = index_shards(**options, progress=True)
-    except (ValueError, OSError) as error:
-        sys.stderr.write(f"{error}\n")
-        return 1
-    except KeyboardInterrupt:
-        sys.stderr.write("stopped; the same command goes on from here\n")
-        return 130
+    report = index_shards(**options, progress=True)
     for sample in report.unreadable:
         sys.stderr.write(f"no image size: {sample}\n")
     total, count = sum(shard.count for shard in report.shards), len(report.shards)
     sys.stdout.write(f"{total} samples in {count} shards, {count - report.fresh} of them indexed before\n")
     return 0
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """The command; returns the exit code: 0, 1 after an error, 130 after Ctrl-C."""
+    options = vars(_parser().parse_args(arguments))
+    return exit_code_of(lambda: _run(options), GOES_ON)
 
 
 if __name__ == "__main__":

@@ -25,12 +25,14 @@ from typing import Any, NamedTuple
 import PIL
 from tqdm import tqdm
 
-from datamodules.shards.manifest import JOURNAL, MANIFEST, Shard, read_manifest
+from datamodules.shards.manifest import Shard, read_manifest
 from datamodules.writing.ordered_pool import ordered_map
-from datamodules.writing.shard_journal import ShardJournal
+from datamodules.writing.shard_journal import ShardJournal, open_journal
+from datamodules.writing.shard_options import SHARD_BYTES, add_shard_options
 from datamodules.writing.shard_writer import ShardWriter
 from datamodules.writing.source_lists import Columns, Source, find_sources, fingerprint
 from datamodules.writing.source_samples import EncodedSample, Resize, try_source
+from inpaint_module.commands.exit_codes import GOES_ON, exit_code_of
 
 
 class Report(NamedTuple):
@@ -66,7 +68,7 @@ def make_shards(
     out: str | Path,
     *,
     columns: Columns = Columns(),  # noqa: B008, immutable
-    shard_bytes: int = 256_000_000,
+    shard_bytes: int = SHARD_BYTES,
     samples_per_shard: int | None = None,
     resize: Resize = Resize(),  # noqa: B008, immutable
     max_pixels: int = 50_000_000,
@@ -105,7 +107,7 @@ def make_shards(
         max_pixels=max_pixels,
         skip_bad=skip_bad,
     )
-    with closing(_open_journal(out, arguments)) as journal:
+    with closing(open_journal(out, arguments)) as journal:
         number = journal.next_source
         bar = tqdm(sources[number:], initial=number, total=len(sources), unit="image", disable=not progress)
         encode = partial(try_source, resize=resize, max_pixels=max_pixels)
@@ -121,40 +123,38 @@ def make_shards(
     return Report(read_manifest(out), bad)
 
 
-def _open_journal(out: Path, arguments: dict[str, Any]) -> ShardJournal:
-    if not (out / JOURNAL).exists() and ((out / MANIFEST).exists() or any(out.glob("*.tar"))):
-        raise ValueError(f"{out}: expected a folder without shards, got one that has some; remove them first")
-    out.mkdir(parents=True, exist_ok=True)
-    return ShardJournal(out, arguments)
-
-
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="python -m datamodules.make_shards", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+        prog="python -m datamodules.make_shards",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("source", help="folder of images, text file with one path a line, or table")
-    parser.add_argument("out", help="folder for the shards; must hold none, or an unfinished run of this command")
-    parser.add_argument("--shard-bytes", type=int, default=256_000_000, help="size of a tar (default %(default)s)")
-    parser.add_argument("--samples-per-shard", type=int, help="at most so many samples a tar")
-    parser.add_argument("--short-side", type=int, help="shrink to this short side, in pixels (never enlarges)")
-    parser.add_argument("--max-side", type=int, help="shrink to this longest side, in pixels")
-    parser.add_argument("--quality", type=int, default=92, help="of shrunk JPEG and WEBP (default %(default)s)")
-    parser.add_argument("--max-pixels", type=int, default=50_000_000, help="refuse larger (default %(default)s)")
-    parser.add_argument("--skip-bad", action="store_true", help="leave out images that cannot be used")
-    parser.add_argument("--workers", type=int, default=os.cpu_count(), help="processes (default: one per core)")
-    table = parser.add_argument_group("columns of a table")
-    for purpose, what in (
-        ("image", "paths"),
-        ("caption", "captions"),
-        ("mask", "paths of masks"),
-        ("label", "classes"),
-    ):
-        names = Columns._field_defaults[purpose]
-        table.add_argument(
-            f"--{purpose}-column", metavar="NAME", help=f"{what} (default: the first there is of {', '.join(names)})"
-        )
-    table.add_argument("--json-columns", metavar="A,B", default="", help="more columns to keep, in each sample's json")
+    add_shard_options(parser)
+    number = partial(parser.add_argument, type=int, metavar="N")
+    number("--samples-per-shard", help="start a new tar after N samples (default: by size alone)")
+    number("--short-side", help="shrink larger images to N pixels at their short side (default: copied unchanged)")
+    number("--max-side", help="shrink larger images to N pixels at their long side (default: copied unchanged)")
+    number("--quality", default=92, help="of shrunk JPEG and WEBP, 1 to 100 (default %(default)s)")
+    number("--max-pixels", default=50_000_000, help="refuse images of more than N pixels (default %(default)s)")
+    parser.add_argument(
+        "--skip-bad", action="store_true", help="leave out images that cannot be used (default: refuse all)"
+    )
+    number("--workers", default=os.cpu_count(), help="processes (default: one per core)")
+    _add_columns(parser)
     return parser
+
+
+def _add_columns(parser: argparse.ArgumentParser) -> None:
+    table = parser.add_argument_group("columns of a table")
+    told = {"image": "paths", "caption": "captions", "mask": "paths of masks", "label": "class numbers"}
+    for purpose, what in told.items():
+        names = " or ".join(Columns._field_defaults[purpose])
+        more = "" if purpose == "image" else "; '' for none"
+        table.add_argument(f"--{purpose}-column", metavar="NAME", help=f"{what} (default: {names}{more})")
+    table.add_argument(
+        "--json-columns", metavar="A,B", default="", help="more columns to keep, in each sample's json (default: none)"
+    )
 
 
 def _columns(options: dict[str, Any]) -> Columns:
@@ -164,24 +164,21 @@ def _columns(options: dict[str, Any]) -> Columns:
     return Columns(**chosen, json=tuple(filter(None, options.pop("json_columns").split(","))))
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """The command; returns the exit code: 0, 1 after an error, 130 after Ctrl-C."""
-    options = vars(_parser().parse_args(arguments))
+def _run(options: dict[str, Any]) -> int:
     resize = Resize(options.pop("short_side"), options.pop("max_side"), options.pop("quality"))
     columns = _columns(options)
-    try:
-        report = make_shards(**options, columns=columns, resize=resize, progress=True)
-    except (ValueError, OSError) as error:
-        sys.stderr.write(f"{error}\n")
-        return 1
-    except KeyboardInterrupt:
-        sys.stderr.write("stopped; the same command goes on from here\n")
-        return 130
+    report = make_shards(**options, columns=columns, resize=resize, progress=True)
     for reason in report.skipped:
         sys.stderr.write(f"skipped: {reason}\n")
     total = sum(shard.count for shard in report.shards)
     sys.stdout.write(f"{total} samples in {len(report.shards)} shards, {len(report.skipped)} skipped\n")
     return 0
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """The command; returns the exit code: 0, 1 after an error, 130 after Ctrl-C."""
+    options = vars(_parser().parse_args(arguments))
+    return exit_code_of(lambda: _run(options), GOES_ON)
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -21,6 +22,8 @@ from tqdm import tqdm
 from datamodules.images.reading import open_image, to_rgb, upright
 from datamodules.shards.tar_index import IMAGE_FIELDS, MASK_FIELDS
 from datamodules.writing.source_lists import is_image
+from inpaint_module.commands.config_command import ConfigCommand
+from inpaint_module.commands.exit_codes import exit_code_of
 from inpaint_module.export import load_weights, module_from_configs
 from inpaint_module.inpaint_image import inpaint_image
 from inpaint_module.lightning_module import InpaintDiffusion
@@ -123,30 +126,51 @@ def load_model(
     return module.eval().to("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m datamodules.predict", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+def _parser() -> ConfigCommand:
+    parser = ConfigCommand(
+        "python -m datamodules.predict", __doc__, parts=["model"], default="the small model that ships"
     )
     parser.add_argument("pictures", type=Path, help="folder of images, with its subfolders")
     parser.add_argument("out", type=Path, help="folder for the PNGs, named as the pictures")
-    parser.add_argument("--masks", type=Path, help="folder of masks with the pictures' names")
-    parser.add_argument("--preset", help="paint the masks instead: python -m inpaint_module.masks --help names them")
-    parser.add_argument("--config", type=Path, action="append", help="a run's config.yaml (default: the shipped model)")
-    parser.add_argument("--checkpoint", type=Path, help="such as runs/quickstart/checkpoints/last.ckpt")
-    parser.add_argument("--steps", type=int, help="denoiser calls per picture (default: the config's)")
-    parser.add_argument("--caption", default="", help="for models with text encoders; NAME.txt beside a picture wins")
-    parser.add_argument("--tile", type=int, default=512, help="pixels per side seen at once (default %(default)s)")
-    parser.add_argument("--overlap", type=int, default=128, help="pixels that tiles share (default %(default)s)")
-    parser.add_argument("--margin", type=int, help="pixels of context around the mask (default: half a tile)")
-    parser.add_argument("--working-side", type=int, help="inpaint at this longer side, in pixels (default: full size)")
-    parser.add_argument("--seed", type=int, default=0, help="of painted masks (default %(default)s)")
+    parser.add_argument(
+        "--masks",
+        type=Path,
+        metavar="FOLDER",
+        help="masks with the pictures' names (default: NAME.mask.png beside NAME)",
+    )
+    parser.add_argument(
+        "--preset", metavar="NAME", help="paint masks instead: one that `python -m inpaint_module.masks --help` names"
+    )
+    parser.add_argument(
+        "--checkpoint",
+        type=Path,
+        metavar="FILE",
+        help="weights, such as runs/quickstart/checkpoints/last.ckpt (default: as the config makes them)",
+    )
+    parser.add_argument(
+        "--caption",
+        default="",
+        metavar="TEXT",
+        help="for models with text encoders, of pictures without a NAME.txt (default: an empty one)",
+    )
+    _add_numbers(parser)
     return parser
+
+
+def _add_numbers(parser: argparse.ArgumentParser) -> None:
+    number = partial(parser.add_argument, type=int, metavar="N")
+    number("--steps", help="denoiser calls a picture (default: the config's)")
+    number("--tile", default=512, help="pixels of each side that are seen at once (default %(default)s)")
+    number("--overlap", default=128, help="pixels that neighbouring tiles share (default %(default)s)")
+    number("--margin", help="pixels of context around the mask (default: half a tile)")
+    number("--working-side", help="inpaint with the long side at N pixels (default: full size)")
+    number("--seed", default=0, help="of painted masks (default %(default)s)")
 
 
 def predict(options: argparse.Namespace, overrides: Sequence[str]) -> int:
     """Inpaint them all; the number of pictures whose mask was empty."""
     pictures = find_pictures(options.pictures, options.out, options.masks, painted=options.preset is not None)
-    module = load_model(options.config or [], options.checkpoint, options.steps, overrides)
+    module = load_model(options.config, options.checkpoint, options.steps, overrides)
     painter, empty = preset(options.preset or "sd"), 0
     sizes = {name: getattr(options, name) for name in ("tile", "overlap", "margin", "working_side")}
     for picture in tqdm(pictures, unit="image"):
@@ -165,16 +189,16 @@ def predict(options: argparse.Namespace, overrides: Sequence[str]) -> int:
     return empty
 
 
+def _run(options: argparse.Namespace, overrides: Sequence[str]) -> int:
+    if empty := predict(options, overrides):
+        sys.stdout.write(f"{empty} of them have an empty mask and came out unchanged\n")
+    return 0
+
+
 def main(arguments: list[str] | None = None) -> int:
     """The command; returns the exit code."""
-    options, overrides = _parser().parse_known_args(arguments)
-    try:
-        if empty := predict(options, overrides):
-            sys.stdout.write(f"{empty} of them have an empty mask and came out unchanged\n")
-    except ValueError as error:
-        sys.stderr.write(f"{error}\n")
-        return 1
-    return 0
+    options, overrides = _parser().parse(arguments)
+    return exit_code_of(lambda: _run(options, overrides))
 
 
 if __name__ == "__main__":

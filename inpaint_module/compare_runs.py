@@ -16,9 +16,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import yaml  # type: ignore[import-untyped]
-
 from inpaint_module.callbacks.run_record import METRICS, RECORD, read_metrics
+from inpaint_module.commands.config_files import read_config
 
 REPORT = "report.json"
 _SCORES = (".psnr_inside", ".ssim_inside", ".seam", ".features")
@@ -66,7 +65,7 @@ def read_run(folder: str | Path) -> Run:
         )
     record = flatten(json.loads((folder / RECORD).read_text()))
     config = folder / "config.yaml"
-    settings = flatten(yaml.safe_load(config.read_text())) if config.is_file() else {}
+    settings = flatten(read_config(config)) if config.is_file() else {}
     settings |= {f"run.{name}": value for name, value in record.items() if not name.startswith(_IGNORED)}
     metrics = {row.metric: row.value for row in read_metrics(folder / METRICS)}
     report = folder / REPORT
@@ -142,7 +141,7 @@ def main(arguments: list[str] | None = None) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("runs", nargs="+", help="run folders, such as runs/quickstart")
-    parser.add_argument("--out", type=Path, help="write a page with the grids there too")
+    parser.add_argument("--out", type=Path, metavar="HTML", help="also write a page with the grids (default: none)")
     options = parser.parse_args(arguments)
     try:
         runs = [read_run(folder) for folder in options.runs]

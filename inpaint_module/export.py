@@ -1,17 +1,23 @@
-"""From a training run to a folder that diffusers loads: python -m inpaint_module.export --help"""
+"""From a training run to a folder that diffusers loads:
+
+python -m inpaint_module.export out --config runs/sd15/config.yaml --checkpoint runs/sd15/checkpoints/last.ckpt
+
+Writes the pipeline that serves the run's model, with a LoRA as `pytorch_lora_weights.safetensors` beside the weights;
+of a model without text encoders, for which diffusers has no pipeline, the folders unet, vae and scheduler.
+"""
 
 from __future__ import annotations
 
 import argparse
 import copy
 import inspect
+import sys
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-import yaml  # type: ignore[import-untyped]
 from diffusers.utils.state_dict_utils import convert_state_dict_to_kohya
 from lightning.pytorch import LightningModule
 from safetensors.torch import save_file
@@ -19,6 +25,9 @@ from torch import nn
 
 from inpaint_module.base_models import DTYPES
 from inpaint_module.checkpoints.checkpoint_io import VerifiedCheckpointIO
+from inpaint_module.commands.config_command import ConfigCommand
+from inpaint_module.commands.config_files import make_parts, read_parts
+from inpaint_module.commands.exit_codes import exit_code_of
 from inpaint_module.conditioning.text_conditioning import TextConditioning
 from inpaint_module.denoisers.lora import has_lora, lora_weights, remove_lora, trains_first_layer
 from inpaint_module.encoder import InpaintEncoder
@@ -123,20 +132,8 @@ def module_from_configs(configs: Sequence[Path], overrides: Sequence[str] = ()) 
     Raises:
         ValueError: no model in them, or one that is no InpaintDiffusion.
     """
-    from jsonargparse import ArgumentParser
-
-    parser = ArgumentParser(exit_on_error=False)
-    parser.add_subclass_arguments(LightningModule, "model", required=True)
-    parsed = None
-    for path in configs:
-        found = yaml.safe_load(path.read_text()) or {}
-        if "model" in found:
-            parsed = parser.parse_object({"model": found["model"]}, parsed)
-    if parsed is None:
-        raise ValueError(f"config: expected a model in {', '.join(map(str, configs))}, got none")
-    parsed = parser.parse_args(list(overrides), namespace=parsed)
-    instantiate = getattr(parser, "instantiate", None) or parser.instantiate_classes  # its name before 4.49
-    model = instantiate(parsed).model
+    values = read_parts(configs, overrides, model=LightningModule)
+    model = make_parts(values, model=LightningModule).model
     if not isinstance(model, InpaintDiffusion):
         raise ValueError(f"config: expected the model to be an InpaintDiffusion, got {type(model).__name__}")
     return model
@@ -193,26 +190,40 @@ def base_dtype(denoiser: nn.Module) -> torch.dtype:
     return next((each.dtype for each in parameters if not each.requires_grad), parameters[0].dtype)
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """The command line."""
-    parser = argparse.ArgumentParser(
-        "python -m inpaint_module.export",
-        description=__doc__,
-        epilog="Options of the model, such as --model.denoiser.path=..., override the configs.",
+def _parser() -> ConfigCommand:
+    parser = ConfigCommand("python -m inpaint_module.export", __doc__, parts=["model"])
+    parser.add_argument("out", type=Path, help="folder for the pipeline; a new or an empty one")
+    parser.add_argument(
+        "--checkpoint", type=Path, required=True, metavar="FILE", help="such as runs/NAME/checkpoints/last.ckpt"
     )
-    parser.add_argument("out", type=Path, help="a new or empty folder")
-    parser.add_argument("--config", type=Path, action="append", required=True, help="as for train.py fit; repeatable")
-    parser.add_argument("--checkpoint", type=Path, required=True, help="such as runs/NAME/checkpoints/last.ckpt")
-    parser.add_argument("--last-step", action="store_true", help="of a run with EMA, the weights of its last step")
-    parser.add_argument("--fuse", action="store_true", help="add LoRA factors to the weights")
-    parser.add_argument("--lora-only", action="store_true", help="write the LoRA factors alone")
-    parser.add_argument("--dtype", help="of the denoiser's weights: float32, bfloat16 or float16")
-    options, overrides = parser.parse_known_args(arguments)
+    parser.add_argument(
+        "--last-step",
+        action="store_true",
+        help="the weights of the run's last step (default: of a run with EMA the averaged ones)",
+    )
+    parser.add_argument(
+        "--fuse",
+        action="store_true",
+        help="add LoRA factors to the weights (default: a file of their own beside the weights)",
+    )
+    parser.add_argument("--lora-only", action="store_true", help="write the LoRA factors alone (default: all)")
+    parser.add_argument("--dtype", choices=list(DTYPES), help="of the denoiser's weights (default: the base model's)")
+    return parser
+
+
+def _run(options: argparse.Namespace, overrides: Sequence[str]) -> int:
     module = module_from_configs(options.config, overrides)
     load_weights(module, options.checkpoint, averaged=not options.last_step)
     export(module, options.out, fuse=options.fuse, lora_only=options.lora_only, dtype=options.dtype)
-    print(f"wrote {options.out}")  # noqa: T201
+    sys.stdout.write(f"wrote {options.out}\n")
+    return 0
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command; returns the exit code."""
+    options, overrides = _parser().parse(arguments)
+    return exit_code_of(lambda: _run(options, overrides))
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -10,6 +10,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 FLOORS = {
     "inpaint_module.checkpoints": 0,
+    "inpaint_module.commands": 0,
     "inpaint_module.embedded": 0,
     "inpaint_module.fingerprints": 0,
     "inpaint_module.morphology": 0,

@@ -408,7 +408,6 @@ def test_latents_that_the_dtype_cannot_hold_are_refused(tmp_path: Path) -> None:
     [
         (["--device=cua"], "device: expected auto, cpu or a GPU that is there, got 'cua'"),
         (["--data.batch_sise=3"], "batch_sise"),
-        (["--config=nowhere.yaml"], "nowhere.yaml"),
         ([f"--config={CONFIGS / 'autoencoder.yaml'}"], "config: expected a model with an encoder, got "),
     ],
 )

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-import yaml  # type: ignore[import-untyped]
-from jsonargparse import ArgumentParser
 from lightning.pytorch import LightningDataModule
+
+from inpaint_module.commands.config_files import make_parts, read_config, read_parts
 
 
 def data_from_configs(configs: Sequence[Path], overrides: Sequence[str] = ()) -> LightningDataModule:
@@ -16,21 +16,13 @@ def data_from_configs(configs: Sequence[Path], overrides: Sequence[str] = ()) ->
     Raises:
         ValueError: no data in them.
     """
-    parser, parsed = ArgumentParser(exit_on_error=False), None
-    parser.add_subclass_arguments(LightningDataModule, "data", required=True)
-    for path in configs:
-        content = yaml.safe_load(path.read_text()) or {}
-        if "data" in content:
-            parsed = parser.parse_object({"data": content["data"]}, parsed)
-    if parsed is None:
-        raise ValueError(f"config: expected data in {', '.join(map(str, configs))}, got none")
-    parsed = parser.parse_args(list(overrides), namespace=parsed)
-    return (getattr(parser, "instantiate", None) or parser.instantiate_classes)(parsed).data  # its name before 4.49
+    values = read_parts(configs, overrides, data=LightningDataModule)
+    return make_parts(values, data=LightningDataModule).data
 
 
 def precision_of(configs: Sequence[Path]) -> str:
     """`trainer.precision` of config files, of which the last that names one counts."""
-    trainers = [(yaml.safe_load(path.read_text()) or {}).get("trainer") or {} for path in configs]
+    trainers = [read_config(path).get("trainer") or {} for path in configs]
     return str(next((each["precision"] for each in reversed(trainers) if each.get("precision")), "32-true"))
 
 

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from datamodules.shards.manifest import JOURNAL, ManifestRow, index_path, write_index, write_rows
+from datamodules.shards.manifest import JOURNAL, MANIFEST, ManifestRow, index_path, write_index, write_rows
 from datamodules.shards.tar_index import ScannedTar
 from datamodules.writing.shard_writer import PART
 
@@ -145,3 +145,15 @@ class ShardJournal:
     def close(self) -> None:
         """Let another run open it."""
         self._file.close()
+
+
+def open_journal(folder: Path, arguments: Mapping[str, Any]) -> ShardJournal:
+    """The journal of a new run, or of an unfinished one of the same arguments; the folder is made if missing.
+
+    Raises:
+        ValueError: if the folder has shards already, or see `ShardJournal`.
+    """
+    if not (folder / JOURNAL).exists() and ((folder / MANIFEST).exists() or any(folder.glob("*.tar"))):
+        raise ValueError(f"{folder}: expected a folder without shards, got one that has some; remove them first")
+    folder.mkdir(parents=True, exist_ok=True)
+    return ShardJournal(folder, arguments)

@@ -1,30 +1,47 @@
-"""Look at a mask generator: `python -m inpaint_module.masks --preset sd --out sheet.png`."""
+"""Look at a mask generator: python -m inpaint_module.masks --preset sd --out sheet.png
+
+Paints masks and lays some over photos, beside what they measure: coverage, pieces, and how much mask is lost on the
+latent grid by each way to reduce it.
+"""
 
 from __future__ import annotations
 
 import argparse
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import yaml  # type: ignore[import-untyped]
-from jsonargparse import ArgumentParser
-
+from inpaint_module.commands.config_files import make_parts, read_config
 from inpaint_module.masks import MaskGenerator, preset, presets
 from inpaint_module.masks.gallery import draw_sheet, load_photos
 
 
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m inpaint_module.masks",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--preset", metavar="NAME", help=f"one of {', '.join(presets())}")
+    source.add_argument(
+        "--config", type=Path, metavar="FILE", help="YAML file of a training run, or of a mask generator alone"
+    )
+    parser.add_argument("--out", type=Path, required=True, metavar="PNG", help="where the sheet goes")
+    parser.add_argument(
+        "--photos", type=Path, metavar="FOLDER", help="photos to lay masks over (default: the embedded ones)"
+    )
+    number = partial(parser.add_argument, type=int, metavar="N")
+    number("--number", default=256, help="masks to paint and measure (default %(default)s)")
+    number("--size", default=512, help="height and width of the masks in pixels (default %(default)s)")
+    number("--seed", default=0, help="of the masks (default %(default)s)")
+    return parser
+
+
 def main(arguments: list[str] | None = None) -> None:
     """Draw the contact sheet of a preset, or of the mask generator in a config."""
-    parser = argparse.ArgumentParser(prog="python -m inpaint_module.masks", description=main.__doc__)
-    source = parser.add_mutually_exclusive_group(required=True)
-    source.add_argument("--preset", help=", ".join(presets()))
-    source.add_argument("--config", type=Path, help="YAML of a training run, or of a mask generator alone")
-    parser.add_argument("--out", type=Path, required=True, help="where the picture goes")
-    parser.add_argument("--photos", type=Path, help="folder of photos to lay masks over; else the embedded ones")
-    parser.add_argument("--number", type=int, default=256, help="masks to measure")
-    parser.add_argument("--size", type=int, default=512, help="height and width in pixels")
-    parser.add_argument("--seed", type=int, default=0)
+    parser = _parser()
     given = parser.parse_args(arguments)
     try:
         generator = preset(given.preset) if given.preset else generator_of(given.config)
@@ -44,14 +61,11 @@ def generator_of(config: Path) -> MaskGenerator:
     Raises:
         ValueError: the file holds none.
     """
-    document = yaml.safe_load(config.read_text())
+    document = read_config(config)
     found = _find(document) or document
     if not isinstance(found, dict) or "class_path" not in found:
         raise ValueError(f"{config} must hold a mask_generator, or a class_path with init_args, and holds neither")
-    parser = ArgumentParser(exit_on_error=False)
-    parser.add_argument("--mask_generator", type=MaskGenerator)
-    build = getattr(parser, "instantiate", None) or parser.instantiate_classes  # its name until jsonargparse 4.49
-    return build(parser.parse_object({"mask_generator": found})).mask_generator
+    return make_parts({"mask_generator": found}, mask_generator=MaskGenerator).mask_generator
 
 
 def _find(node: Any) -> Any:
