@@ -1,16 +1,15 @@
-"""Train, validate, test and predict from a config: python train.py fit --config configs/quickstart.yaml"""
+"""Train, validate, test and predict from a config: python -m train fit --config configs/quickstart.yaml"""
 
 from __future__ import annotations
 
 from lightning.pytorch import LightningDataModule, LightningModule
-from lightning.pytorch.cli import LightningCLI
 
-from inpaint_module.cli import ResumingCLI
+from inpaint_module.cli import ResumingCLI, help_of
 
 
-def main() -> LightningCLI:
+def main() -> None:
     """Run the command line: fit, validate, test or predict, with the model and the data that the config names."""
-    return ResumingCLI(
+    ResumingCLI(
         LightningModule,
         LightningDataModule,
         subclass_mode_model=True,
@@ -18,6 +17,7 @@ def main() -> LightningCLI:
         auto_configure_optimizers=False,
         save_config_kwargs={"overwrite": True},
         seed_everything_default=0,
+        parser_kwargs=help_of("python -m train", __doc__),
     )
 
 

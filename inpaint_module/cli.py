@@ -6,8 +6,9 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+import lightning
 from lightning.pytorch import Callback, LightningDataModule, Trainer
-from lightning.pytorch.cli import LightningCLI
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.plugins import CheckpointIO
 from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.model_helpers import is_overridden
@@ -15,6 +16,7 @@ from lightning.pytorch.utilities.model_helpers import is_overridden
 from inpaint_module.callbacks.nonfinite_guard import NonFiniteGuard
 from inpaint_module.checkpoints.checkpoint_io import VerifiedCheckpointIO, newest_valid_checkpoint, read_seal
 from inpaint_module.checkpoints.resume import ExactResume, model_checkpoints
+from inpaint_module.commands.config_action import ConfigFile
 
 
 class ResumingCLI(LightningCLI):
@@ -25,6 +27,14 @@ class ResumingCLI(LightningCLI):
     and `ExactResume` and `NonFiniteGuard` are among the callbacks; to set the guard, name it in the config. A config
     that names another CheckpointIO resumes by `--ckpt_path` alone.
     """
+
+    def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
+        """A parser whose `--config` also takes the configs that ship, named as in a clone: configs/quickstart.yaml."""
+        kwargs.setdefault("dump_header", [f"lightning.pytorch=={lightning.__version__}"])
+        parser = self.parser_class(**kwargs)
+        told = "YAML file of a run, of the working folder or one that ships; again for an overlay over those before it"
+        parser.add_argument("-c", "--config", action=ConfigFile, metavar="FILE", help=told)
+        return parser
 
     def _parse_ckpt_path(self) -> None:
         """The command line is the truth: hyperparameters of a checkpoint do not replace it."""
@@ -70,6 +80,19 @@ class ResumingCLI(LightningCLI):
         if self.trainer.fit_loop.restarting and self.trainer.enable_validation:
             self.exact_resume.ckpt_path = None
             self.trainer.validate(self.model, datamodule=self.datamodule)
+
+
+def help_of(prog: str, description: str | None) -> dict[str, Any]:
+    """`parser_kwargs` of a LightningCLI whose help says at its head how it is used, instead of a screen of names."""
+    verbs = {
+        "fit": "Train. Run again after a kill, it goes on from the newest checkpoint that verifies.",
+        "validate": "Measure on the validation shards; with a checkpoint, its weights.",
+        "test": "Measure as validate does, under test/ names.",
+        "predict": "Inpaint the validation shards into the run folder; for pictures: python -m datamodules.predict",
+    }
+    options = "--config FILE [--config OVERLAY ...] [--ckpt_path FILE]\n    [--{trainer,model,data}.NAME=VALUE ...]"
+    parsers = {verb: {"usage": f"{prog} {verb} {options}", "description": told} for verb, told in verbs.items()}
+    return {"prog": prog, "description": description, **parsers}
 
 
 def checkpoint_folders(trainer: Trainer) -> list[Path]:

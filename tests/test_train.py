@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 import subprocess
 import sys
@@ -17,12 +18,18 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tiny_folders import BASES, config_over
 
 import train
-from datamodules import cache_latents, index_shards, make_shards, predict
+from datamodules import cache_latents, doctor, index_shards, make_shards, predict
 from inpaint_module import compare_runs, export
+from inpaint_module.masks.__main__ import main as gallery
 
 ROOT = Path(__file__).parents[1]
 CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
 COMPLETE = ["quickstart", "autoencoder"]
+PLAIN = ["bf16"]  # overlays that need no other model
+COMMANDS = [
+    *(make_shards.main, index_shards.main, cache_latents.main, predict.main, doctor.main),
+    *(export.main, compare_runs.main, gallery),
+]
 ELSEWHERE = {"multi_gpu": "test_distributed.py", "latent_cache": "test_latent_cache.py"}  # where they are trained
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*does not have many workers.*"),  # two tiny steps need none
@@ -93,6 +100,13 @@ def test_a_complete_config_trains_two_steps(name: str, run_folder: Path) -> None
     run("fit", ROOT / "configs" / f"{name}.yaml", *QUICK)
 
 
+@pytest.mark.parametrize("name", PLAIN)
+def test_an_overlay_of_settings_trains_two_steps(name: str, run_folder: Path, tmp_path: Path) -> None:
+    overlay = f"--config={ROOT / 'configs' / f'{name}.yaml'}"
+    run("fit", ROOT / "configs" / "quickstart.yaml", overlay, *QUICK, "--trainer.limit_val_batches=1")
+    assert (tmp_path / "runs" / name / "checkpoints" / "last.ckpt").exists()
+
+
 @pytest.mark.filterwarnings("ignore:a caption fills all")  # the tiny tokenizers make a token of each letter
 @pytest.mark.parametrize("lora", [False, True], ids=["whole", "lora"])
 @pytest.mark.parametrize("name", BASES)
@@ -110,11 +124,11 @@ def test_every_config_is_thin_says_its_command_and_is_trained(path: Path) -> Non
     header = "".join(line for line in text.splitlines(keepends=True) if line.startswith("#"))
     base = "" if path.stem in COMPLETE else "--config configs/quickstart.yaml "
     between = "--config configs/sd15.yaml " if path.stem == "lora" else ""
-    assert f"python train.py fit {base}{between}--config configs/{path.name}" in header
+    assert f"python -m train fit {base}{between}--config configs/{path.name}" in header
     assert isinstance(yaml.safe_load(text), dict)
     if path.stem not in COMPLETE:
         assert len([line for line in text.splitlines() if line and not line.startswith("#")]) <= 15
-    assert path.stem in [*COMPLETE, *BASES, "lora", *ELSEWHERE]
+    assert path.stem in [*COMPLETE, *PLAIN, *BASES, "lora", *ELSEWHERE]
     assert path.stem not in ELSEWHERE or path.name in (ROOT / "tests" / ELSEWHERE[path.stem]).read_text()
 
 
@@ -139,18 +153,20 @@ def test_mistakes_are_named(run_folder: Path, capfd: pytest.CaptureFixture[str],
 def test_help_is_readable() -> None:
     shown = subprocess.run([sys.executable, "train.py", "fit", "--help"], cwd=ROOT, capture_output=True, text=True)
     assert shown.returncode == 0, shown.stderr
-    assert "usage:" in shown.stdout
+    assert "usage: python -m train fit --config FILE" in shown.stdout
 
 
-@pytest.mark.parametrize(
-    "command", [make_shards.main, index_shards.main, cache_latents.main, predict.main, export.main, compare_runs.main]
-)
-def test_help_of_every_command(command: Callable[[list[str]], Any], capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit, match="0"):
+@pytest.mark.parametrize("command", COMMANDS, ids=lambda command: command.__module__)
+def test_help_of_every_command(command: Callable[[list[str]], Any]) -> None:
+    with (
+        mock.patch.object(argparse.ArgumentParser, "print_help", autospec=True) as shown,
+        pytest.raises(SystemExit, match="0"),
+    ):
         command(["--help"])
-    shown = capsys.readouterr().out
-    assert "usage: python -m" in shown
-    assert max(map(len, shown.splitlines())) <= 130
+    (parser,) = shown.call_args.args
+    assert parser.format_usage().startswith("usage: python -m ")
+    assert max(map(len, parser.format_help().splitlines())) <= 120
+    assert [action.dest for action in parser._actions if not action.help] == []
 
 
 def test_train_py_is_short() -> None:
