@@ -18,6 +18,7 @@ from diffusers import (
     StableDiffusionInpaintPipeline,
     StableDiffusionXLInpaintPipeline,
 )
+from tiny_vaes import kl
 from transformers import (
     CLIPTextConfig,
     CLIPTextModel,
@@ -77,18 +78,9 @@ def t5(width: int = WIDTH) -> T5EncoderModel:
 def autoencoder(channels: int, scaling_factor: float, shift_factor: float | None = None) -> AutoencoderKL:
     """AutoencoderKL of ratio 8."""
     torch.manual_seed(0)
-    return AutoencoderKL(
-        block_out_channels=(8,) * 4,
-        down_block_types=("DownEncoderBlock2D",) * 4,
-        up_block_types=("UpDecoderBlock2D",) * 4,
-        layers_per_block=1,
-        latent_channels=channels,
-        norm_num_groups=4,
-        scaling_factor=scaling_factor,
-        shift_factor=shift_factor,
-        use_quant_conv=shift_factor is None,
-        use_post_quant_conv=shift_factor is None,
-    ).eval()
+    convolved = shift_factor is None
+    options = {"use_quant_conv": convolved, "use_post_quant_conv": convolved}
+    return kl(channels, scaling_factor=scaling_factor, shift_factor=shift_factor, **options).eval()
 
 
 def stable_diffusion(in_channels: int = 4) -> StableDiffusionInpaintPipeline:
@@ -107,10 +99,9 @@ def stable_diffusion(in_channels: int = 4) -> StableDiffusionInpaintPipeline:
 
 def stable_diffusion_xl() -> StableDiffusionXLInpaintPipeline:
     """Stable Diffusion XL, 4 channels."""
-    added = {"addition_embed_type": "text_time", "addition_time_embed_dim": 2}
     return StableDiffusionXLInpaintPipeline(
         vae=autoencoder(4, 0.13025),
-        unet=tiny.unet(4, **added, projection_class_embeddings_input_dim=WIDTH + 6 * 2),
+        unet=tiny.unet_xl(),
         text_encoder=clip(WIDTH // 2),
         tokenizer=clip_tokenizer(),
         text_encoder_2=clip(WIDTH // 2, projected=True, seed=1),

@@ -36,6 +36,7 @@ from diffusers import (
 )
 from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 from diffusers.models.modeling_outputs import AutoencoderKLOutput
+from tiny_vaes import kl
 from torch import Tensor, nn
 
 TEXT = 16
@@ -79,19 +80,12 @@ def first_call(module: nn.Module, pipeline: DiffusionPipeline, **call: Any) -> d
     raise AssertionError("the pipeline never called its denoiser")
 
 
-def autoencoder(channels: int, scaling_factor: float, shift_factor: float | None = None, blocks: int = 4) -> _SureKL:
+def autoencoder(
+    channels: int, scaling_factor: float, shift_factor: float | None = None, blocks: int = 4
+) -> AutoencoderKL:
     """AutoencoderKL of ratio 2**(blocks - 1), its posterior without variance."""
     torch.manual_seed(0)
-    return _SureKL(
-        block_out_channels=(8,) * blocks,
-        down_block_types=("DownEncoderBlock2D",) * blocks,
-        up_block_types=("UpDecoderBlock2D",) * blocks,
-        layers_per_block=1,
-        latent_channels=channels,
-        norm_num_groups=4,
-        scaling_factor=scaling_factor,
-        shift_factor=shift_factor,
-    )
+    return kl(channels, blocks, _SureKL, scaling_factor=scaling_factor, shift_factor=shift_factor)
 
 
 def flux_autoencoder() -> AutoencoderKL:
@@ -119,6 +113,12 @@ def unet(in_channels: int = 4, **config: Any) -> UNet2DConditionModel:
         norm_num_groups=4,
         **config,
     ).eval()
+
+
+def unet_xl(in_channels: int = 4) -> UNet2DConditionModel:
+    """The same, told sizes and pooled text as in Stable Diffusion XL."""
+    added = {"addition_embed_type": "text_time", "addition_time_embed_dim": 2}
+    return unet(in_channels, **added, projection_class_embeddings_input_dim=TEXT + 6 * 2)
 
 
 def sd3_transformer(in_channels: int = 16, **config: Any) -> SD3Transformer2DModel:
@@ -176,10 +176,9 @@ def stable_diffusion() -> StableDiffusionInpaintPipeline:
 
 def stable_diffusion_xl() -> StableDiffusionXLInpaintPipeline:
     """Stable Diffusion XL inpainting."""
-    added = {"addition_embed_type": "text_time", "addition_time_embed_dim": 2}
     return StableDiffusionXLInpaintPipeline(
         vae=autoencoder(4, 0.13025),
-        unet=unet(9, **added, projection_class_embeddings_input_dim=TEXT + 6 * 2),
+        unet=unet_xl(9),
         scheduler=DDIMScheduler(steps_offset=1, clip_sample=False),
         add_watermarker=False,
         **NO_TEXT_2,

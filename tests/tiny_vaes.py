@@ -33,9 +33,9 @@ class Family(NamedTuple):
     gaussian: bool = True
 
 
-def kl(channels: int = 4, blocks: int = 4, **config: Any) -> AutoencoderKL:
-    """AutoencoderKL of f = 2**(blocks - 1)."""
-    return AutoencoderKL(
+def kl(channels: int = 4, blocks: int = 4, kind: type[AutoencoderKL] = AutoencoderKL, **config: Any) -> AutoencoderKL:
+    """AutoencoderKL of f = 2**(blocks - 1), or of a class made from it."""
+    return kind(
         block_out_channels=(8,) * blocks,
         down_block_types=("DownEncoderBlock2D",) * blocks,
         up_block_types=("UpDecoderBlock2D",) * blocks,
