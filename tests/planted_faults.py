@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from data_fixtures import encode, write_tar
 from diffusers import AutoencoderDC
-from PIL import Image, ImageDraw, ImageOps
+from PIL import Image, ImageDraw, ImageFilter, ImageOps
 
 from datamodules.own_masks.mask_sources import image_bytes
 from datamodules.shards.manifest import write_manifest
@@ -63,6 +63,11 @@ def empty_masks(number: int, fields: Fields) -> Fields:
 def jpeg_masks(number: int, fields: Fields) -> Fields:
     """Noise along the edges."""
     return fields | {"mask.jpg": encode(disk(), "JPEG", quality=50)}
+
+
+def soft_masks(number: int, fields: Fields) -> Fields:
+    """Feathered by a photo editor."""
+    return fields | {"mask.png": encode(disk().filter(ImageFilter.GaussianBlur(12)))}
 
 
 def black_images(number: int, fields: Fields) -> Fields:

@@ -65,6 +65,7 @@ def test_silent_on_good_masks(tmp_path: Path, capsys: pytest.CaptureFixture[str]
         (faults.wide_inverted_masks, "WARNING: inverted masks", 0),
         (faults.empty_masks, "ERROR: empty masks", 1),
         (faults.jpeg_masks, "WARNING: JPEG masks", 0),
+        (faults.soft_masks, "WARNING: soft masks", 0),
         (faults.black_images, "ERROR: blank images", 1),
         (faults.duplicates, "ERROR: duplicate samples", 1),
     ],

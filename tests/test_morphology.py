@@ -77,6 +77,10 @@ def test_kernel_larger_than_the_mask() -> None:
     assert torch.equal(dilate(mask, square(64)).float(), by_convolution(mask, square(64)))
 
 
+def test_a_kernel_may_be_that_of_a_convolution() -> None:
+    assert plan_dilation(disk(5)[None, None]) == plan_dilation(disk(5))
+
+
 def test_shapes_and_dtypes_are_kept() -> None:
     for dtype in (torch.bool, torch.uint8, torch.int64, torch.float16, torch.bfloat16, torch.float64):
         for shape in ((6, 7), (2, 6, 7), (2, 3, 1, 6, 7)):
