@@ -122,8 +122,10 @@ def measured_peak(setting: Setting, variant: Variant, place: Place) -> int:
 
 
 def smaller(value: Any) -> Any:
-    """One sample, of images a corner."""
-    return value[:1, ..., :64, :64] if isinstance(value, torch.Tensor) and value.ndim == 4 else value[:1]
+    """One sample, of images a corner; notes about samples as they are."""
+    if isinstance(value, torch.Tensor) and value.ndim == 4:
+        return value[:1, ..., :64, :64]
+    return value if isinstance(value, dict) else value[:1]
 
 
 def peak(setting: Setting, variant: Variant, place: Place, *, quick: bool) -> int:
@@ -190,7 +192,7 @@ def parsed(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--workers", type=int, help="of the loaders; 2 on the CPU, 8 beside a GPU")
     help_threads = "torch threads; 1 on the CPU, where it leaves the other cores to the workers and to whoever is there"
     parser.add_argument("--threads", type=int, help=help_threads)
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--setting", type=int, choices=(1, 2), help="the first or the second one alone")
     help_dtype = "which dtypes of the VAE get rows; the published example in float32 is always there"
     parser.add_argument("--vae-dtype", choices=DTYPES, nargs="+", default=list(DTYPES), help=help_dtype)
