@@ -212,8 +212,8 @@ def test_the_overlay_trains_on_two_ranks(tmp_path: Path) -> None:
     (command,) = [line for line in OVERLAY.read_text().splitlines() if " fit --config" in line]
     words = command[command.index("fit") :].split()
     absolute = [str(ROOT / word) if word.startswith("configs/") else word for word in words]
-    small = ["max_steps=2", "limit_train_batches=2", "val_check_interval=2", "enable_progress_bar=false"]
-    options = [f"--trainer.{each}" for each in ("accelerator=cpu", "devices=2", *small)]
+    small = ["max_steps=2", "limit_train_batches=2", "val_check_interval=2", "limit_val_batches=1"]
+    options = [f"--trainer.{each}" for each in ("accelerator=cpu", "devices=2", "enable_progress_bar=false", *small)]
     options += ["--data.batch_size=2", "--data.image_size=64"]
     said = finish(launch("-m", "train", *absolute, *options, folder=tmp_path), 180)
     assert "All distributed processes registered. Starting with 2 processes" in said
