@@ -13,7 +13,11 @@ import planted_faults as faults
 import pytest
 from PIL import Image
 
+from datamodules import WebDatasetDataModule
+from datamodules.cache_latents import cache_latents
 from datamodules.doctor import main
+from inpaint_module import InpaintEncoder, load_vae
+from inpaint_module.masks import Boxes
 
 CONFIG = str(Path(__file__).parents[1] / "configs" / "quickstart.yaml")
 SMALL = ["--config", CONFIG, "--device=cpu", "--data.image_size=64", "--data.batch_size=8", "--batches=2"]
@@ -106,6 +110,16 @@ def test_untrained_vae(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> No
     assert told.code == 1
 
 
+def test_cached_latents_of_another_vae(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data = WebDatasetDataModule("embedded:val", batch_size=8, image_size=64, mask_generator=Boxes())
+    cache_latents(data, InpaintEncoder(load_vae(), normalize=True), tmp_path / "cache")
+    cached, path = f"--data.train_shards={tmp_path / 'cache'}", faults.untrained_vae(tmp_path / "vae")
+    told = Told(capsys, cached, f"--model.encoder.vae.path={path}", "--no-step")
+    assert "ERROR: data.train_shards fails" in told.titles
+    assert "were made by a VAE whose weights have sha256" in told.text
+    assert "ERROR: data.train_shards fails" not in Told(capsys, cached, "--no-step").titles
+
+
 def test_overflow_in_float16_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = f"--model.encoder.vae.path={faults.loud_vae(tmp_path / 'vae')}"
     told = Told(capsys, path, "--model.encoder.vae.dtype=float16", f"--out={tmp_path / 'sheet.png'}")
@@ -116,7 +130,7 @@ def test_overflow_in_float16_alone(tmp_path: Path, capsys: pytest.CaptureFixture
 
 
 def test_wrong_ratio(capsys: pytest.CaptureFixture[str]) -> None:
-    told = Told(capsys, "--data.image_size=[68, 64]", "--no-step")
+    told = Told(capsys, "--data.image_size=[68, 64]", "--no-step", "--batches=1")
     assert told.titles == ["ERROR: wrong ratio"]
     assert "4 rows and 0 columns of each picture are cut off" in told.text
     assert told.code == 1
