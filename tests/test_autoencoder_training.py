@@ -36,6 +36,13 @@ def test_it_starts_linear_learns_and_writes_a_folder(tmp_path: Path) -> None:
     assert all(parameter.dtype == torch.float32 for parameter in module.parameters())
 
 
+def test_a_schedule_goes_by_steps() -> None:
+    constant = torch.optim.lr_scheduler.ConstantLR
+    made = AutoencoderTraining(dc_of_patches(), "out", lr_scheduler=constant).configure_optimizers()
+    assert isinstance(made["lr_scheduler"]["scheduler"], constant)
+    assert made["lr_scheduler"]["interval"] == "step"
+
+
 def test_other_autoencoders_are_refused() -> None:
     with pytest.raises(ValueError, match="must be a diffusers AutoencoderDC, got AutoencoderKL"):
         AutoencoderTraining(tiny_vae(), "out")

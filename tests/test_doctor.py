@@ -171,8 +171,9 @@ def test_layout_that_refuses_its_encoder(capsys: pytest.CaptureFixture[str]) -> 
     assert "round trip" not in told.text
 
 
-def test_shards_that_are_not_there(capsys: pytest.CaptureFixture[str]) -> None:
-    told = Told(capsys, "--data.train_shards=/nowhere/*.tar")
+def test_shards_that_are_not_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    told = Told(capsys, "--data.train_shards=/nowhere/*.tar", f"--out={tmp_path / 'sheet.png'}")
+    assert not list(tmp_path.iterdir())  # nothing to show
     assert told.titles == ["ERROR: data fails"]
     assert "nothing found at" in told.text
     assert told.code == 1
@@ -180,11 +181,13 @@ def test_shards_that_are_not_there(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_bad_samples_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     def plant(number: int, fields: faults.Fields) -> faults.Fields:
-        return fields | ({"jpg": fields["jpg"][:300]} if number == 3 else {})
+        bad = {3: {"jpg": fields["jpg"][:300]}, 5: {"mask.png": b"no mask"}}
+        return fields | bad.get(number, {})
 
     told = doctor(capsys, tmp_path / "s", plant, "--no-step", "--data.max_bad_share=0.5")
-    assert "WARNING: bad samples" in told.titles
+    assert told.titles == ["WARNING: bad samples"]
     assert "p03" in told.text
+    assert "p05" in told.text
 
 
 def test_a_module_that_feeds_something_else(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -10,6 +10,7 @@ import torch
 from diffusers import AutoencoderKL
 from safetensors.torch import load_file
 from tiny_models import tiny_vae
+from tiny_vaes import tiny
 from torch import Tensor
 
 from inpaint_module import InpaintEncoder
@@ -276,3 +277,8 @@ def test_bad_generators_are_refused(vae: AutoencoderKL) -> None:
         encoder(image(), box(2))
     with pytest.raises(ValueError, match=r"generator keys must be int64 \(2,\)"):
         encoder(image(), box(2), generator=torch.zeros(3, dtype=torch.int64))
+
+
+def test_a_vae_without_a_distribution_has_no_samples() -> None:
+    with pytest.raises(ValueError, match="posterior='sample' needs a VAE with a Gaussian posterior; this one has none"):
+        InpaintEncoder(tiny(), posterior="sample")(image(), box(2), generator=torch.arange(2))

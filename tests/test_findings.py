@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -21,7 +22,7 @@ from datamodules.examination.findings import (
     check_sizes,
 )
 from datamodules.examination.model_checks import check_finite, check_grid, check_latents, check_loss, faster
-from datamodules.examination.model_measures import Grid, Latents, Speeds, autocast
+from datamodules.examination.model_measures import Grid, Latents, Speeds, autocast, denoiser_factor
 from datamodules.examination.patient_reader import StalledError, patiently
 
 
@@ -96,6 +97,11 @@ def test_leak_and_loss() -> None:
     assert not check_grid(grid, "max")
     assert check_loss(float("nan"))
     assert not check_loss(0.3)
+
+
+def test_the_coarsest_grid_of_a_denoiser() -> None:
+    unet, transformer = ({"down_block_types": ["DownBlock2D"] * 3}, {"patch_size": 2})
+    assert [denoiser_factor(SimpleNamespace(config=config)) for config in (unet, transformer, {})] == [4, 2, 1]
 
 
 def test_what_would_be_faster() -> None:

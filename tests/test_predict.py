@@ -12,7 +12,8 @@ from PIL import Image
 from tiny_run import Setup, tiny_config
 
 from datamodules import WebDatasetDataModule
-from datamodules.predict import main, read_mask
+from datamodules.predict import load_model, main, read_mask
+from inpaint_module.checkpoints.checkpoint_io import VerifiedCheckpointIO
 from inpaint_module.masks import preset
 from inpaint_module.randomness import Stream, key
 
@@ -74,6 +75,15 @@ def test_preset(tmp_path: Path, config: str) -> None:
     changed = (read(tmp_path / "out/a.png") != image).any(-1)
     assert changed[mask].mean() > 0.9
     assert not changed[~mask].any()
+
+
+def test_weights_of_a_checkpoint(tmp_path: Path, config: str) -> None:
+    trained = load_model([Path(config)], None, None)
+    VerifiedCheckpointIO().save_checkpoint({"state_dict": trained.state_dict()}, tmp_path / "a.ckpt")
+    loaded = load_model([Path(config)], tmp_path / "a.ckpt", steps=3)
+    assert loaded.sampling_steps == 3
+    for first, second in zip(loaded.parameters(), trained.parameters(), strict=True):
+        assert torch.equal(first.cpu(), second.cpu())
 
 
 def test_mask_of_another_size(tmp_path: Path) -> None:

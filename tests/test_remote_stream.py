@@ -33,7 +33,8 @@ class Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         asked, fault, data = self.headers.get("Range"), self.server.fault, DATA
         self.server.ranges.append(asked)
-        first = int(asked.removeprefix("bytes=").rstrip("-")) if asked and fault != "no ranges" else 0
+        ranges = asked and fault not in ("no ranges", "forgets")
+        first = int(asked.removeprefix("bytes=").rstrip("-")) if ranges else 0
         again = len(self.server.ranges) > 1
         if fault == "gone":
             self.send_error(404)
@@ -43,14 +44,16 @@ class Handler(BaseHTTPRequestHandler):
             return
         if fault == "changes" and again:
             data = data + b"more"
+        first += 7 * (fault == "others" and again)
         self.send_response(206 if first else 200)
         if first:
             self.send_header("Content-Range", f"bytes {first}-{len(data) - 1}/{len(data)}")
         if fault != "no length":
             self.send_header("Content-Length", str(len(data) - first))
         self.end_headers()
-        breaks = not again and fault in ("breaks", "no ranges", "changes")
-        self.wfile.write(b"" if fault == "always" else data[first : 3000 if breaks else len(data)])
+        breaks = not again and fault in ("breaks", "no ranges", "changes", "others", "forgets")
+        end = 3000 if breaks else 1000 if fault == "forgets" else len(data)
+        self.wfile.write(b"" if fault == "always" else data[first:end])
 
 
 @pytest.fixture
@@ -99,6 +102,8 @@ def test_every_byte_comes_once(server: Server, fault: str, ranges: list[str | No
             "always",
             r"given up after 3 failures: http://127\.0\.0\.1:\d+/0\.tar: the answer ends after 0 of 10240",
         ),
+        ("others", r"given up after 3 failures: http.*/0\.tar: asked for the bytes from 3000 on, got others"),
+        ("forgets", r"given up after 3 failures: http.*/0\.tar: the answer ends before byte 3000"),
         ("changes", r"/0\.tar: has changed while it was read: 10240 bytes, now 10244"),
     ],
 )

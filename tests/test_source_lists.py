@@ -218,3 +218,5 @@ def test_fingerprint_sees_every_change(tmp_path: Path) -> None:
     assert changed()
     (folder / "other").write_text("")
     assert not changed()
+    write(table, [{"path": "nowhere/p000.jpg", "caption": "b", "mask": "in/m.png"}])
+    assert changed()
