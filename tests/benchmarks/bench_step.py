@@ -44,21 +44,22 @@ class Variant(NamedTuple):
     name: str
     step: type[TrainingStep]
     vae_dtype: str = "float32"
+    autocast: bool = False  # the denoiser computes in bfloat16
     channels_last: bool = False  # the denoiser's weights
 
     def build(self, setting: Setting, place: Place) -> TrainingStep:
         """Fresh models and optimizer."""
-        dtype = DTYPES[self.vae_dtype]
-        return self.step(setting, place, vae_dtype=dtype, channels_last=self.channels_last)
+        options = {"vae_dtype": DTYPES[self.vae_dtype], "channels_last": self.channels_last}
+        return self.step(setting, place._replace(autocast=self.autocast or place.autocast), **options)
 
 
 VARIANTS = (
     Variant("published example", PublishedStep),
-    Variant("published example, VAE bfloat16", PublishedStep, "bfloat16"),
+    Variant("published example, all in bfloat16", PublishedStep, "bfloat16", autocast=True),
     Variant("ours", OurStep),
     Variant("ours, denoiser channels_last", OurStep, channels_last=True),
     Variant("ours, VAE bfloat16", OurStep, "bfloat16"),
-    Variant("ours, VAE bfloat16, denoiser channels_last", OurStep, "bfloat16", True),
+    Variant("ours, configs/bf16.yaml", OurStep, "bfloat16", autocast=True),
 )
 BASE = VARIANTS[0]
 QUICK = (BASE, VARIANTS[2], VARIANTS[-1])

@@ -99,8 +99,8 @@ def loaders(folder: Path) -> dict[str, Loader]:
         "plain recipe, float": lambda: plain(shards, floats),
         "plain recipe, uint8, our crops": lambda: plain(shards, bytes_),
         "torchvision decode_jpeg alone": lambda: bare(shards),
-        "ours": lambda: ours(folder, 1.5),
-        "ours, reducing_gap 2": lambda: ours(folder, 2.0),
+        "ours": lambda: ours(folder, 2.0),
+        "ours, reducing_gap 1.5": lambda: ours(folder, 1.5),
         "ours, reducing_gap 1": lambda: ours(folder, 1.0),
     }
 
