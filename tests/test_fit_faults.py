@@ -118,15 +118,3 @@ def test_a_bad_sample_ends_an_evaluation(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"0\.tar: sample 'k1': cannot identify"):
         quiet_trainer(1, default_root_dir=tmp_path).validate(Recorder(), data, verbose=False)
     assert not (tmp_path / "quarantine.jsonl").exists()
-
-
-@pytest.mark.parametrize(
-    ("option", "message"),
-    [
-        ({"max_bad_share": 1.5}, r"data\.max_bad_share: expected 0 to 1, got 1\.5"),
-        ({"stall_timeout": -1.0}, r"data\.stall_timeout: expected at least 0, got -1\.0"),
-    ],
-)
-def test_options_out_of_range(option: dict[str, float], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        data_module("unused", bad, **option)

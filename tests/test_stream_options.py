@@ -123,21 +123,6 @@ def test_augmentations_are_functions_of_the_position(shards: str) -> None:
     assert one != [rows(batch) for batch in batches_on_device(plain, 4)]
 
 
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"bucket_step": 0}, "data.bucket_step: expected at least 1"),
-        ({"bucket_step": 64}, "data.image_size: expected at least 64 x 64"),
-        ({"max_bad_share": 2.0}, "data.max_bad_share: expected 0 to 1, got 2.0"),
-        ({"stall_timeout": -1.0}, "data.stall_timeout: expected at least 0, got -1.0"),
-        ({"cache_bytes": 0}, "data.cache_bytes: expected at least 1, got 0"),
-    ],
-)
-def test_arguments_out_of_range(shards: str, options: dict[str, Any], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        module(shards, **options)
-
-
 def test_buckets_need_sizes_in_the_index(shards: str, tmp_path: Path) -> None:
     write_tar(tmp_path / "0.tar", [("a.png", encode(photo(0)))])
     with pytest.raises(ValueError, match="expected image sizes in its index, got none"):

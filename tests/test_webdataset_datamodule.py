@@ -100,6 +100,11 @@ def test_training_without_validation_shards(shards: str, tmp_path: Path) -> None
         ({"flip": -0.5}, "data.flip: expected 0 to 1, got -0.5"),
         ({"image_size": 0}, r"data.image_size: expected positive pixels, .* got \(0, 0\)"),
         ({"image_size": (8, 8, 8)}, r"data.image_size: expected positive pixels"),
+        ({"bucket_step": 0}, "data.bucket_step: expected at least 1 pixel, got 0"),
+        ({"bucket_step": 64}, "data.image_size: expected at least 64 x 64"),
+        ({"max_bad_share": 1.5}, "data.max_bad_share: expected 0 to 1, got 1.5"),
+        ({"stall_timeout": -1.0}, "data.stall_timeout: expected at least 0, got -1.0"),
+        ({"cache_bytes": 0}, "data.cache_bytes: expected at least 1, got 0"),
         ({"background": (0, 0, 256)}, r"data.background: expected three numbers 0 to 255, got \(0, 0, 256\)"),
     ],
 )
