@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import signal
 from pathlib import Path
@@ -56,6 +57,26 @@ def test_who_waits_for_a_renamed_file_begins_another(tmp_path: Path) -> None:
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
     os.close(ready)
     os.close(told)
+
+
+def test_a_file_that_goes_before_it_is_locked_is_looked_for_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, lock = tmp_path / "x", fcntl.flock
+
+    def late(file: int, how: int) -> None:
+        monkeypatch.undo()
+        path.unlink()
+        lock(file, how)
+
+    path.write_bytes(b"old")
+    monkeypatch.setattr(fcntl, "flock", late)
+    assert open_in_use(path) is None
+    path.write_bytes(b"old")
+    monkeypatch.setattr(fcntl, "flock", late)
+    file = open_to_write(path)
+    assert os.fstat(file).st_size == path.stat().st_size == 0
+    release(file)
 
 
 def test_a_child_that_inherits_a_descriptor_does_not_keep_its_lock(tmp_path: Path) -> None:
