@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import io
+import json
 import tarfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -65,6 +67,11 @@ def photo_shards(folder: Path, count: int, per_shard: int = 4) -> Path:
 def contents(folder: Path) -> dict[str, bytes]:
     """The bytes of a folder's files by their names."""
     return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
+
+
+def json_lines(path: Path) -> list[dict[str, Any]]:
+    """The objects of a file with one a line."""
+    return [json.loads(line) for line in path.read_text().splitlines()]
 
 
 class Halves(MaskGenerator):

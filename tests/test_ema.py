@@ -15,7 +15,7 @@ from quiet_trainer import QUIET, quiet_trainer
 from tiny_models import ClassConditioning, tiny_denoiser, tiny_module
 from torch import Tensor
 from torch.utils.data import DataLoader
-from two_ranks import Batches, weights
+from two_ranks import Batches, equal, weights
 
 from inpaint_module.callbacks.ema import EMA
 from inpaint_module.lightning_module import InpaintDiffusion
@@ -67,10 +67,6 @@ def fit(
     return trainer
 
 
-def same(first: dict[str, Tensor], second: dict[str, Tensor]) -> bool:
-    return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
-
-
 def close(first: dict[str, Tensor], second: dict[str, Tensor]) -> bool:
     return all(torch.allclose(first[name], second[name], rtol=0, atol=1e-6) for name in first)
 
@@ -116,15 +112,15 @@ def test_validation_runs_with_the_average(run: tuple[Watch, Path, InpaintDiffusi
 def test_training_is_as_without(run: tuple[Watch, Path, InpaintDiffusion]) -> None:
     watch, plain = run[0], Watch()
     fit(module(), 6, plain)
-    assert all(same(first, second) for first, second in zip(watch.trained, plain.trained, strict=True))
+    assert all(equal(first, second) for first, second in zip(watch.trained, plain.trained, strict=True))
 
 
 def test_a_checkpoint_holds_both_and_nothing_frozen(run: tuple[Watch, Path, InpaintDiffusion]) -> None:
     watch, folder, _ = run
     checkpoint = torch.load(folder / "3.ckpt", weights_only=True)
     states = (checkpoint["state_dict"], checkpoint["current_model_state"])
-    assert same(denoiser_state(states[0]), watch.validated[0])
-    assert same(denoiser_state(states[1]), watch.trained[2])
+    assert equal(denoiser_state(states[0]), watch.validated[0])
+    assert equal(denoiser_state(states[1]), watch.trained[2])
     for state in states:
         assert {name for name in state if not name.startswith("denoiser.")} == {"encoder._extra_state"}
     assert checkpoint["averaging_state"].keys() == {"n_averaged"}
@@ -138,21 +134,21 @@ def test_a_checkpoint_of_the_end_can_go_on(run: tuple[Watch, Path, InpaintDiffus
     fit(module(), 3, EMA(DECAY), save)
     checkpoint = torch.load(tmp_path / "last.ckpt", weights_only=True)
     assert checkpoint["global_step"] == 3
-    assert same(denoiser_state(checkpoint["current_model_state"]), watch.trained[2])
+    assert equal(denoiser_state(checkpoint["current_model_state"]), watch.trained[2])
     assert close(denoiser_state(checkpoint["state_dict"]), watch.validated[0])
     resumed, again = module(), Watch()
     fit(resumed, 6, EMA(DECAY), again, save, start=3, path=tmp_path / "last.ckpt")
-    assert all(same(first, second) for first, second in zip(again.trained, watch.trained[3:], strict=True))
+    assert all(equal(first, second) for first, second in zip(again.trained, watch.trained[3:], strict=True))
 
 
 def test_resume_is_equal_to_the_bit(run: tuple[Watch, Path, InpaintDiffusion]) -> None:
     watch, folder, model = run
     resumed, again = module(), Watch()
     fit(resumed, 6, EMA(DECAY), again, start=3, path=folder / "3.ckpt")
-    assert all(same(first, second) for first, second in zip(again.trained, watch.trained[3:], strict=True))
-    assert same(again.validated[-1], watch.validated[-1])
+    assert all(equal(first, second) for first, second in zip(again.trained, watch.trained[3:], strict=True))
+    assert equal(again.validated[-1], watch.validated[-1])
     assert torch.equal(again.measured[-1], watch.measured[-1])
-    assert same(weights(resumed), weights(model))
+    assert equal(weights(resumed), weights(model))
 
 
 @pytest.mark.filterwarnings("ignore:.*callbacks used to create the checkpoint need to be provided")
@@ -162,11 +158,11 @@ def test_validate_and_predict_use_the_average(run: tuple[Watch, Path, InpaintDif
         model, again = module(), Watch()
         trainer = trainer_of(6, *callbacks, again)
         trainer.validate(model, loader(100), ckpt_path=folder / "3.ckpt", weights_only=True, verbose=False)
-        assert same(again.validated[0], watch.validated[0])
+        assert equal(again.validated[0], watch.validated[0])
         assert torch.equal(again.measured[0], watch.measured[0])
         pictures = trainer.predict(model, loader(100), ckpt_path=folder / "3.ckpt", weights_only=True)
         assert pictures is not None
-        assert same(weights(model), watch.validated[0])
+        assert equal(weights(model), watch.validated[0])
 
 
 def test_frozen_models_are_shared_and_frozen_weights_keep_their_bits() -> None:

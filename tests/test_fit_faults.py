@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import faulthandler
-import json
 import os
 import signal
 from collections.abc import Callable
@@ -12,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from data_fixtures import Halves, encode, photo, photo_shards, write_tar
+from data_fixtures import Halves, encode, json_lines, photo, photo_shards, write_tar
 from lightning import LightningModule
 from quiet_trainer import QUIET, quiet_trainer
 from torch import Tensor
@@ -80,10 +79,6 @@ def fit(
     return recorder.seen
 
 
-def rows(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text().splitlines()]
-
-
 @pytest.fixture(scope="module")
 def shards(tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(photo_shards(tmp_path_factory.mktemp("data"), 13))
@@ -94,13 +89,15 @@ def test_a_fit_goes_on_where_a_worker_dies(
 ) -> None:
     """With two workers, a stop, and one worker after it: the batches of a run in which the killer was bad content."""
     whole = fit(data_module(shards, bad), 6, tmp_path / "whole")
-    assert rows(tmp_path / "whole" / "quarantine.jsonl")[0]["key"] == KEY
+    assert json_lines(tmp_path / "whole" / "quarantine.jsonl")[0]["key"] == KEY
     folder = tmp_path / "run"
     found = fit(data_module(shards, die, num_workers=2), 4, folder, validate=1)
     found += fit(data_module(shards, die, num_workers=1), 6, folder, folder / "4.ckpt")
     assert found == whole
-    assert [(row["key"], row["exit_code"]) for row in rows(folder / "crashes.jsonl")] == [(KEY, -signal.SIGSEGV)] * 2
-    assert {row["key"] for row in rows(folder / "quarantine.jsonl")} == {KEY}
+    assert [(row["key"], row["exit_code"]) for row in json_lines(folder / "crashes.jsonl")] == [
+        (KEY, -signal.SIGSEGV)
+    ] * 2
+    assert {row["key"] for row in json_lines(folder / "quarantine.jsonl")} == {KEY}
 
 
 def test_too_many_bad_samples_end_a_fit(shards: str, tmp_path: Path) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import faulthandler
-import json
 import os
 import signal
 import time
@@ -14,7 +13,7 @@ from typing import Any
 
 import pytest
 import torch
-from data_fixtures import encode, photo, photo_shards, write_tar
+from data_fixtures import encode, json_lines, photo, photo_shards, write_tar
 
 from datamodules import loaders
 from datamodules.faults import recovery
@@ -80,10 +79,6 @@ def content(found: list[dict[str, Any]]) -> list[tuple[Any, ...]]:
     return [(b["position"].tolist(), b["__key__"], b["caption"], b["image"].numpy().tobytes()) for b in found]
 
 
-def rows(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text().splitlines()]
-
-
 def stream_keys(shards: ShardSet) -> list[str]:
     """The keys of the stream from position 0 on, of its first epoch."""
     return [shards.read(sample).key for sample in SampleOrder(shards.counts, seed=1)(torch.arange(COUNT)).tolist()]
@@ -102,7 +97,7 @@ def test_a_sample_that_kills_its_worker_is_substituted(
     caplog.clear()
     found = batches(loader(shards, Meeting(key, dying(number)), num_workers=2, folder=tmp_path))
     assert content(found) == clean
-    crashes = rows(tmp_path / "crashes.jsonl")
+    crashes = json_lines(tmp_path / "crashes.jsonl")
     assert [(row["key"], row["position"], row["exit_code"]) for row in crashes] == [(key, 8, -number)] * 2
     assert [row["worker"] for row in crashes] == [0, 0]  # of the third batch, then of the first again
     notes = [note for batch in found for note in batch.get("notes", {}).get("crash", ())]
@@ -111,8 +106,8 @@ def test_a_sample_that_kills_its_worker_is_substituted(
     assert sum("substituted" in batch.get("notes", {}) for batch in found) == 1
     again = batches(loader(shards, Meeting(key, dying(number)), num_workers=2, folder=tmp_path))
     assert content(again) == clean
-    assert len(rows(tmp_path / "crashes.jsonl")) == 2
-    reasons = {row["reason"].rpartition(": ")[2] for row in rows(tmp_path / "quarantine.jsonl")}
+    assert len(json_lines(tmp_path / "crashes.jsonl")) == 2
+    reasons = {row["reason"].rpartition(": ")[2] for row in json_lines(tmp_path / "quarantine.jsonl")}
     assert reasons == {"has killed its worker twice"}
 
 
@@ -130,7 +125,7 @@ def test_one_death_changes_nothing(shards: ShardSet, tmp_path: Path, capfd: pyte
     found = batches(loader(shards, Meeting(key, once), num_workers=2, folder=tmp_path, **split))
     assert content(found) == content(clean)
     assert ["notes" in batch for batch in found].count(True) == 1
-    assert rows(tmp_path / "crashes.jsonl")[0]["rank"] == 1
+    assert json_lines(tmp_path / "crashes.jsonl")[0]["rank"] == 1
     assert not (tmp_path / "quarantine.jsonl").exists()
 
 
@@ -247,7 +242,7 @@ def test_bad_samples_are_substituted_and_written_down(broken: ShardSet, tmp_path
     assert content(found) == content(batches(loader(broken, position=lambda: 0), 20))
     noted = [text for batch in found for text in batch.get("notes", {}).get("bad", ())]
     assert len(noted) >= 4
-    written = {row["key"] for row in rows(tmp_path / "quarantine.jsonl")}
+    written = {row["key"] for row in json_lines(tmp_path / "quarantine.jsonl")}
     assert written == {"k03", "k13", "k23", "k33"}
     assert written.isdisjoint(key for batch in found for key in batch["__key__"])
     assert [p for batch in found for p in batch["position"].tolist()] == list(range(40))

@@ -1,6 +1,5 @@
 """Quarantine, crash list, substitution and limit: nothing bad is lost, too much of it is an end."""
 
-import json
 import os
 import re
 from pathlib import Path
@@ -8,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from data_fixtures import encode, photo, write_tar
+from data_fixtures import encode, json_lines, photo, write_tar
 
 from datamodules.faults.bad_share import BadShareLimit
 from datamodules.faults.crashes import CrashLog
@@ -23,10 +22,6 @@ from datamodules.stream.order import SampleOrder
 BAD = BadSample("s.tar", "k", 5, "cannot identify")
 
 
-def lines(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text().splitlines()]
-
-
 # Files
 
 
@@ -35,7 +30,7 @@ def test_a_bad_sample_is_written_once_per_process(tmp_path: Path) -> None:
     assert not (tmp_path / "run").exists()
     for bad in (BAD, BAD._replace(position=9), BAD._replace(key="l", reason="x" * 5000)):
         quarantine.add(bad)
-    found = lines(tmp_path / "run" / "quarantine.jsonl")
+    found = json_lines(tmp_path / "run" / "quarantine.jsonl")
     assert [(row["shard"], row["key"], row["position"], row["rank"], row["worker"]) for row in found] == [
         ("s.tar", "k", 5, 3, None),
         ("s.tar", "l", 5, 3, None),
@@ -55,7 +50,7 @@ def test_processes_share_a_file(tmp_path: Path) -> None:
             os._exit(0)
         children.append(child)
     assert [os.waitpid(child, 0)[1] for child in children] == [0] * 4
-    found = [(row["number"], row["row"]) for row in lines(tmp_path / "a.jsonl")]
+    found = [(row["number"], row["row"]) for row in json_lines(tmp_path / "a.jsonl")]
     assert sorted(found) == [(number, row) for number in range(4) for row in range(50)]
 
 
@@ -68,7 +63,7 @@ def test_two_deaths_make_a_killer_here_and_in_later_runs(tmp_path: Path, caplog:
     log.add(Inflight(8, [("s.tar", "k")]), worker=0, exit_code=-9)
     assert log.killers == CrashLog(tmp_path).killers == {("s.tar", "k")}
     assert "1 samples have killed workers twice and are substituted: s.tar: k" in caplog.messages[0]
-    row = lines(tmp_path / "crashes.jsonl")[0]
+    row = json_lines(tmp_path / "crashes.jsonl")[0]
     assert row.pop("time") > 1.7e9
     assert row == {"shard": "s.tar", "key": "k", "position": 5, "exit_code": -11, "rank": 0, "worker": 1}
     memory = CrashLog(None)
@@ -126,7 +121,7 @@ def test_the_substitute_takes_the_place_of_the_bad_one(shards: ShardSet, tmp_pat
         chosen.append(sample["__key__"])
     assert set(chosen) == {"k0", "k3", "k4", "k6", "k7"}
     assert chosen != [tolerant(shards, seed=4)(shards.read(1)._replace(position=p))["__key__"] for p in range(24)]
-    found = lines(tmp_path / "run" / "quarantine.jsonl")
+    found = json_lines(tmp_path / "run" / "quarantine.jsonl")
     assert sorted(row["key"] for row in found) == ["k1", "k2", "k5"]
     assert re.fullmatch(r".*0\.tar: sample 'k1': cannot identify image file .*", found[0]["reason"])
     assert found[0]["position"] == 0
@@ -175,7 +170,7 @@ def test_a_bad_donor_lends_no_mask(shards: ShardSet, tmp_path: Path) -> None:
     assert sample["__key__"] == "k0"
     assert sample["image"].equal(tolerant(shards)(raw)["image"])
     assert [kind for kind, _ in sample["notes"]] == ["bad"]
-    assert [row["key"] for row in lines(tmp_path / "run" / "quarantine.jsonl")] == ["k5"]
+    assert [row["key"] for row in json_lines(tmp_path / "run" / "quarantine.jsonl")] == ["k5"]
 
 
 def test_a_substitute_is_not_its_own_donor(shards: ShardSet) -> None:

@@ -16,7 +16,7 @@ from quiet_trainer import QUIET
 from tiny_models import tiny_batch
 from tiny_vaes import kl
 from torch import Tensor, nn
-from two_ranks import fit, tiny, weights
+from two_ranks import equal, fit, tiny, weights
 
 from inpaint_module import InpaintEncoder, InpaintLatents
 from inpaint_module.callbacks.ema import EMA
@@ -60,10 +60,6 @@ def ranks(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def returned(folder: Path) -> list[dict[str, Any]]:
     return [torch.load(folder / f"rank{rank}.pt", weights_only=True) for rank in range(2)]
-
-
-def equal(first: dict[str, Tensor], second: dict[str, Tensor]) -> bool:
-    return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
 
 
 def vae_state(module: Any) -> dict[str, Tensor]:

@@ -69,6 +69,11 @@ def weights(module: nn.Module) -> dict[str, Tensor]:
     }
 
 
+def equal(first: dict[str, Tensor], second: dict[str, Tensor]) -> bool:
+    """Whether these are the same weights, to the bit."""
+    return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
+
+
 def refusal(*arguments: Any, **options: Any) -> str:
     """What the ValueError says that `fit` raises."""
     try:
