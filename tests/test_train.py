@@ -30,7 +30,10 @@ COMMANDS = [
     *(make_shards.main, index_shards.main, cache_latents.main, predict.main, doctor.main),
     *(export.main, compare_runs.main, gallery),
 ]
-ELSEWHERE = {"multi_gpu": "test_distributed.py", "latent_cache": "test_latent_cache.py"}  # where they are trained
+ELSEWHERE = {
+    "multi_gpu": "test_distributed.py",
+    "latent_cache": "latent_cache/test_latent_cache_training.py",
+}  # where they are trained
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*does not have many workers.*"),  # two tiny steps need none
     pytest.mark.filterwarnings("ignore:.*LeafSpec.*:FutureWarning"),  # Lightning 2.6 on torch's newest pytree
