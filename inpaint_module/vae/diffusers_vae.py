@@ -20,7 +20,7 @@ class DiffusersVAE(FrozenVAE):
     Args:
         module: AutoencoderKL, AutoencoderTiny, AutoencoderDC, AutoencoderKLFlux2, AutoencoderKLQwenImage,
             AutoencoderKLWan, AutoencoderKLHunyuanImage, VQModel, AsymmetricAutoencoderKL or alike. It is frozen in
-            place: eval mode, no gradients, channels_last weights (four times faster on a CPU, same values to rounding).
+            place: eval mode, no gradients, channels_last weights (faster, same values to rounding).
 
     Raises:
         ValueError: float16 weights of a VAE that overflows in float16 (`force_upcast`), a ratio that is not told or

@@ -1,6 +1,6 @@
 """The whole training step, from shard to optimizer: ours against the way of published examples, in turns in one run.
 
-    python -m tests.benchmarks.bench_step                                  # CPU, one torch thread
+    python -m tests.benchmarks.bench_step                                  # CPU; a quarter of an hour on two cores
     python -m tests.benchmarks.bench_step --device cuda                    # with the denoiser under bf16 autocast
     python -m tests.benchmarks.bench_step --vae-dtype float32 --workers 4  # without the rows of a bfloat16 VAE
     python -m tests.benchmarks.bench_step --quick                          # seconds: does it run?
@@ -201,7 +201,7 @@ def parsed(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--precision", choices=DTYPES, help=help_precision)
     options = parser.parse_args(arguments)
     options.workers = (8 if options.device == "cuda" else 2) if options.workers is None else options.workers
-    options.threads = options.threads or (torch.get_num_threads() if options.device == "cuda" else 1)
+    options.threads = options.threads or torch.get_num_threads()
     options.precision = options.precision or ("bfloat16" if options.device == "cuda" else "float32")
     options.rounds = 1 if options.quick else options.rounds
     return options
