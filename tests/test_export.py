@@ -17,7 +17,6 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from safetensors.torch import load_file
 from tiny_folders import CONFIGS
 from tiny_models import tiny_batch, tiny_module
-from tiny_vaes import one_thread  # noqa: F401
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 

@@ -126,13 +126,12 @@ def check_lossy(stored: StoredSamples) -> list[Finding]:
         advice = "write masks as mask.png; they are cut above one half here, so that their edges move a little"
         rest = (named(stored.jpeg_masks), tuple(stored.jpeg_masks))
         found.append(Finding(WARNING, "JPEG masks", "mask.jpg", "lossless masks", came + rest[0], advice, rest[1]))
-    if (severity := _graded(stored.soft_masks, stored.total)) is not None:
+    if _graded(stored.soft_masks, stored.total) is not None:
         came = f"{len(stored.soft_masks)} of {stored.total} with much grey: {named(stored.soft_masks)}"
         advice = "cut them where you want the edge; here it is above one half"
         found.append(
             Finding(WARNING, "soft masks", "mask.png", "black and white", came, advice, tuple(stored.soft_masks))
         )
-        assert severity
     return found
 
 
