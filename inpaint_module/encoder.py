@@ -57,6 +57,14 @@ class InpaintEncoder(nn.Module):
 
     Raises:
         ValueError: an argument outside its range.
+
+    Example:
+        >>> from inpaint_module import load_vae
+        >>> encoder = InpaintEncoder(load_vae("embedded:vae"))
+        >>> image, hole = torch.zeros(1, 3, 67, 64, dtype=torch.uint8), torch.ones(67, 64)
+        >>> latents = encoder(image, hole, target=True)
+        >>> latents.samples.shape, latents.noise_mask.shape, latents.target.shape
+        (torch.Size([1, 16, 8, 8]), torch.Size([1, 1, 64, 64]), torch.Size([1, 16, 8, 8]))
     """
 
     vae: FrozenVAE

@@ -224,6 +224,12 @@ def reduce_mask(mask: Tensor, ratio: int, how: str = "max") -> Tensor:
 
     Raises:
         ValueError: an unknown `how`, or a mask of another shape.
+
+    Example:
+        >>> mask = torch.zeros(1, 1, 4, 8)
+        >>> mask[..., 1, 1] = 1  # a scratch of one pixel
+        >>> [reduce_mask(mask, 4, how).flatten().tolist() for how in ("max", "nearest")]
+        [[1.0, 0.0], [0.0, 0.0]]
     """
     if how not in REDUCTIONS:
         raise ValueError(f"reduce must be one of {', '.join(REDUCTIONS)}; got {how!r}")

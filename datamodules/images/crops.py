@@ -46,7 +46,12 @@ def _on_grid(
 
 
 def centre_crop(width: int, height: int, size: tuple[int, int]) -> Crop:
-    """The largest centred rectangle of the aspect of `size` (H, W)."""
+    """The largest centred rectangle of the aspect of `size` (H, W).
+
+    Example:
+        >>> centre_crop(300, 200, (100, 100)).box
+        (50, 0, 250, 200)
+    """
     return _on_grid((width, height), largest_box(width, height, size[1] / size[0]), size, (0.5, 0.5), flip=False)
 
 

@@ -90,6 +90,12 @@ class SampleOrder(Order):
         seed: seeds the order.
         window: how many shards are mixed with each other.
         shuffle: False gives the plain order.
+
+    Example:
+        >>> order = SampleOrder([2, 3], seed=0)
+        >>> passes = order(torch.arange(10)).reshape(2, 5)  # two passes over both shards
+        >>> passes.sort(1).values.tolist()
+        [[0, 1, 2, 3, 4], [0, 1, 2, 3, 4]]
     """
 
     def __init__(self, counts: Sequence[int], *, seed: int = 0, window: int = 8, shuffle: bool = True) -> None:

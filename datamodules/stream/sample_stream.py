@@ -16,7 +16,12 @@ PADDING = -1  # the position of a sample that only fills the last batch of an ev
 
 
 def batch_positions(step: int, *, batch_size: int, rank: int = 0, world: int = 1, start: int = 0) -> Tensor:
-    """The positions of one rank's batch at micro-step `step` after position `start`; int64 (B,)."""
+    """The positions of one rank's batch at micro-step `step` after position `start`; int64 (B,).
+
+    Example:
+        >>> [batch_positions(1, batch_size=2, rank=rank, world=2, start=10).tolist() for rank in range(2)]
+        [[14, 15], [16, 17]]
+    """
     first = start + (step * world + rank) * batch_size
     return torch.arange(first, first + batch_size)
 

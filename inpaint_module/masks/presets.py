@@ -41,6 +41,13 @@ def preset(name: str) -> MaskGenerator:
 
     Raises:
         ValueError: an unknown name.
+
+    Example:
+        >>> import torch
+        >>> from inpaint_module.randomness import Stream, key
+        >>> masks = preset("sd")(key(0, torch.arange(3), Stream.MASK), 64, 48)
+        >>> masks.shape, masks.dtype
+        (torch.Size([3, 1, 64, 48]), torch.bool)
     """
     if name not in _PRESETS:
         raise ValueError(f"unknown mask preset {name!r}; known are {', '.join(_PRESETS)}")

@@ -12,6 +12,13 @@ class MaskedPSNR(Metric):
 
     Images in which nothing is chosen do not count. Sums are kept in float64 and reduced over ranks, so that the result
     does not depend on how images are split.
+
+    Example:
+        >>> metric, hole = MaskedPSNR(), torch.zeros(1, 1, 2, 2)
+        >>> hole[..., 0] = 1
+        >>> metric.update(torch.full((1, 3, 2, 2), 0.6), torch.full((1, 3, 2, 2), 0.5), hole, torch.ones(1))
+        >>> round(metric.compute().item(), 3)
+        20.0
     """
 
     higher_is_better = True
