@@ -9,7 +9,9 @@ import torch
 from diffusers import SchedulerMixin
 from lightning.pytorch import LightningModule
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from lightning.pytorch.plugins.precision import MixedPrecision, Precision
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from inpaint_module.clean_latents import check_clean, encode_beside
 from inpaint_module.conditioning.conditioning import Conditioning, NoConditioning, check_captions, drop_mask
@@ -195,6 +197,16 @@ class InpaintDiffusion(LightningModule):
     def predict_step(self, batch: dict[str, Any], batch_index: int) -> InpaintedImages:
         """Inpaint."""
         return self.inpaint(batch)
+
+    def configure_gradient_clipping(
+        self, optimizer: Optimizer, gradient_clip_val: float | None = None, gradient_clip_algorithm: Any = None
+    ) -> None:
+        """As Lightning; a fused optimizer, which it refuses in mixed precision, too if there is no loss scaler."""
+        plugin = self.trainer.precision_plugin
+        if isinstance(plugin, MixedPrecision) and plugin.scaler is None:
+            Precision.clip_gradients(plugin, optimizer, gradient_clip_val or 0, gradient_clip_algorithm)
+        else:
+            self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
 
     def configure_optimizers(self) -> Any:
         """The optimizer, and the learning rate schedule per step."""

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
@@ -29,6 +31,17 @@ def test_named_tests_exist() -> None:
 
 
 def test_every_module_is_in_the_tree() -> None:
+    house = README[README.index("## The house") :]
     for package in ("inpaint_module", "datamodules"):
-        for path in (ROOT / package).glob("*.py"):
-            assert path.name == "__init__.py" or path.name in README, path
+        for path in (ROOT / package).rglob("*.py"):
+            assert path.stem.startswith("__") or re.search(rf"\b{path.stem}\b", house), path
+
+
+def test_commands_and_configs_are_there() -> None:
+    for name in re.findall(r"-m ((?:train|inpaint_module|datamodules|tests)[\w.]*)", README):
+        assert find_spec(name), name
+    for name in re.findall(r"configs/\w+\.yaml", README):
+        assert (ROOT / name).is_file(), name
+    for name in re.findall(r"class_path: ((?:inpaint_module|datamodules)[\w.]*)", README):
+        module, _, attribute = name.rpartition(".")
+        assert hasattr(import_module(module), attribute), name

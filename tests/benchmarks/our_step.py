@@ -2,18 +2,32 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from datamodules.cache_latents import cache_latents
 from datamodules.webdataset_datamodule import WebDatasetDataModule
 from inpaint_module.encoder import InpaintEncoder
 from inpaint_module.layouts import StableDiffusionLayout
 from inpaint_module.lightning_module import InpaintDiffusion
 from tests.benchmarks.step_settings import made, quickstart
 from tests.benchmarks.training_step import ENCODE, REST, TrainingStep
+
+
+@cache
+def latent_cache(title: str, dtype: str) -> Path:
+    """An empty folder, the same one for all turns of a setting and a dtype of its VAE; it goes with the process."""
+    _FOLDERS.append(tempfile.TemporaryDirectory())
+    return Path(_FOLDERS[-1].name)
+
+
+_FOLDERS: list[tempfile.TemporaryDirectory[str]] = []
 
 
 class OurStep(TrainingStep):
@@ -26,9 +40,18 @@ class OurStep(TrainingStep):
         self.module = InpaintDiffusion(self.denoiser, encoder, layout, self.setting.scheduler()).to(self.place.device)
         encoder.register_forward_pre_hook(lambda *_: self.clock.enter(ENCODE))
         encoder.register_forward_hook(lambda *_: self.clock.enter(REST))
-        sizes = {"image_size": self.setting.image_size, "batch_size": self.setting.batch}
-        options = quickstart("data") | {**sizes, "num_workers": self.place.workers}
-        self.data = WebDatasetDataModule(**{name: made(value) for name, value in options.items()})
+        self.data = self.new_data(self.place.workers)
+        if self.cached:
+            folder = latent_cache(self.setting.title, str(self.vae.dtype))
+            if not any(folder.iterdir()):
+                cache_latents(self.new_data(0, train_shards="embedded:val"), encoder, folder)
+            self.data = self.new_data(self.place.workers, train_shards=str(folder))
+
+    def new_data(self, workers: int, **options: Any) -> WebDatasetDataModule:
+        """The quickstart's, in this setting's sizes."""
+        sizes = {"image_size": self.setting.image_size, "batch_size": self.setting.batch, "num_workers": workers}
+        options = quickstart("data") | sizes | options
+        return WebDatasetDataModule(**{name: made(value) for name, value in options.items()})
 
     def batches(self) -> Iterator[dict[str, Any]]:
         """Bytes: uint8 images."""

@@ -42,13 +42,24 @@ class TrainingStep(ABC):
         place: where it runs.
         vae_dtype: of the VAE's weights.
         channels_last: memory format of the denoiser's weights.
+        fused: the optimizer's pass over the weights.
+        cached: clean latents are made before the run.
     """
 
     vae: nn.Module
     denoiser: nn.Module
 
-    def __init__(self, setting: Setting, place: Place, *, vae_dtype: torch.dtype, channels_last: bool):
-        self.setting, self.place = setting, place
+    def __init__(
+        self,
+        setting: Setting,
+        place: Place,
+        *,
+        vae_dtype: torch.dtype,
+        channels_last: bool = False,
+        fused: bool = False,
+        cached: bool = False,
+    ):
+        self.setting, self.place, self.cached = setting, place, cached
         self.clock = PhaseClock(place.device)
         # past diffusers' own `to`, which warns of every cast
         self.vae = nn.Module.to(setting.new_vae().eval().requires_grad_(False), dtype=vae_dtype)
@@ -59,7 +70,7 @@ class TrainingStep(ABC):
             self.denoiser.to(memory_format=torch.channels_last)
         self.denoiser.register_forward_pre_hook(lambda *_: self.clock.enter(DENOISER))
         self.denoiser.register_forward_hook(lambda *_: self.clock.enter(REST))
-        self.optimizer = torch.optim.AdamW(self.denoiser.parameters(), lr=1e-5)
+        self.optimizer = torch.optim.AdamW(self.denoiser.parameters(), lr=1e-5, fused=fused)
 
     @abstractmethod
     def assemble(self) -> None:
