@@ -1,6 +1,6 @@
 """All benchmarks, one after another, into one dated Markdown file.
 
-    python -m tests.benchmarks                                # CPU; about an hour on two quiet cores
+    python -m tests.benchmarks                                # CPU; half an hour on two quiet cores
     python -m tests.benchmarks --device cuda --only encoder,masks,step
     python -m tests.benchmarks --quick --out FILE             # a minute: does it run?
 
