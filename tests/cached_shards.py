@@ -11,7 +11,7 @@ from pathlib import Path
 
 import fault_server as faults
 
-from datamodules.remote.downloads import Patience
+from datamodules.remote.patience import Patience
 from datamodules.shards.file_locks import release
 from datamodules.shards.manifest import Shard
 from datamodules.shards.shard_cache import ShardCache

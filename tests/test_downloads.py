@@ -13,7 +13,8 @@ import fault_server as faults
 import pytest
 
 from datamodules.remote import downloads
-from datamodules.remote.downloads import Patience, download, fetch
+from datamodules.remote.downloads import download, fetch
+from datamodules.remote.patience import Patience
 from datamodules.remote.transports import MissingError, RemoteError
 
 DATA = random.Random(5).randbytes(600_000)

@@ -16,7 +16,7 @@ from moto.server import ThreadedMotoServer
 from s3fs import S3FileSystem
 from torch.utils.data import DataLoader, Dataset
 
-from datamodules.remote.downloads import Patience
+from datamodules.remote.patience import Patience
 from datamodules.remote.transports import FsspecTransport, RemoteError, file_name
 from datamodules.shards import shard_set as shards_module
 from datamodules.shards.manifest import write_manifest

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from datamodules.remote.patience import Patience
 from datamodules.remote.remote_stream import RemoteStream
 from datamodules.remote.transports import RemoteError
 
@@ -66,8 +67,9 @@ def server() -> Iterator[Server]:
         thread.join()
 
 
-def stream(server: Server, **options: Any) -> RemoteStream:
-    return RemoteStream(f"http://127.0.0.1:{server.server_port}/0.tar?token=secret", backoff=0.01, **options)
+def stream(server: Server, attempts: int = 8) -> RemoteStream:
+    patience = Patience(attempts=attempts, backoff=0.01)
+    return RemoteStream(f"http://127.0.0.1:{server.server_port}/0.tar?token=secret", patience)
 
 
 def read_all(source: RemoteStream) -> bytes:

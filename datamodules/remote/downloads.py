@@ -8,63 +8,22 @@ from __future__ import annotations
 
 import errno
 import hashlib
-import logging
 import os
 import time
 from collections.abc import Callable
 from contextlib import closing
 from io import FileIO
-from typing import NamedTuple, TypeVar
+from typing import TypeVar
 
+from datamodules.remote.patience import Patience, Tries, WrongContentError
 from datamodules.remote.transports import Body, RemoteError, shown, transport
 
-_LOG = logging.getLogger(__name__)
 _CHUNK = 1 << 18
 _SLOWEST = 1024  # bytes a second: anything slower has stalled
-_LONGEST_PAUSE = 30.0
-_WRONG_FILES = 3  # how often a file may come whole and wrong
 _MAX_FETCH = 1 << 30
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 T = TypeVar("T")
-
-
-class Patience(NamedTuple):
-    """When a transfer is given up.
-
-    `attempts` failures without a new byte, between them pauses of `backoff`, 2, 4 ... times `backoff` seconds, at
-    most 30; `stall_seconds` without bytes is a failure.
-    """
-
-    stall_seconds: float = 30.0
-    attempts: int = 8
-    backoff: float = 1.0
-
-
-class WrongContentError(OSError):
-    """A file has come whole, and it is another than expected."""
-
-
-class _Tries:
-    """Counts failures and waits between them."""
-
-    def __init__(self, patience: Patience) -> None:
-        self.patience = patience
-        self.failures = 0
-        self.wrong = 0
-
-    def failed(self, error: OSError) -> None:
-        """Wait for the next try, or raise RemoteError if there is none."""
-        self.failures += 1
-        if isinstance(error, WrongContentError):
-            self.wrong += 1
-            if self.wrong == min(_WRONG_FILES, self.patience.attempts):
-                raise RemoteError(f"{error}, {self.wrong} times") from error
-        elif self.failures >= self.patience.attempts:
-            raise RemoteError(f"given up after {self.failures} failures: {error}") from error
-        pause = min(self.patience.backoff * 2 ** (self.failures - 1), _LONGEST_PAUSE)
-        _LOG.warning("%s; trying again in %.3g s", error, pause)
-        time.sleep(pause)
 
 
 def _check_pace(url: str, began: float, count: int, stall_seconds: float) -> bool:
@@ -93,7 +52,7 @@ def fetch(url: str, parse: Callable[[str], T], patience: Patience = Patience()) 
         RemoteError: if it cannot be had.
         ValueError: of `parse`, if it keeps refusing.
     """
-    tries = _Tries(patience)
+    tries = Tries(patience)
     while True:
         try:
             parts: list[bytes] = []
@@ -105,7 +64,7 @@ def fetch(url: str, parse: Callable[[str], T], patience: Patience = Patience()) 
             try:
                 return parse(content.decode())
             except ValueError as error:
-                if tries.wrong + 1 == min(_WRONG_FILES, patience.attempts):
+                if tries.wrong + 1 == tries.most_wrong:
                     raise
                 raise WrongContentError(str(error)) from error
         except RemoteError:
@@ -177,7 +136,7 @@ def download(
         RemoteError: naming the URL, if it is gone, keeps failing, or keeps being another file.
         OSError: if the disk is full.
     """
-    tries, most = _Tries(patience), file.seek(0, os.SEEK_END)
+    tries, most = Tries(patience), file.seek(0, os.SEEK_END)
     if most > size:
         file.truncate(0)
     while True:
@@ -192,5 +151,6 @@ def download(
             if error.errno in DISK_FULL:
                 raise
             if file.seek(0, os.SEEK_END) > most:
-                most, tries.failures = file.tell(), 0
+                most = file.tell()
+                tries.forget()
             tries.failed(error)

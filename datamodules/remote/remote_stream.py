@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import time
-
+from datamodules.remote.patience import Patience, Tries
 from datamodules.remote.transports import Body, RemoteError, shown, transport
-
-_LONGEST_PAUSE = 30.0
 
 
 class RemoteStream:
@@ -14,21 +11,17 @@ class RemoteStream:
 
     Args:
         url: http, https, s3 or gs.
-        attempts: failures without a new byte after which it is given up.
-        backoff: seconds before the second attempt, doubled for each more, at most 30.
-        stall_seconds: without bytes for so long is a failure.
+        patience: when to give up.
 
     Raises:
         RemoteError: naming the URL, if it is gone, changes meanwhile or keeps failing.
     """
 
-    def __init__(self, url: str, *, attempts: int = 8, backoff: float = 1.0, stall_seconds: float = 30.0) -> None:
+    def __init__(self, url: str, patience: Patience = Patience()) -> None:  # noqa: B008, immutable
         self.url = url
-        self.attempts = attempts
-        self.backoff = backoff
-        self._transport = transport(url, stall_seconds=stall_seconds)
+        self._transport = transport(url, stall_seconds=patience.stall_seconds)
+        self._tries = Tries(patience)
         self._position = 0
-        self._failures = 0
         self._body: Body | None = None
         self._size: int | None = None
 
@@ -53,11 +46,11 @@ class RemoteStream:
                 raise
             except OSError as error:
                 self.close()
-                self._pause(error)
+                self._tries.failed(error)
                 continue
             self._position += len(data)
             if data:
-                self._failures = 0
+                self._tries.forget()
             return data
 
     def _try_open(self) -> None:
@@ -69,7 +62,7 @@ class RemoteStream:
             raise
         except OSError as error:
             self.close()
-            self._pause(error)
+            self._tries.failed(error)
 
     def _go_on(self, body: Body) -> None:
         """Check that an answer is of the same file, and bring it to the position."""
@@ -84,12 +77,6 @@ class RemoteStream:
             if not data:
                 raise OSError(f"{shown(self.url)}: the answer ends before byte {self._position}")
             missing -= len(data)
-
-    def _pause(self, error: OSError) -> None:
-        self._failures += 1
-        if self._failures >= self.attempts:
-            raise RemoteError(f"given up after {self._failures} failures: {error}") from error
-        time.sleep(min(self.backoff * 2 ** (self._failures - 1), _LONGEST_PAUSE))
 
     def close(self) -> None:
         """End the transfer."""

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from urllib.parse import quote
 
-from datamodules.remote.downloads import Patience, fetch
+from datamodules.remote.downloads import fetch
+from datamodules.remote.patience import Patience
 from datamodules.remote.transports import MissingError, is_remote, scheme, shown, with_path
 from datamodules.shards.manifest import MANIFEST, ManifestRow, Shard, parse_manifest
 

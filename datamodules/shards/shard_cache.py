@@ -17,7 +17,8 @@ from io import FileIO
 from pathlib import Path
 from typing import NamedTuple
 
-from datamodules.remote.downloads import DISK_FULL, Patience, download, fetch
+from datamodules.remote.downloads import DISK_FULL, download, fetch
+from datamodules.remote.patience import Patience
 from datamodules.remote.prefetcher import Prefetcher
 from datamodules.remote.progress_line import ProgressLine
 from datamodules.remote.transports import file_name, shown, with_path

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from webdataset.shardlists import expand_urls
 
-from datamodules.remote.downloads import Patience
+from datamodules.remote.patience import Patience
 from datamodules.remote.transports import SCHEMES, file_name, is_remote, scheme, shown, with_path
 from datamodules.shards.manifest import MANIFEST, Shard, index_digest, read_manifest
 from datamodules.shards.remote_manifest import read_remote_manifest

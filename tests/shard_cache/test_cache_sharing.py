@@ -13,7 +13,7 @@ from cached_shards import SHORT, content, ends, in_process, read, readable, tars
 from data_fixtures import write_tar
 from waiting import wait_until
 
-from datamodules.remote.downloads import Patience
+from datamodules.remote.patience import Patience
 from datamodules.shards.file_locks import open_to_write, release
 from datamodules.shards.manifest import Shard
 from datamodules.shards.shard_cache import CacheFullError, ShardCache
