@@ -4,19 +4,46 @@ A `torch.Generator` gives other numbers on a GPU than on a CPU, and other number
 draw is a hash of (key, counter): no state, no order of calls, one row per sample.
 
 All hashing is 32-bit PCG (RXS-M-XS; O'Neill 2014, "PCG", section 5.5; Jarzynski and Olano 2020) carried in int64:
-every product stays under 2^62, so that no operation depends on how a device treats overflow.
+every product stays under 2^62, so that no operation depends on how a device treats overflow. On a GPU one kernel does
+the same in unsigned integers, see `_cuda_kernels`.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from enum import IntEnum
+from functools import cache
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
 _LOW32 = 0xFFFFFFFF
 _GOLDEN = 0x9E3779B9  # the golden ratio in 32 bits: tells the two words of a key apart
+Number = TypeVar("Number", int, Tensor)
+
+# in torch's own operations a hash is thirty launches of a kernel and a key is a hundred
+_CUDA_HASH = """
+template <typename T> T inpaint_pcg(T x) {
+  const unsigned int state = (unsigned int)x * 747796405u + 2891336453u;
+  const unsigned int word = ((state >> ((state >> 28) + 4u)) ^ state) * 277803737u;
+  return (T)((word >> 22) ^ word);
+}
+template <typename T> T inpaint_hash32(T key, T counter) {
+  const unsigned int first = (unsigned int)inpaint_pcg<T>(counter) ^ (unsigned int)key;
+  return inpaint_pcg<T>((T)((unsigned int)inpaint_pcg<T>((T)first) + (unsigned int)(key >> 32)));
+}
+"""
+_CUDA_KEY = """
+template <typename T> T inpaint_key_part(T key, T part) {
+  const T high = inpaint_hash32<T>(key, part ^ (T)0x9E3779B9) & (T)0x7FFFFFFF;
+  return (high << 32) | inpaint_hash32<T>(key, part);
+}
+template <typename T> T inpaint_key(T position, T low, T high, T stream) {
+  return inpaint_key_part<T>(inpaint_key_part<T>(inpaint_key_part<T>(position, low), high), stream);
+}
+"""
 
 
 class Stream(IntEnum):
@@ -39,7 +66,20 @@ class Stream(IntEnum):
     CAPTION_DROP = 15
 
 
-def _pcg(x: Tensor) -> Tensor:
+@cache
+def _cuda_kernels() -> tuple[Callable[..., Tensor], Callable[..., Tensor]]:
+    """Of `hash32` and `key`; torch's runtime compiler makes them at first use and needs none on the machine."""
+    create = torch.cuda.jiterator._create_jit_fn  # beta in torch
+    return create(_CUDA_HASH), create(_CUDA_HASH + _CUDA_KEY, low=0, high=0, stream=0)
+
+
+def _in_one_kernel(x: Tensor) -> bool:
+    """Whether it is a plain tensor on a GPU and nobody traces: a compiler fuses the operations itself."""
+    plain = type(x) is Tensor and x.is_cuda
+    return plain and not torch.compiler.is_compiling() and hasattr(torch.cuda, "jiterator")
+
+
+def _pcg(x: Number) -> Number:
     """One round of the 32-bit PCG hash, a bijection on 0..2^32-1 held in int64."""
     state = (x * 747796405 + 2891336453) & _LOW32
     word = (((state >> ((state >> 28) + 4)) ^ state) * 277803737) & _LOW32
@@ -56,9 +96,15 @@ def hash32(keys: Tensor, counter: Tensor) -> Tensor:
     Returns:
         int64 in 0..2^32-1, of the broadcast shape.
     """
-    bits = _pcg(counter & _LOW32)
-    bits = _pcg(bits ^ (keys & _LOW32))
-    return _pcg((bits + ((keys >> 32) & _LOW32)) & _LOW32)
+    if _in_one_kernel(keys):
+        return _cuda_kernels()[0](keys, counter)
+    return _mixed(keys, _pcg(counter & _LOW32))
+
+
+def _mixed(keys: Tensor, bits: Tensor | int) -> Tensor:
+    """The rounds after the counter's."""
+    mixed = _pcg((keys & _LOW32) ^ bits)
+    return _pcg((mixed + ((keys >> 32) & _LOW32)) & _LOW32)
 
 
 def key(seed: int, positions: Tensor, stream: Stream) -> Tensor:
@@ -77,9 +123,11 @@ def key(seed: int, positions: Tensor, stream: Stream) -> Tensor:
         >>> torch.equal(normal(keys, (2, 3))[2:], normal(keys[2:], (2, 3)))  # in any batch the same noise
         True
     """
-    for part in (seed & _LOW32, (seed >> 32) & _LOW32, int(stream)):
-        low = hash32(positions, torch.full_like(positions, part))
-        high = hash32(positions, torch.full_like(positions, part ^ _GOLDEN))
+    parts = {"low": seed & _LOW32, "high": (seed >> 32) & _LOW32, "stream": int(stream)}
+    if _in_one_kernel(positions):
+        return _cuda_kernels()[1](positions, **parts)
+    for part in parts.values():
+        low, high = (_mixed(positions, _pcg(counter)) for counter in (part, part ^ _GOLDEN))
         positions = ((high & 0x7FFFFFFF) << 32) | low
     return positions
 

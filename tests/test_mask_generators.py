@@ -155,18 +155,6 @@ def test_golden_masks(name: str, device: str) -> None:
     assert digest.hexdigest()[:16] == GOLDEN[name]
 
 
-@pytest.mark.cuda
-@pytest.mark.parametrize("name", GENERATORS)
-def test_a_gpu_is_never_waited_for(name: str) -> None:
-    keys = KEYS.cuda()
-    GENERATORS[name](keys, 128, 128)
-    torch.cuda.set_sync_debug_mode("error")
-    try:
-        GENERATORS[name](keys, 128, 128)
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
-
-
 def test_the_base_is_abstract() -> None:
     with pytest.raises(TypeError, match="abstract"):
         MaskGenerator()  # type: ignore[abstract]

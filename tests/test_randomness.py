@@ -82,3 +82,14 @@ def test_the_same_numbers_on_a_gpu() -> None:
     assert torch.equal(draw(keys, 32).cpu(), draw(KEYS, 32))
     assert torch.equal(uniform(keys, 32).cpu(), uniform(KEYS, 32))
     assert (normal(keys, (4, 64)).cpu() != normal(KEYS, (4, 64))).float().mean() < 1e-5
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize("seed", [0, -1, 2**32 + 5, -(2**63)])
+def test_the_same_keys_on_a_gpu(seed: int) -> None:
+    positions = torch.tensor([0, 1, 2**31, 2**32, 2**63 - 1, -1, -(2**63)])
+    keys = key(seed, positions, Stream.NOISE)
+    assert torch.equal(key(seed, positions.cuda(), Stream.NOISE).cpu(), keys)
+    counters = torch.tensor([0, 5, 2**31, 2**32 - 1])[:, None]
+    assert torch.equal(hash32(keys.cuda(), counters.cuda()).cpu(), hash32(keys, counters))
+    assert key(seed, positions[:0].cuda(), Stream.NOISE).shape == (0,)

@@ -4,6 +4,7 @@ from inpaint_module.masks.blob import Blob
 from inpaint_module.masks.boxes import Boxes
 from inpaint_module.masks.cloud import Cloud
 from inpaint_module.masks.coverage import CoverageBetween
+from inpaint_module.masks.cuda_graphed import CudaGraphed
 from inpaint_module.masks.curriculum import Curriculum
 from inpaint_module.masks.freeform import FreeForm
 from inpaint_module.masks.generator import MaskGenerator
@@ -23,6 +24,7 @@ __all__ = [
     "Boxes",
     "Cloud",
     "CoverageBetween",
+    "CudaGraphed",
     "Curriculum",
     "FreeForm",
     "Full",

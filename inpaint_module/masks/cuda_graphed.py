@@ -1,0 +1,82 @@
+"""Masks by CUDA graphs: for models so small that starting the painter's kernels takes a visible part of the step."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from inpaint_module.masks.generator import MaskGenerator
+
+
+class _Recording(NamedTuple):
+    """A graph, and the memory that it reads from and writes to at every replay."""
+
+    graph: torch.cuda.CUDAGraph
+    keys: Tensor
+    masks: Tensor
+
+
+class CudaGraphed(MaskGenerator):
+    """A generator's masks, painted on a GPU by replaying a recording of its kernels; elsewhere by the generator itself.
+
+    Painting takes some hundred short kernels, each of which the CPU starts by itself, for 1 to 3 ms in all; a replay
+    starts them at once. It pays where the CPU, not the GPU, bounds the step, as small models do. The first batch of
+    each size is recorded; the memory that painting needs meanwhile, at most about 0.5 GiB, is kept.
+
+    Args:
+        generator: what paints. What it does must depend on keys and size alone: no `Curriculum` within.
+
+    Raises:
+        ValueError: the generator, or a part of it, changes with the step.
+    """
+
+    def __init__(self, generator: MaskGenerator):
+        changing = _with_steps(generator)
+        if changing:
+            raise ValueError(
+                f"a CUDA graph paints the same at every step, but {changing} changes with it; "
+                f"put {type(self).__name__} around the generators in it instead"
+            )
+        self.parts = (generator,)
+        self._recordings: dict[tuple[torch.device, int, int, int], _Recording] = {}
+        self._pools: dict[torch.device, Any] = {}
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.parts[0],)  # copies and other processes record anew
+
+    def paint(self, keys: Tensor, height: int, width: int) -> Tensor:
+        """See `MaskGenerator`."""
+        if not keys.is_cuda or torch.compiler.is_compiling() or torch.cuda.is_current_stream_capturing():
+            return self.parts[0](keys, height, width)
+        place = (keys.device, len(keys), height, width)
+        if place not in self._recordings:
+            self._recordings[place] = self._record(keys, height, width)
+        recording = self._recordings[place]
+        recording.keys.copy_(keys)
+        recording.graph.replay()
+        return recording.masks.clone()
+
+    @torch.inference_mode(False)  # a recording made in a validation is written to in training
+    def _record(self, keys: Tensor, height: int, width: int) -> _Recording:
+        """All recordings of a device share their memory: they never run side by side, and masks are copied out."""
+        keys, graph = keys.clone(), torch.cuda.CUDAGraph()
+        with torch.cuda.device(keys.device):
+            pool = self._pools.setdefault(keys.device, torch.cuda.graph_pool_handle())
+            current, side = torch.cuda.current_stream(), torch.cuda.Stream()
+            side.wait_stream(current)
+            with torch.cuda.stream(side):  # what is made at first use alone must not be recorded
+                self.parts[0](keys, height, width)
+            current.wait_stream(side)
+            # another thread may pin the next batch's memory meanwhile
+            with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
+                masks = self.parts[0](keys, height, width)
+        return _Recording(graph, keys, masks)
+
+
+def _with_steps(generator: MaskGenerator) -> str | None:
+    """The name of the first part's class whose masks depend on the step, if there is one."""
+    if type(generator).set_step is not MaskGenerator.set_step:
+        return type(generator).__name__
+    return next(filter(None, map(_with_steps, generator.parts)), None)
