@@ -32,7 +32,6 @@ def load_denoiser(
     dtype: str = "float32",
     gradient_checkpointing: bool = False,
     channels_last: bool = False,
-    compiled: bool = False,
     lora: LoRA | None = None,
 ) -> nn.Module:
     """A U-Net or transformer of diffusers, ready to train.
@@ -47,7 +46,6 @@ def load_denoiser(
             the step computes in is the trainer's `precision`.
         gradient_checkpointing: compute activations again in the backward pass instead of keeping them.
         channels_last: memory format of convolutions, faster on tensor cores; no use to a transformer.
-        compiled: compile in place, which leaves the names of weights as they are.
         lora: train low-rank factors instead of the weights.
 
     Raises:
@@ -70,8 +68,6 @@ def load_denoiser(
         denoiser.enable_gradient_checkpointing()
     if channels_last:
         denoiser.to(memory_format=torch.channels_last)
-    if compiled:
-        denoiser.compile()
     return denoiser
 
 

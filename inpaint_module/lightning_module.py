@@ -15,6 +15,7 @@ from torch.optim import Optimizer
 
 from inpaint_module.clean_latents import check_clean, encode_beside
 from inpaint_module.conditioning.conditioning import Conditioning, NoConditioning, check_captions, drop_mask
+from inpaint_module.denoisers.compiled_forward import CompiledForward
 from inpaint_module.denoisers.denoiser_call import DenoiserCall
 from inpaint_module.denoisers.sharding import shard
 from inpaint_module.denoisers.surgery import check_input_channels
@@ -43,6 +44,9 @@ class InpaintDiffusion(LightningModule):
         call: how the denoiser is called; null for a U-Net.
         objective: noising and target, given the scheduler; null for what fits it, with uniform timesteps.
         loss_weights: where on the picture an error counts; null for everywhere alike.
+        compile_mode: how torch.compile compiles the denoiser for the training steps: default, reduce-overhead (CUDA
+            graphs: for small models on a GPU), max-autotune; null for not at all. The first step of each shape waits
+            for it.
         caption_dropout: share of samples that train without their caption, 0..1; 0.1 is usual.
         optimizer: the optimizer, given the parameters that train.
         lr_scheduler: learning rate per step, given the optimizer; null for a constant one.
@@ -52,7 +56,8 @@ class InpaintDiffusion(LightningModule):
 
     Raises:
         ValueError: the encoder's fill or space is not the layout's, the denoiser takes other channels than it makes,
-            or captions are dropped or guided without a conditioning.
+            captions are dropped or guided without a conditioning, or, when training, a sharded denoiser is to be
+            compiled.
     """
 
     conditioning: Conditioning
@@ -68,6 +73,7 @@ class InpaintDiffusion(LightningModule):
         call: DenoiserCall | None = None,
         objective: ObjectiveCallable | None = None,
         loss_weights: LossWeights | None = None,
+        compile_mode: str | None = None,
         caption_dropout: float = 0.0,
         optimizer: OptimizerCallable = torch.optim.AdamW,
         lr_scheduler: LRSchedulerCallable | None = None,
@@ -84,6 +90,7 @@ class InpaintDiffusion(LightningModule):
         self.conditioning, self.call = conditioning or NoConditioning(), call or DenoiserCall()
         self.objective = (objective or objective_for)(scheduler)
         self.loss_weights, self.caption_dropout = loss_weights, caption_dropout
+        self.compiled = CompiledForward(compile_mode)
         self.optimizer, self.lr_scheduler = optimizer, lr_scheduler
         self.sampling_steps, self.guidance_scale, self.seed = sampling_steps, guidance_scale, seed
         self.metrics = FillMetrics()
@@ -101,6 +108,8 @@ class InpaintDiffusion(LightningModule):
     def configure_model(self) -> None:
         """Under a sharding strategy, split the denoiser's weights over the ranks."""
         if self.device_mesh is not None:
+            if self.compiled.mode is not None:
+                raise ValueError(f"compile_mode: expected null under a sharding strategy, got {self.compiled.mode!r}")
             shard(self.denoiser, self.device_mesh["data_parallel"])
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> InpaintDiffusion:
@@ -138,7 +147,9 @@ class InpaintDiffusion(LightningModule):
         dropped = drop_mask(self.seed, positions, self.caption_dropout) if self.caption_dropout else None
         size = (noise.shape[-2], noise.shape[-1])
         inputs = self.layout(example.noisy, latents)
-        prediction = self.call(self.denoiser, inputs, example.timesteps, self.conditioning(batch, dropped), size)
+        conditions = self.conditioning(batch, dropped)
+        with self.compiled.within(self.denoiser):
+            prediction = self.call(self.denoiser, inputs, example.timesteps, conditions, size)
         weigh = self.loss_weights
         cells = None if weigh is None else weigh(latents.noise_mask, self.encoder.vae.ratio)
         return weighted_loss(prediction, example.target, cells, example.weight)

@@ -201,13 +201,10 @@ def test_options_of_a_denoiser(configs: dict[str, list[Path]]) -> None:
     assert plain.training
     assert not plain.is_gradient_checkpointing
     assert next(plain.parameters()).dtype == torch.float32
-    chosen = load_denoiser(
-        path, subfolder="unet", dtype="bfloat16", gradient_checkpointing=True, channels_last=True, compiled=True
-    )
+    chosen = load_denoiser(path, subfolder="unet", dtype="bfloat16", gradient_checkpointing=True, channels_last=True)
     assert chosen.is_gradient_checkpointing
     assert next(chosen.parameters()).dtype == torch.bfloat16
     assert chosen.conv_in.weight.is_contiguous(memory_format=torch.channels_last)
-    assert chosen._compiled_call_impl is not None
     assert chosen.state_dict().keys() == plain.state_dict().keys()
     alone = load_denoiser(f"{path}/unet")
     assert torch.equal(alone.conv_in.weight, plain.conv_in.weight)

@@ -188,3 +188,18 @@ def test_captions_that_are_cut_are_said() -> None:
 def test_a_caption_for_each_image(captions: list[str] | None) -> None:
     with pytest.raises(ValueError, match=r"expects batch\['caption'\], a list of 3 strings, got (None|1 in a list)"):
         small()({**batch(), "caption": captions})
+
+
+@pytest.mark.cuda
+def test_a_gpu_is_not_waited_for() -> None:
+    pipeline = tiny.stable_diffusion_xl()
+    conditioning = StableDiffusionXLText(encoder(pipeline, 1), encoder(pipeline, 2))
+    conditioning.to(torch.device("cuda"))
+    given = batch() | {"image": batch()["image"].cuda()}
+    dropped = torch.zeros(len(given["image"]), dtype=torch.bool, device="cuda")
+    conditioning(given, dropped)  # the embedding of no caption is made once
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        conditioning(given, dropped)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")

@@ -164,8 +164,9 @@ class StableDiffusionXLText(TextConditioning):
             ValueError: sizes or crops that are not (B, 2).
         """
         image = batch["image"]
-        size = torch.tensor([side // self.ratio * self.ratio for side in image.shape[-2:]], device=image.device)
-        size = size.expand(len(image), 2)
+        sides = [side // self.ratio * self.ratio for side in image.shape[-2:]]
+        # one by one: a list would be copied to a GPU, which waits
+        size = torch.stack([torch.full((len(image),), side, device=image.device) for side in sides], 1)
         original, crop = batch.get("original_size", size), batch.get("crop", torch.zeros_like(size))
         for name, value in (("original_size", original), ("crop", crop)):
             if tuple(value.shape) != (len(image), 2):

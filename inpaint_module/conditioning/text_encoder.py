@@ -70,4 +70,8 @@ class FrozenTextEncoder:
                 f"read: {longest[:80]!r}",
                 stacklevel=2,
             )
-        return tokens.input_ids.to(self.device), tokens.attention_mask.to(self.device)
+        return self._sent(tokens.input_ids), self._sent(tokens.attention_mask)
+
+    def _sent(self, x: Tensor) -> Tensor:
+        """On the model's device; a GPU with work before this is not waited for."""
+        return x.pin_memory().to(self.device, non_blocking=True) if self.device.type == "cuda" else x.to(self.device)

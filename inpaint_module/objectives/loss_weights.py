@@ -61,7 +61,10 @@ class LossWeights:
         """
         hole = reduce_mask(noise_mask, ratio, "max") > 0
         regions = torch.stack([hole, ~hole, seam_of(hole, self._near)]).float()
-        weights = regions.new_tensor([self.mask, self.outside, self.seam]).reshape(3, 1, 1, 1, 1)
+        # one by one: a list would be copied to a GPU, which waits
+        weights = torch.stack(
+            [regions.new_full((1, 1, 1, 1), weight) for weight in (self.mask, self.outside, self.seam)]
+        )
         if self.by_area:
             share = regions.mean((3, 4), keepdim=True)
             present = torch.where(share > 0, weights, 0)

@@ -21,6 +21,7 @@ import gc
 import multiprocessing
 import os
 import statistics
+import sys
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from typing import Any, NamedTuple
@@ -49,10 +50,11 @@ class Variant(NamedTuple):
     channels_last: bool = False  # the denoiser's weights
     fused: bool = False  # the optimizer
     cached: bool = False  # clean latents, made before
+    compiled: bool = False  # the denoiser, with CUDA graphs; in ours the VAE too, and masks by CUDA graphs
 
     def build(self, setting: Setting, place: Place) -> TrainingStep:
         """Fresh models and optimizer."""
-        options = {"channels_last": self.channels_last, "fused": self.fused, "cached": self.cached}
+        options = {name: getattr(self, name) for name in ("channels_last", "fused", "cached", "compiled")}
         place = place._replace(autocast=self.autocast or place.autocast)
         return self.step(setting, place, vae_dtype=DTYPES[self.vae_dtype], **options)
 
@@ -69,6 +71,16 @@ VARIANTS = (
 )
 BASE = VARIANTS[0]
 QUICK = (BASE, VARIANTS[2], VARIANTS[-1])
+CUDA_VARIANTS = (
+    BASE,
+    Variant("published example, all in bfloat16", PublishedStep, "bfloat16"),
+    Variant("published example, all in bfloat16, denoiser compiled", PublishedStep, "bfloat16", compiled=True),
+    Variant("ours", OurStep, fused=True),
+    Variant("ours, configs/bf16.yaml", OurStep, "bfloat16", fused=True),
+    Variant("ours, + configs/compiled.yaml", OurStep, "bfloat16", fused=True, compiled=True),
+    Variant("ours, + latent cache", OurStep, "bfloat16", fused=True, compiled=True, cached=True),
+)
+CUDA_QUICK = (BASE, CUDA_VARIANTS[3], VARIANTS[-1])
 
 
 class Turn(NamedTuple):
@@ -79,12 +91,14 @@ class Turn(NamedTuple):
         models: VAE encoder and denoiser alone, on tensors that are ready.
         cpu: CPU time of this process and of the loader's workers.
         loading: that of the workers alone.
+        peak: bytes of a step above what is held before it, on a GPU; 0 on the CPU, where they need a fresh process.
     """
 
     phases: tuple[float, ...]
     models: float
     cpu: float
     loading: float
+    peak: int
 
     @property
     def step(self) -> float:
@@ -99,7 +113,7 @@ def turn(setting: Setting, variant: Variant, place: Place) -> Turn:
     batches = step.batches()
     for _ in range(PREFETCH * place.workers):  # what the workers have made at leisure while nobody took it
         next(batches)
-    for _ in range(max(1, setting.steps // 5)):
+    for _ in range(max(3 if place.device == "cuda" else 1, setting.steps // 5)):  # CUDA graphs begin at the third
         step.run(batches)
     workers = {child.pid for child in multiprocessing.active_children()} - others
     step.clock.restart()
@@ -109,8 +123,9 @@ def turn(setting: Setting, variant: Variant, place: Place) -> Turn:
     seconds, images = step.clock.stop(), setting.batch * setting.steps
     own, loading = cpu_seconds([os.getpid()]) - before, cpu_seconds(workers) - loading
     phases = tuple(seconds.get(phase, 0.0) / images for phase in PHASES)
+    highest = rise(lambda: step.train_on(next(batches)), place.device) if place.device == "cuda" else 0
     models = models_alone(step, batches, place) / setting.batch
-    return Turn(phases, models, (own + loading) / images, loading / images)
+    return Turn(phases, models, (own + loading) / images, loading / images, highest)
 
 
 def models_alone(step: TrainingStep, batches: Iterator[dict[str, Any]], place: Place) -> float:
@@ -120,7 +135,7 @@ def models_alone(step: TrainingStep, batches: Iterator[dict[str, Any]], place: P
 
 
 def measured_peak(setting: Setting, variant: Variant, place: Place) -> int:
-    """Bytes of a step in this process, above weights, optimizer state and a batch on the CPU."""
+    """Bytes of a step in this process, above weights, optimizer state and a batch."""
     torch.set_num_threads(place.threads)
     step = variant.build(setting, place)
     batch = next(step.batches())
@@ -137,8 +152,8 @@ def smaller(value: Any, side: int) -> Any:
 
 
 def peak(setting: Setting, variant: Variant, place: Place, *, quick: bool) -> int:
-    """Bytes; on the CPU of a fresh process, unless it is only asked whether it runs."""
-    if place.device == "cuda" or quick:
+    """Bytes on the CPU, of a fresh process, unless it is only asked whether it runs."""
+    if quick:
         return measured_peak(setting, variant, place)
     return in_fresh_process(measured_peak, setting, variant, place._replace(workers=0))
 
@@ -156,12 +171,13 @@ def speed_rows(turns: dict[Variant, list[Turn]], peak_of: Callable[[Variant], in
         alone = median_of(rounds, lambda own: 100 * own.models / own.step)
         cheaper = statistics.median(base.cpu / max(own.cpu, 1e-9) for own, base in pairs)
         images = 1 / median_of(rounds, lambda own: own.step)
+        highest = median_of(rounds, lambda own: own.peak) or peak_of(variant)
         yield (
             variant.name,
             images,
             f"{faster:.2f}, {cheaper:.2f}",
             f"{alone:.0f}",
-            f"{peak_of(variant) / MEBIBYTE:,.0f}",
+            f"{highest / MEBIBYTE:,.0f}",
         )
 
 
@@ -180,6 +196,7 @@ def compare(setting: Setting, variants: list[Variant], place: Place, rounds: int
     for _ in range(rounds):
         for variant, seen in turns.items():
             seen.append(turn(setting, variant, place))
+            sys.stderr.write(f"{setting.title}, {variant.name}: {1 / seen[-1].step:.4g} images/s\n")
             gc.collect()  # workers and weights of this turn must not weigh on the next
     million = sum(weight.numel() for weight in setting.new_denoiser().parameters()) / 1e6
     sizes = f"{setting.image_size} px, batch {setting.batch}, denoiser of {million:.0f} M parameters"
@@ -223,7 +240,8 @@ def main(arguments: list[str] | None = None) -> None:
     rounds = f"median of {options.rounds} round(s), rows in turns"
     note = f"{place.workers} loader worker(s) for each row, denoiser {denoiser}, {rounds}."
     machine.heading("Training step benchmark", place.device, note)
-    rows = QUICK if options.quick else VARIANTS
+    full, short = (CUDA_VARIANTS, CUDA_QUICK) if place.device == "cuda" else (VARIANTS, QUICK)
+    rows = short if options.quick else full
     variants = [variant for variant in rows if variant is BASE or variant.vae_dtype in options.vae_dtype]
     chosen = settings(place.device, quick=options.quick)
     for setting in chosen if options.setting is None else [chosen[options.setting - 1]]:

@@ -16,6 +16,7 @@ from datamodules.webdataset_datamodule import WebDatasetDataModule
 from inpaint_module.encoder import InpaintEncoder
 from inpaint_module.layouts import StableDiffusionLayout
 from inpaint_module.lightning_module import InpaintDiffusion
+from inpaint_module.masks import CudaGraphed
 from tests.benchmarks.step_settings import made, quickstart
 from tests.benchmarks.training_step import ENCODE, REST, TrainingStep
 
@@ -37,7 +38,12 @@ class OurStep(TrainingStep):
         """The encoder puts the VAE into channels_last and moves it with the module."""
         encoder = InpaintEncoder(self.vae, grow_mask_by=6, normalize=True)
         layout = StableDiffusionLayout(reduce="max")
-        self.module = InpaintDiffusion(self.denoiser, encoder, layout, self.setting.scheduler()).to(self.place.device)
+        self.module = InpaintDiffusion(
+            self.denoiser, encoder, layout, self.setting.scheduler(), compile_mode=self.compiled.mode
+        ).to(self.place.device)
+        self.module.compiled = self.compiled
+        if self.compiled.mode is not None:
+            self.vae.encode = torch.compile(self.vae.encode)
         encoder.register_forward_pre_hook(lambda *_: self.clock.enter(ENCODE))
         encoder.register_forward_hook(lambda *_: self.clock.enter(REST))
         self.data = self.new_data(self.place.workers)
@@ -51,7 +57,10 @@ class OurStep(TrainingStep):
         """The quickstart's, in this setting's sizes."""
         sizes = {"image_size": self.setting.image_size, "batch_size": self.setting.batch, "num_workers": workers}
         options = quickstart("data") | sizes | options
-        return WebDatasetDataModule(**{name: made(value) for name, value in options.items()})
+        made_options = {name: made(value) for name, value in options.items()}
+        if self.compiled.mode is not None:
+            made_options["mask_generator"] = CudaGraphed(made_options["mask_generator"])
+        return WebDatasetDataModule(**made_options)
 
     def batches(self) -> Iterator[dict[str, Any]]:
         """Bytes: uint8 images."""

@@ -93,7 +93,7 @@ class PublishedStep(TrainingStep):
         timesteps = torch.randint(0, steps, (len(latents),), device=latents.device)
         noisy = self.scheduler.add_noise(latents, noise, timesteps)
         inputs = torch.cat([noisy, cells, masked], dim=1)
-        with self.autocast():
+        with self.autocast(), self.compiled.within(self.denoiser):
             prediction = self.denoiser(inputs, timesteps).sample
         target = self.scheduler.get_velocity(latents, noise, timesteps)
         return F.mse_loss(prediction.float(), target)

@@ -106,6 +106,6 @@ def settings(device: str, *, quick: bool) -> list[Setting]:
     side, batch, steps = (512, 16, 10) if device == "cuda" else (256, 2, 2)
     large = unet_config((128, 256, 384, 512), side // 8)
     return [
-        Setting(titles[0], embedded_vae, small, 128, 16, 100 if device == "cuda" else 10),
+        Setting(titles[0], embedded_vae, small, 128, 16, 40 if device == "cuda" else 10),
         Setting(titles[1], sd_sized_vae, large, side, batch, steps, SD_CHANNELS),
     ]

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from inpaint_module.denoisers.compiled_forward import CompiledForward
 from tests.benchmarks.phase_clock import PhaseClock
 from tests.benchmarks.step_settings import Setting
 
@@ -16,6 +17,9 @@ DATA, PREPARE, ENCODE = "waiting for data", "transfer + masks", "encode"
 DENOISER, OPTIMIZER, REST = "denoiser forward + backward", "optimizer", "rest"
 PHASES = (DATA, PREPARE, ENCODE, DENOISER, OPTIMIZER, REST)
 PREFETCH = 2  # batches that a worker prepares ahead, torch's default
+
+
+Call = tuple[tuple[Any, ...], dict[str, Any]]
 
 
 class Place(NamedTuple):
@@ -44,9 +48,10 @@ class TrainingStep(ABC):
         channels_last: memory format of the denoiser's weights.
         fused: the optimizer's pass over the weights.
         cached: clean latents are made before the run.
+        compiled: the denoiser's training pass, as `InpaintDiffusion(compile_mode="reduce-overhead")` does it.
     """
 
-    vae: nn.Module
+    vae: Any
     denoiser: nn.Module
 
     def __init__(
@@ -58,8 +63,10 @@ class TrainingStep(ABC):
         channels_last: bool = False,
         fused: bool = False,
         cached: bool = False,
+        compiled: bool = False,
     ):
         self.setting, self.place, self.cached = setting, place, cached
+        self.compiled = CompiledForward("reduce-overhead" if compiled else None)
         self.clock = PhaseClock(place.device)
         # past diffusers' own `to`, which warns of every cast
         self.vae = nn.Module.to(setting.new_vae().eval().requires_grad_(False), dtype=vae_dtype)
@@ -111,29 +118,35 @@ class TrainingStep(ABC):
         return torch.autocast(self.place.device, torch.bfloat16, enabled=self.place.autocast)
 
     def models_alone(self, batch: dict[str, Any]) -> Callable[[], None]:
-        """The encoder and denoiser calls of a step on this batch, to be made again on the very same tensors."""
-        encodes, denoises = _calls_in(lambda: self.train_on(batch), self.vae.encoder, self.denoiser)
+        """The VAE's and denoiser's calls of a step on this batch, to be made again on the very same tensors."""
+        encodes, denoises = self._calls_of(batch)
 
         def again() -> None:
             with torch.no_grad():
                 for arguments, options in encodes:
-                    self.vae.encoder(*arguments, **options)
-            with self.autocast():
+                    self.vae.encode(*arguments, **options)
+            with self.autocast(), self.compiled.within(self.denoiser):
                 for arguments, options in denoises:
                     self.denoiser(*arguments, **options).sample.float().square().mean().backward()
             self.optimizer.zero_grad()
 
         return again
 
+    def _calls_of(self, batch: dict[str, Any]) -> tuple[list[Call], list[Call]]:
+        """Positional and keyword arguments of every call of the VAE's `encode` and of the denoiser in a step."""
+        encodes: list[Call] = []
+        denoises: list[Call] = []
+        encode = self.vae.encode
 
-def _calls_in(work: Callable[[], None], *modules: nn.Module) -> list[list[tuple[tuple[Any, ...], dict[str, Any]]]]:
-    """Positional and keyword arguments of every call of these modules while `work` runs."""
-    seen: list[list[tuple[tuple[Any, ...], dict[str, Any]]]] = [[] for _ in modules]
-    hooks = [
-        module.register_forward_pre_hook(lambda _, args, options, to=to: to.append((args, options)), with_kwargs=True)
-        for module, to in zip(modules, seen, strict=True)
-    ]
-    work()
-    for hook in hooks:
+        def recorded(*arguments: Any, **options: Any) -> Any:
+            encodes.append((arguments, options))
+            return encode(*arguments, **options)
+
+        hook = self.denoiser.register_forward_pre_hook(
+            lambda _, arguments, options: denoises.append((arguments, options)), with_kwargs=True
+        )
+        self.vae.encode = recorded
+        self.train_on(batch)
+        self.vae.encode = encode
         hook.remove()
-    return seen
+        return encodes, denoises

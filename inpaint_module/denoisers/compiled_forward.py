@@ -1,0 +1,50 @@
+"""CompiledForward: a module's forward by torch.compile, for as long as a `with` block lasts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+
+MODES = ("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs")
+
+
+class CompiledForward:
+    """Puts compiled code in the place of a module's `forward`; outside the block the module is as it was.
+
+    Hooks of the module stay outside of the compiled code, its state dict keeps its names, and other callers, such as a
+    validation with its own shapes, compile nothing. A copy compiles anew, for the module that it is used with.
+
+    Args:
+        mode: of torch.compile, one of `MODES`; None leaves the module alone.
+
+    Raises:
+        ValueError: another mode.
+    """
+
+    def __init__(self, mode: str | None):
+        if mode is not None and mode not in MODES:
+            raise ValueError(f"compile_mode must be null or one of {', '.join(MODES)}; got {mode!r}")
+        self.mode = mode
+        self._module: nn.Module | None = None
+        self._forward: Callable[..., Any] | None = None
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.mode,)
+
+    @contextmanager
+    def within(self, module: nn.Module) -> Iterator[None]:
+        """Compiled while this lasts; the first call of each shape compiles."""
+        if self.mode is None:
+            yield
+            return
+        if self._module is not module:
+            self._module, self._forward = module, torch.compile(module.forward, mode=self.mode)
+        module.__dict__["forward"] = self._forward
+        try:
+            yield
+        finally:
+            del module.__dict__["forward"]
