@@ -10,6 +10,7 @@ from torch import Tensor
 from inpaint_module import randomness
 from inpaint_module.masks.generator import MaskGenerator, checked_at_least, checked_range, in_groups
 from inpaint_module.masks.noise import FIELD_BITS, fractal_noise, highest_share
+from inpaint_module.masks.square_root import square_root
 
 
 class Blob(MaskGenerator):
@@ -57,7 +58,7 @@ class Blob(MaskGenerator):
         stretch = (self.stretch[0] + stretch * (self.stretch[1] - self.stretch[0])).float()[:, None, None]
         u, v = cos * across + sin * down, (cos * down - sin * across) * stretch
         noise = fractal_noise(randomness.fork(keys, 0), height, width, self.cells, 2).float()
-        distance = (u * u + v * v).sqrt() + noise * (self.warp * min(height, width) * 2.0**-FIELD_BITS)
+        distance = square_root(u * u + v * v) + noise * (self.warp * min(height, width) * 2.0**-FIELD_BITS)
         farthest = self.stretch[1] * math.hypot(height, width) + self.warp * min(height, width) + 1
         field = ((farthest - distance) * (2**FIELD_BITS / farthest)).int()
         return highest_share(field, self.share[0] + share * (self.share[1] - self.share[0]))

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from inpaint_module.masks.generator import cheap_to_read
+from inpaint_module.masks.square_root import square_root
 
 MAX_INTERVALS = 1 << 22  # row intervals in flight: about 0.3 GiB
 _NOWHERE = -1.0e6  # an interval's right end where a row misses the mark
@@ -54,7 +55,7 @@ def strokes(start: Tensor, end: Tensor, width: Tensor, visible: Tensor) -> Marks
         visible: bool (B, M).
     """
     centre, half = (start + end) / 2, (end - start) / 2
-    length = (half[..., 0] * half[..., 0] + half[..., 1] * half[..., 1]).sqrt()
+    length = square_root(half[..., 0] * half[..., 0] + half[..., 1] * half[..., 1])
     divisor = length.clamp_min(1e-9)
     cos = torch.where(length > 0, half[..., 0] / divisor, 1.0)
     radius = width / 2
@@ -164,7 +165,7 @@ def _edge(x: Tensor, y: Tensor, dx: Tensor, dy: Tensor, radius: Tensor) -> tuple
     A disc of `radius` that rolls along the edge touches a row from the edge's point `lead` = radius * dx / |edge|
     rows below: hence the middle's row less the lead, the half height, and x and its change per row along the edge.
     """
-    length = (dx * dx + dy * dy).sqrt()
+    length = square_root(dx * dx + dy * dy)
     lead = torch.where(length > 0, radius * dx / length.clamp_min(1e-9), 0.0)
     level = dy <= 1e-6  # of a pixel: the right end alone counts
     slope = torch.where(level, 0.0, dx / dy.clamp_min(1e-6))
@@ -189,4 +190,4 @@ def _reach(offset: Tensor, radius: Tensor, y: Tensor, dy: Tensor, lead: Tensor, 
     taken = torch.minimum(torch.maximum(wanted, -dy), dy)
     rest = wanted - taken - lead  # rows from the disc's centre: exactly 0 where a sharp edge itself meets the row
     gap = radius * radius - rest * rest
-    return torch.where(gap >= 0, x + slope * taken + gap.clamp_min(0).sqrt(), _NOWHERE)
+    return torch.where(gap >= 0, x + slope * taken + square_root(gap.clamp_min(0)), _NOWHERE)

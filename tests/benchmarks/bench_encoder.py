@@ -175,7 +175,7 @@ def measured_peak(name: str, scale: Scale, kernel: int, device: str) -> int:
     return rise(lambda: call(data), device)
 
 
-def encode_rows(scale: Scale) -> Iterable[tuple[Any, ...]]:
+def encode_rows(scale: Scale, *, eager: bool) -> Iterable[tuple[Any, ...]]:
     """The whole encoder with `target=True`: images/s by dtype, compiled or not, one pass on 2B or two on B."""
     data, peak_flops = new_batch(scale.batch, scale.side, "cuda"), bf16_peak()
     for dtype in (torch.float32, torch.bfloat16):
@@ -186,8 +186,9 @@ def encode_rows(scale: Scale) -> Iterable[tuple[Any, ...]]:
             "eager, one pass on 2B": lambda one=one: one(data.pixels, data.hole, True),
             "eager, two passes on B": lambda two=two: two(data.pixels, data.hole, True),
         }
-        compiled = torch.compile(one)
-        calls["compiled, one pass on 2B"] = lambda compiled=compiled: compiled(data.pixels, data.hole, True)
+        if not eager:
+            compiled = torch.compile(one)
+            calls["compiled, one pass on 2B"] = lambda compiled=compiled: compiled(data.pixels, data.hole, True)
         for name, seconds in medians(calls, "cuda", seconds=scale.seconds).items():
             share = 100 * work / seconds / peak_flops if peak_flops else float("nan")
             yield str(dtype)[6:], name, seconds / MILLISECOND, scale.batch / seconds, share
@@ -200,15 +201,14 @@ def encode_flops(encoder: InpaintEncoder, data: Batch) -> int:
     return counter.get_total_flops()
 
 
-def compiled_rows(scale: Scale) -> Iterable[tuple[Any, ...]]:
+def compiled_rows(scale: Scale, *, eager: bool) -> Iterable[tuple[Any, ...]]:
     """Preprocessing alone on the GPU, eager against compiled."""
     data = new_batch(scale.batch, scale.side, "cuda")
     encoder = InpaintEncoder(NoVAE(), 16).to("cuda")
-    compiled = torch.compile(encoder)
-    calls = {
-        "eager": lambda: encoder(data.pixels, data.hole, True),
-        "compiled": lambda: compiled(data.pixels, data.hole, True),
-    }
+    calls = {"eager": lambda: encoder(data.pixels, data.hole, True)}
+    if not eager:
+        compiled = torch.compile(encoder)
+        calls["compiled"] = lambda: compiled(data.pixels, data.hole, True)
     for name, seconds in medians(calls, "cuda", seconds=scale.seconds).items():
         yield name, seconds / MILLISECOND, scale.batch / seconds
 
@@ -225,6 +225,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--quick", action="store_true", help="small sizes: does it run?")
+    parser.add_argument("--eager", action="store_true", help="without the compiled rows of a GPU")
     options = parser.parse_args(arguments)
     device = options.device
     full = Scale(seconds=1) if device == "cuda" else Scale()  # whose times waver less
@@ -249,12 +250,12 @@ def main(arguments: list[str] | None = None) -> None:
         table(
             f"Preprocessing with target, {size}, k = 16",
             ("", "ms", "images/s"),
-            compiled_rows(scale),
+            compiled_rows(scale, eager=options.eager),
         )
         table(
             f"The whole encoder with target, {size}, AutoencoderKL {scale.vae_channels}",
             ("VAE dtype", "", "ms", "images/s", "% of the card's dense bf16 peak"),
-            encode_rows(scale),
+            encode_rows(scale, eager=options.eager),
         )
 
 

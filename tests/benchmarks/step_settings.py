@@ -103,9 +103,9 @@ def settings(device: str, *, quick: bool) -> list[Setting]:
             Setting(titles[0], embedded_vae, small | {"block_out_channels": (32, 32, 32)}, 64, 2, 1),
             Setting(titles[1], sd_sized_vae, large, 64, 2, 1, narrow),
         ]
-    side, batch, steps = (512, 16, 10) if device == "cuda" else (256, 2, 2)
+    side, batch, steps = (512, 16, 6) if device == "cuda" else (256, 2, 2)
     large = unet_config((128, 256, 384, 512), side // 8)
     return [
-        Setting(titles[0], embedded_vae, small, 128, 16, 40 if device == "cuda" else 10),
+        Setting(titles[0], embedded_vae, small, 128, 16, 20 if device == "cuda" else 10),
         Setting(titles[1], sd_sized_vae, large, side, batch, steps, SD_CHANNELS),
     ]

@@ -1,0 +1,17 @@
+"""Roots are those of IEEE 754, on every device: numpy's, which are the processor's own."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from inpaint_module.masks.square_root import square_root
+
+
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.cuda)])
+def test_roots_are_correctly_rounded(device: str) -> None:
+    generator = torch.Generator().manual_seed(0)
+    numbers = torch.cat([torch.rand(500_001, generator=generator) * scale for scale in (1e-6, 1.0, 500.0, 1e9)])
+    numbers = torch.cat([numbers, torch.tensor([0.0, 1.0, 2.0**-149, 3.4e38])])
+    assert np.array_equal(square_root(numbers.to(device)).cpu().numpy(), np.sqrt(numbers.numpy()))
