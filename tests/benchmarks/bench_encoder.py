@@ -242,7 +242,7 @@ def main(arguments: list[str] | None = None) -> None:
         peak_rows(scale, device),
     )
     table(
-        f"Share of the step: AutoencoderKL {scale.vae_channels}, {scale.side} px, float32 channels_last, k = 16",
+        f"Share of the step: AutoencoderKL {scale.vae_channels}, {scale.side} px, float32, k = 16",
         ("batch", "target", "preprocessing, ms", "with the VAE, ms", "preprocessing / VAE, %"),
         share_rows(scale, device),
     )
