@@ -191,7 +191,7 @@ def test_a_stopped_command_leaves_no_orphans_and_goes_on(tmp_path: Path, number:
             os.kill(run.pid, number)
         _, message = run.communicate()
         wait_until(lambda: not alive(run.pid))
-    assert run.returncode == (130 if number == signal.SIGINT else -number)
+    assert run.returncode == (130 if number == signal.SIGINT else -number), message
     assert ("stopped; the same command goes on" in message) == (number == signal.SIGINT)
     assert "Traceback" not in message
     left = (out / "000001.tar.part").stat().st_mtime_ns

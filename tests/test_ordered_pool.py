@@ -1,6 +1,7 @@
 """ordered_map: results in order, little in work, errors passed on."""
 
 import os
+import signal
 import time
 from collections.abc import Iterator
 
@@ -16,6 +17,16 @@ def work(number: int) -> tuple[int, int]:
         os._exit(9)
     time.sleep(0.02 * (number % 3 == 0))
     return number, os.getpid()
+
+
+def is_deaf(_: int) -> bool:
+    return signal.SIGINT in signal.pthread_sigmask(signal.SIG_BLOCK, [])
+
+
+def test_workers_never_hear_ctrl_c() -> None:
+    """From their first moment: one that was starting died of it, with a traceback."""
+    assert all(ordered_map(is_deaf, range(4), workers=2, preload=__name__))
+    assert not is_deaf(0)
 
 
 def test_order_processes_and_bound() -> None:

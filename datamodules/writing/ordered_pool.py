@@ -10,11 +10,22 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from multiprocessing import forkserver, resource_tracker
 from typing import TypeVar
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 _AHEAD = 4  # items in work for each process
+
+
+def _start_server() -> None:
+    """The process that workers are forked from, deaf to Ctrl-C as they are then: it must not kill one that starts."""
+    resource_tracker.ensure_running()  # which would let signals in again
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+    try:
+        forkserver.ensure_running()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _end_with_parent() -> None:
@@ -26,7 +37,7 @@ def _end_with_parent() -> None:
 
 
 def _start_worker() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent ends its workers
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # should somebody else have started the server
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
 
@@ -52,6 +63,7 @@ def ordered_map(
         return
     context = multiprocessing.get_context("forkserver")  # forking a process that has threads may hang
     context.set_forkserver_preload([preload])
+    _start_server()
     pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker)
     waiting: deque[Future[Result]] = deque()
     try:
