@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from functools import cached_property
 from itertools import accumulate, pairwise
 from pathlib import Path
@@ -258,7 +259,8 @@ class WebDatasetDataModule(StreamDataModule):
         return self.val_dataloader()
 
     def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
-        """Look at the first masks from the data: mostly white ones get a warning."""
+        """Note the time, for `Throughput`. Look at the first masks from the data: mostly white ones get a warning."""
+        self.batch_arrived = time.perf_counter()
         self._watch_polarity(batch)
         return batch
 

@@ -8,7 +8,7 @@ from itertools import count
 from typing import Any
 
 import pytest
-from lightning.pytorch import Callback, Trainer
+from lightning.pytorch import Callback, LightningDataModule, Trainer
 from quiet_trainer import QUIET, quiet_trainer
 from tiny_models import tiny_batch, tiny_module
 from torch.utils.data import DataLoader, IterableDataset
@@ -40,19 +40,44 @@ class Seen(Callback):
         self.metrics = {name: float(value) for name, value in trainer.logged_metrics.items()}
 
 
-def logged(seconds: float, steps: int = 6, device: str = "cpu", **options: Any) -> dict[str, float]:
+def logged(
+    source: float | LightningDataModule, steps: int = 6, device: str = "cpu", **options: Any
+) -> dict[str, float]:
     seen, module = Seen(), tiny_module()
     settings = {"accelerator": device, "devices": 1, "log_every_n_steps": 3, **options}
     trainer = quiet_trainer(steps, callbacks=[Throughput(), seen], **settings)
-    trainer.fit(module, DataLoader(SlowBatches(seconds), batch_size=None))
+    data = DataLoader(SlowBatches(source), batch_size=None) if isinstance(source, float) else source
+    trainer.fit(module, data)
     assert not module.encoder._forward_hooks
     assert not module.denoiser._forward_hooks
     return {name.removeprefix("throughput/"): value for name, value in seen.metrics.items() if "throughput" in name}
 
 
+class SlowMasks(LightningDataModule):
+    """Batches at once; between the loader and the step, a pause."""
+
+    def train_dataloader(self) -> DataLoader[dict[str, Any]]:
+        return DataLoader(SlowBatches(0.0), batch_size=None)
+
+    def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        self.batch_arrived = time.perf_counter()
+        return batch
+
+    def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        time.sleep(0.2)
+        return batch
+
+
+def test_masks_are_not_waiting() -> None:
+    found = logged(SlowMasks())
+    assert found["preparing"] > 0.4
+    assert found["waiting"] < 0.2
+
+
 def test_a_slow_source_is_waited_for() -> None:
     found = logged(0.2)
     assert found["waiting"] > 0.4
+    assert found["preparing"] == 0
     assert found["images_per_s"] < 2 / 0.2
 
 

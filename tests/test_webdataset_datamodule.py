@@ -1,5 +1,6 @@
 """WebDatasetDataModule: batches with masks, evaluation, and arguments."""
 
+import time
 from pathlib import Path
 from typing import Any
 
@@ -78,8 +79,9 @@ def test_evaluation_length(shards: str) -> None:
 
 def test_training_without_validation_shards(shards: str, tmp_path: Path) -> None:
     data = WebDatasetDataModule(shards, batch_size=1, image_size=8, mask_generator=Halves())
-    recorder = Recorder()
+    recorder, began = Recorder(), time.perf_counter()
     quiet_trainer(2, default_root_dir=tmp_path, val_check_interval=1).fit(recorder, data)
+    assert began < data.batch_arrived < time.perf_counter()
     assert (len(recorder.trained), recorder.validated) == (2, [])
     with pytest.raises(ValueError, match=r"data\.val_shards: expected shards to evaluate on, got null"):
         data.test_dataloader()

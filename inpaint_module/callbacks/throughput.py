@@ -12,7 +12,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import nn
 
 Mark = Callable[[], Any]  # makes a point in time
-SHARES = ("waiting", "encoder", "denoiser", "optimizer")
+SHARES = ("waiting", "preparing", "encoder", "denoiser", "optimizer")
 
 
 class HostTimer:
@@ -54,14 +54,14 @@ class Stopwatch:
         self._open: dict[str, Any] = {}
         self._spans: list[tuple[str, Any, Any]] = []
 
-    def start(self, name: str) -> None:
-        """Begin a span; one that was begun before and not ended is forgotten."""
-        self._open[name] = self.timer.mark()
+    def start(self, name: str, at: Any = None) -> None:
+        """Begin a span, now or at a past mark; one that was begun before and not ended is forgotten."""
+        self._open[name] = self.timer.mark() if at is None else at
 
-    def stop(self, name: str) -> None:
-        """End the span, if it was begun."""
+    def stop(self, name: str, at: Any = None) -> None:
+        """End the span, if it was begun, now or at a past mark."""
         if name in self._open:
-            self._spans.append((name, self._open.pop(name), self.timer.mark()))
+            self._spans.append((name, self._open.pop(name), self.timer.mark() if at is None else at))
 
     def forget(self, name: str) -> None:
         """As if the span had never begun."""
@@ -79,10 +79,11 @@ class Stopwatch:
 class Throughput(Callback):
     """Logs `throughput/images_per_s` over all ranks and the shares of the time, every `log_every_n_steps`.
 
-    `waiting` is the host's time between two batches: what the loader, the copy to the device and the painting of masks
-    did not hide. `encoder` is the VAE with what is around it, `denoiser` its forward and backward pass, `optimizer` the
-    step; `other` is the rest of the time. On a GPU they are the device's, measured by events, without a
-    synchronisation in the step.
+    `waiting` is the host's time for the loader's next batch, `preparing` that for its copy to the device and the
+    painting of masks. `encoder` is the VAE with what is around it, `denoiser` its forward and backward pass,
+    `optimizer` the step; `other` is the rest of the time. On a GPU these are the device's, measured by events, without
+    a synchronisation in the step. With a data module that has no `batch_arrived`, the time at which the loader handed
+    over, `waiting` holds both.
     """
 
     def __init__(self) -> None:
@@ -108,8 +109,12 @@ class Throughput(Callback):
         self._device.stop(name)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, *args: Any, **kwargs: Any) -> None:
-        """The batch is there."""
-        self._host.stop("waiting")
+        """The batch is there, on its device and with its masks."""
+        arrived = getattr(trainer.datamodule, "batch_arrived", None)  # type: ignore[attr-defined]
+        self._host.stop("waiting", at=arrived)
+        if arrived is not None:
+            self._host.start("preparing", at=arrived)
+            self._host.stop("preparing")
 
     def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
         """The backward pass is the denoiser's: nothing else has gradients."""
