@@ -105,9 +105,17 @@ def test_the_coarsest_grid_of_a_denoiser() -> None:
 
 
 def test_what_would_be_faster() -> None:
-    def said(decode: float, encode: float, step: float, workers: int, cached: bool = False) -> str:
-        speeds = Speeds(1e9, None, decode, encode, step)
-        return faster(speeds, Sizes([(512, 512)], 8, 8), workers=workers, cores=8, cached=cached)
+    def said(
+        decode: float,
+        encode: float,
+        step: float,
+        workers: int,
+        cached: bool = False,
+        gpu: bool = False,
+        masks: float = 1e9,
+    ) -> str:
+        speeds = Speeds(masks, None, decode, encode, step)
+        return faster(speeds, Sizes([(512, 512)], 8, 8), workers=workers, cores=8, cached=cached, gpu=gpu)
 
     assert "set data.num_workers: 5" in said(10, 100, 100, 2)
     assert "13 workers were needed on 8 cores" in said(4, 100, 100, 2)
@@ -115,6 +123,9 @@ def test_what_would_be_faster() -> None:
     assert said(100, 100, 100, 2).startswith("the VAE takes 50% of a step")
     assert said(100, 100, 100, 2, cached=True).startswith("the denoiser and its optimizer take 50% of a step")
     assert said(100, 0, 0, 2) == ""
+    assert said(100, 100, 100, 2, gpu=True).endswith("configs/compiled.yaml compiles for a GPU")
+    assert said(100, 100, 100, 2, gpu=True, masks=200).startswith("painting masks takes 20% of a step")
+    assert said(100, 100, 100, 2, masks=200).startswith("the VAE takes 40% of a step")
 
 
 def test_patience() -> None:

@@ -231,8 +231,14 @@ def examine_model(
     if step and not exam.latents.lost:
         with autocast(precision, device):
             _train(exam, module)
-    cores, workers = os.cpu_count() or 1, exam.workers
-    exam.faster = model_checks.faster(exam.speeds, exam.sizes, workers=workers, cores=cores, cached=cached is not None)
+    exam.faster = model_checks.faster(
+        exam.speeds,
+        exam.sizes,
+        workers=exam.workers,
+        cores=os.cpu_count() or 1,
+        cached=cached is not None,
+        gpu=module.encoder.kernel.is_cuda,
+    )
 
 
 def _dtype_of(module: InpaintDiffusion) -> str:

@@ -64,7 +64,7 @@ def check_loss(loss: float) -> list[Finding]:
     return [Finding(ERROR, "loss", "model", "a finite loss", str(loss), "look at the denoiser's dtype and weights")]
 
 
-def faster(speeds: Speeds, sizes: Sizes, *, workers: int, cores: int, cached: bool) -> str:
+def faster(speeds: Speeds, sizes: Sizes, *, workers: int, cores: int, cached: bool, gpu: bool) -> str:
     """One sentence on what limits a training step, and what would help."""
     if not speeds.encode or not speeds.step:
         return ""
@@ -73,14 +73,17 @@ def faster(speeds: Speeds, sizes: Sizes, *, workers: int, cores: int, cached: bo
         return _more_data(speeds.decode, step, workers, cores)
     if speeds.decode and not workers and (share := 1 / (1 + speeds.decode * step)) > 0.05:
         return f"decoding takes {share:.0%} of the time of the training process: set data.num_workers: 1 to hide it"
+    if gpu and (share := 1 / speeds.masks / step) > 0.05:
+        advice = "put inpaint_module.masks.CudaGraphed around data.mask_generator"
+        return f"painting masks takes {share:.0%} of a step, most of it the CPU's: {advice}"
+    compiling = ", configs/compiled.yaml compiles for a GPU" if gpu else ""
     if (share := 1 / speeds.encode / step) > 0.3 and not cached:
-        advice = "python -m datamodules.cache_latents halves that"
-        return f"the VAE takes {share:.0%} of a step: {advice}, configs/bf16.yaml helps where bfloat16 is native"
+        advice = "python -m datamodules.cache_latents halves that, configs/bf16.yaml helps where bfloat16 is native"
+        return f"the VAE takes {share:.0%} of a step: {advice}{compiling}"
     largest = max(sizes.seen, default=(0, 0))
     share = 1 / speeds.step / step
-    return (
-        f"the denoiser and its optimizer take {share:.0%} of a step at {largest[0]} x {largest[1]}; the data keeps up"
-    )
+    what = f"the denoiser and its optimizer take {share:.0%} of a step at {largest[0]} x {largest[1]}"
+    return f"{what}; the data keeps up{compiling}"
 
 
 def _more_data(decode: float, step: float, workers: int, cores: int) -> str:
