@@ -180,6 +180,7 @@ def test_a_stopped_command_leaves_no_orphans_and_goes_on(tmp_path: Path, number:
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # what runs in a shell's background ignores it
         cwd=Path(__file__).parents[1],
     ) as run:
         wait_until(lambda: (out / JOURNAL).exists() and (out / JOURNAL).read_text().count("\n") == 3)

@@ -65,7 +65,7 @@ class Boxes(MaskGenerator):
         marks = painter.boxes(left, top, box_width, box_height, visible)
         radius = randomness.integers(corner, self.corner[0], self.corner[1] + 1).float()
         radius = torch.minimum(radius * (short_side / self.resolution), marks.along)
-        marks = marks._replace(radius=torch.where(is_round, radius, marks.radius))
+        marks = painter.with_radius(marks, torch.where(is_round, radius, marks.radius))
         return painter.paint(marks, height, width, self._pixels(self.size[1], short_side))
 
     def _spans(self, lengths: Tensor, places: Tensor, side: int, short_side: int) -> tuple[Tensor, Tensor]:

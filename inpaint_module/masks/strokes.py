@@ -87,7 +87,7 @@ class Strokes(MaskGenerator):
         is_square = ~is_disc & (kinds < round((self.discs + self.squares) * 2**32))
         half = torch.where(is_square, thick / 2, thick)
         dots = painter.strokes(start, start, 2 * half, drawn)
-        dots = dots._replace(radius=torch.where(is_square, 0.0, half))
+        dots = painter.with_radius(dots, torch.where(is_square, 0.0, half))
         dotted = is_disc | is_square
         return painter.Marks(*(torch.where(dotted, dot, line) for dot, line in zip(dots, lines, strict=True)))
 
