@@ -38,10 +38,8 @@ class OurStep(TrainingStep):
         """The encoder puts the VAE into channels_last and moves it with the module."""
         encoder = InpaintEncoder(self.vae, grow_mask_by=6, normalize=True)
         layout = StableDiffusionLayout(reduce="max")
-        self.module = InpaintDiffusion(
-            self.denoiser, encoder, layout, self.setting.scheduler(), compile_mode=self.compiled.mode
-        ).to(self.place.device)
-        self.module.compiled = self.compiled
+        self.module = InpaintDiffusion(self.denoiser, encoder, layout, self.setting.scheduler()).to(self.place.device)
+        self.module.compiled = self.compiled  # the very one, so that the models alone run what the step ran
         if self.compiled.mode is not None:
             self.vae.encode = torch.compile(self.vae.encode)
         encoder.register_forward_pre_hook(lambda *_: self.clock.enter(ENCODE))
