@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from inpaint_module.masks import MaskGenerator, Strokes, preset, presets
+from inpaint_module.masks import CudaGraphed, MaskGenerator, Strokes, preset, presets
 from inpaint_module.randomness import Stream, key
 from tests.benchmarks import machine
 from tests.benchmarks.markdown import table
@@ -78,11 +78,19 @@ def speed(scale: Scale, device: str, rounds: int) -> None:
     if device == "cpu" and importlib.util.find_spec("cv2"):
         works |= one_at_a_time(scale)
     took = medians(works, device, rounds=rounds)
+    header, columns = ["preset", "ms per mask"], [took]
+    if device == "cuda":
+        replays = {name: partial(CudaGraphed(preset(name)), batch, side, side) for name in presets()}
+        columns.append(medians(replays, device, rounds=rounds))
+        header += ["by a CUDA graph", "share of VAE encode", "by a CUDA graph"]
     encode = vae_encode_seconds(scale) if device == "cuda" else None
-    header = ("preset", "ms per mask", *(("share of VAE encode",) if encode else ()))
     rows = (
-        (name, f"{value / scale.batch / MILLISECOND:.3f}", *((f"{value / encode:.2%}",) if encode else ()))
-        for name, value in took.items()
+        (
+            name,
+            *(f"{column[name] / scale.batch / MILLISECOND:.3f}" for column in columns),
+            *(f"{column[name] / encode:.2%}" for column in columns if encode),
+        )
+        for name in took
     )
     table(f"Time, batch {scale.batch} at {side} x {side}", header, rows)
 
@@ -99,9 +107,9 @@ def one_at_a_time(scale: Scale) -> dict[str, Callable[[], object]]:
 
 def vae_encode_seconds(scale: Scale) -> float:
     """Encoding one batch of photos with an autoencoder of Stable Diffusion's size, random weights, bf16."""
-    vae = sd_sized_vae(scale.vae_channels, "cuda", torch.bfloat16).to(memory_format=torch.channels_last)
+    vae = sd_sized_vae(scale.vae_channels, "cuda", torch.bfloat16)
     photos = torch.rand(scale.batch, 3, scale.side, scale.side, device="cuda")
-    photos = photos.to(torch.bfloat16, memory_format=torch.channels_last)
+    photos = photos.to(torch.bfloat16)
     with torch.no_grad():
         return medians({"encode": lambda: vae.encode(photos)}, "cuda", rounds=5)["encode"]
 
