@@ -21,7 +21,7 @@ from torch import Tensor
 
 _LOW32 = 0xFFFFFFFF
 _GOLDEN = 0x9E3779B9  # the golden ratio in 32 bits: tells the two words of a key apart
-Number = TypeVar("Number", int, Tensor)
+_Number = TypeVar("_Number", int, Tensor)
 
 # in torch's own operations a hash is thirty launches of a kernel and a key is a hundred
 _CUDA_HASH = """
@@ -79,7 +79,7 @@ def _in_one_kernel(x: Tensor) -> bool:
     return plain and not torch.compiler.is_compiling() and hasattr(torch.cuda, "jiterator")
 
 
-def _pcg(x: Number) -> Number:
+def _pcg(x: _Number) -> _Number:
     """One round of the 32-bit PCG hash, a bijection on 0..2^32-1 held in int64."""
     state = (x * 747796405 + 2891336453) & _LOW32
     word = (((state >> ((state >> 28) + 4)) ^ state) * 277803737) & _LOW32

@@ -7,6 +7,7 @@ import pickle
 
 import pytest
 import torch
+from on_gpu import on_gpu
 from tiny_models import tiny_batch, tiny_module
 from torch import nn
 
@@ -59,7 +60,7 @@ def test_an_unknown_mode_is_refused() -> None:
 def test_on_a_gpu_cuda_graphs_give_the_same_gradients() -> None:
     plain, module = tiny_module().cuda(), tiny_module(compile_mode="reduce-overhead").cuda()
     for first in (0, 2, 4, 6):  # graphs are recorded at the second step and replayed from the third
-        batch = {n: v.cuda() if isinstance(v, torch.Tensor) else v for n, v in tiny_batch(first=first).items()}
+        batch = on_gpu(tiny_batch(first=first))
         for each in (plain, module):
             each.zero_grad()
             each.loss(batch).backward()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import pickle
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -26,7 +27,7 @@ def test_what_changes_with_the_step_is_refused() -> None:
 
 
 @pytest.mark.parametrize("again", [copy.deepcopy, lambda masks: pickle.loads(pickle.dumps(masks))])
-def test_copies_paint_the_same(again: type) -> None:
+def test_copies_paint_the_same(again: Callable[[CudaGraphed], CudaGraphed]) -> None:
     masks = CudaGraphed(Outpaint())
     assert torch.equal(again(masks)(KEYS, 32, 32), masks(KEYS, 32, 32))
 

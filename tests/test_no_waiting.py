@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -11,6 +10,7 @@ import pytest
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
 from mask_cases import GENERATORS, KEYS
+from on_gpu import never_waiting, on_gpu
 from tiny_models import ClassConditioning, tiny_batch, tiny_denoiser, tiny_module, tiny_vae
 from torch import Tensor
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
@@ -51,11 +51,6 @@ MODULES: dict[str, Callable[[], InpaintDiffusion]] = {
     "flow": flow,
     "flow, logit-normal": partial(flow, objective=partial(FlowMatchingObjective, timesteps=LogitNormal())),
 }
-
-
-def on_gpu(batch: dict[str, Any]) -> dict[str, Any]:
-    """Its tensors moved."""
-    return {name: value.to("cuda") if isinstance(value, Tensor) else value for name, value in batch.items()}
 
 
 def step(module: InpaintDiffusion, batch: dict[str, Any]) -> Tensor:
@@ -105,16 +100,6 @@ def test_who_asks_is_found(shapes_alone: FakeTensorMode) -> None:
     encoder = InpaintEncoder(tiny_vae())
     with shapes_alone, pytest.raises(DataDependentOutputException):
         encoder.to("cuda")(torch.ones(1, 3, 16, 16, device="cuda"), torch.ones(16, 16, device="cuda") > 0)
-
-
-@contextmanager
-def never_waiting() -> Iterator[None]:
-    """An error for whatever waits for the GPU."""
-    torch.cuda.set_sync_debug_mode("error")
-    try:
-        yield
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
 
 
 @pytest.mark.cuda

@@ -10,6 +10,7 @@ import pytest
 import tiny_folders as tiny
 import torch
 from diffusers import DiffusionPipeline
+from on_gpu import never_waiting, on_gpu
 from torch import Tensor, nn
 
 from inpaint_module.conditioning.text_conditioning import (
@@ -195,11 +196,8 @@ def test_a_gpu_is_not_waited_for() -> None:
     pipeline = tiny.stable_diffusion_xl()
     conditioning = StableDiffusionXLText(encoder(pipeline, 1), encoder(pipeline, 2))
     conditioning.to(torch.device("cuda"))
-    given = batch() | {"image": batch()["image"].cuda()}
+    given = on_gpu(batch())
     dropped = torch.zeros(len(given["image"]), dtype=torch.bool, device="cuda")
     conditioning(given, dropped)  # the embedding of no caption is made once
-    torch.cuda.set_sync_debug_mode("error")
-    try:
+    with never_waiting():
         conditioning(given, dropped)
-    finally:
-        torch.cuda.set_sync_debug_mode("default")

@@ -35,7 +35,7 @@ class OurStep(TrainingStep):
     """`WebDatasetDataModule` and `InpaintDiffusion.loss` with the quickstart's options, called as Lightning does."""
 
     def assemble(self) -> None:
-        """The encoder puts the VAE into channels_last and moves it with the module."""
+        """The encoder lays out the VAE and moves it with the module."""
         encoder = InpaintEncoder(self.vae, grow_mask_by=6, normalize=True)
         layout = StableDiffusionLayout(reduce="max")
         self.module = InpaintDiffusion(self.denoiser, encoder, layout, self.setting.scheduler()).to(self.place.device)

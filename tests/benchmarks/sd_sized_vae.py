@@ -12,7 +12,7 @@ SD_CHANNELS = (128, 256, 512, 512)
 def sd_sized_vae(
     channels: tuple[int, ...] = SD_CHANNELS, device: str = "cpu", dtype: torch.dtype = torch.float32
 ) -> AutoencoderKL:
-    """AutoencoderKL with Stable Diffusion's sizes and random weights, frozen; `InpaintEncoder` makes it channels_last.
+    """AutoencoderKL with Stable Diffusion's sizes and random weights, frozen; `InpaintEncoder` lays them out.
 
     Args:
         channels: of its four levels.

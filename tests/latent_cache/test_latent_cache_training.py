@@ -13,6 +13,7 @@ import torch
 import yaml
 from diffusers import DDIMScheduler
 from latent_caches import CONFIGS, TRAIN, batches, data_module, encoder
+from on_gpu import on_gpu
 from quiet_trainer import QUIET
 from tiny_models import tiny_batch, tiny_denoiser, tiny_module, tiny_vae
 
@@ -46,8 +47,7 @@ def test_the_loss_is_that_without_the_cache(max_batch: int | None, cache: Path) 
 
 @pytest.mark.cuda
 def test_the_loss_on_a_gpu_is_that_without_the_cache() -> None:
-    module, batch = tiny_module().cuda(), tiny_batch(3)
-    plain = {name: value.cuda() if isinstance(value, torch.Tensor) else value for name, value in batch.items()}
+    module, plain = tiny_module().cuda(), on_gpu(tiny_batch(3))
     cached = plain | {"latents": encode_clean(module.encoder, plain["image"])}
     assert module.loss(cached).item() == pytest.approx(module.loss(plain).item(), rel=1e-3)  # TF32 convolutions
 
