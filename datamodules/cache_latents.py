@@ -25,7 +25,7 @@ from tqdm import tqdm
 
 from datamodules.faults.quarantine import QUARANTINE
 from datamodules.samples.latent_cache import DTYPES
-from datamodules.shards.manifest import Shard, read_manifest, write_atomically
+from datamodules.shards.manifest import Shard, read_manifest
 from datamodules.webdataset_datamodule import WebDatasetDataModule
 from datamodules.writing.latent_samples import cached_samples
 from datamodules.writing.shard_journal import open_journal
@@ -36,6 +36,7 @@ from inpaint_module.commands.config_files import make_parts, read_parts
 from inpaint_module.commands.devices import add_device, device_of
 from inpaint_module.commands.exit_codes import GOES_ON, exit_code_of
 from inpaint_module.encoder import InpaintEncoder
+from inpaint_module.files import atomic_write_text
 
 RECORD = "latents.json"
 _OF_LOADING = ("num_workers", "stall_timeout", "val_shards", "val_batch_size", "cache_dir", "cache_bytes")
@@ -119,7 +120,7 @@ def cache_latents(
                     journal.add(*finished, next_source=position, skipped=replaced)
             if finished := writer.finish():
                 journal.add(*finished, next_source=total, skipped=replaced)
-        write_atomically(out / RECORD, json.dumps(record, indent=1) + "\n")
+        atomic_write_text(out / RECORD, json.dumps(record, indent=1) + "\n")
         journal.publish()
     return Report(read_manifest(out), list(dict.fromkeys(replaced)))
 

@@ -9,9 +9,10 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 FLOORS = {
-    "inpaint_module.checkpoints": 0,
+    "inpaint_module.checkpoints": 1,
     "inpaint_module.commands": 0,
     "inpaint_module.embedded": 0,
+    "inpaint_module.files": 0,
     "inpaint_module.fingerprints": 0,
     "inpaint_module.morphology": 0,
     "inpaint_module.randomness": 0,

@@ -7,7 +7,6 @@ import pytest
 from data_fixtures import encode, photo, write_tar
 
 from datamodules.images.image_sizes import image_size
-from datamodules.shards import manifest
 from datamodules.shards.manifest import (
     JOURNAL,
     ManifestRow,
@@ -18,7 +17,6 @@ from datamodules.shards.manifest import (
     parse_index,
     parse_manifest,
     read_manifest,
-    write_atomically,
     write_manifest,
     write_rows,
 )
@@ -118,19 +116,6 @@ def test_an_unfinished_folder_says_so(tmp_path: Path) -> None:
     (tmp_path / JOURNAL).touch()
     with pytest.raises(ValueError, match="no such file; make_shards was interrupted here, run it again"):
         read_manifest(tmp_path)
-
-
-def test_a_failed_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = tmp_path / "f.json"
-    write_atomically(path, "old")
-
-    def full(number: int) -> None:
-        raise OSError("No space left on device")
-
-    monkeypatch.setattr(manifest.os, "fsync", full)
-    with pytest.raises(OSError, match="No space left"):
-        write_atomically(path, "new")
-    assert path.read_text() == "old"
 
 
 def test_digest_of_an_index_ignores_sizes() -> None:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
@@ -19,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from datamodules.shards.tar_index import Measure, ShardIndex, index_shard, is_safe, scan_tar
+from inpaint_module.files import atomic_write_text
 
 VERSION = 1
 MANIFEST = "manifest.json"
@@ -59,27 +59,17 @@ def index_path(shard: Path) -> Path:
     return shard.with_suffix(".index.json")
 
 
-def write_atomically(path: Path, text: str) -> None:
-    """Write a small file so that a kill at any moment leaves the old one or the new one."""
-    temporary = path.with_name(f"{path.name}.tmp")
-    with temporary.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
-
-
 def write_index(path: Path, index: ShardIndex, size: int, **more: Any) -> None:
     """Write the index of a tar of `size` bytes; `more` goes into the file and means nothing to `load_index`."""
     known = {name: value for name, value in index._asdict().items() if value is not None}
     content = {"version": VERSION, "bytes": size, **known, **more}
-    write_atomically(path, json.dumps(content, separators=(",", ":")) + "\n")
+    atomic_write_text(path, json.dumps(content, separators=(",", ":")) + "\n")
 
 
 def write_rows(folder: Path, rows: Sequence[ManifestRow]) -> None:
     """Write a folder's `manifest.json`."""
     shards = [{name: value for name, value in asdict(row).items() if value is not None} for row in rows]
-    write_atomically(folder / MANIFEST, json.dumps({"version": VERSION, "shards": shards}, indent=1) + "\n")
+    atomic_write_text(folder / MANIFEST, json.dumps({"version": VERSION, "shards": shards}, indent=1) + "\n")
 
 
 def write_manifest(folder: str | Path, *, measure: Measure | None = None) -> list[Shard]:

@@ -13,6 +13,7 @@ from typing import Any
 from datamodules.shards.manifest import JOURNAL, MANIFEST, ManifestRow, index_path, write_index, write_rows
 from datamodules.shards.tar_index import ScannedTar
 from datamodules.writing.shard_writer import PART
+from inpaint_module.files import sync_folder
 
 VERSION = 1
 
@@ -30,14 +31,6 @@ class FinishedShard:
 def _parse(lines: Sequence[str]) -> list[FinishedShard]:
     contents = [json.loads(line) for line in lines]
     return [FinishedShard(ManifestRow(**content.pop("row")), **content) for content in contents]
-
-
-def _sync_folder(folder: Path) -> None:
-    number = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(number)
-    finally:
-        os.close(number)
 
 
 class ShardJournal:
@@ -132,7 +125,7 @@ class ShardJournal:
             part = path.with_name(shard.row.name + PART)
             if part.exists():
                 part.replace(path)
-        _sync_folder(self.folder)
+        sync_folder(self.folder)
         self.path.unlink()
 
     def discard(self) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 import os
 import platform
@@ -17,6 +18,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from inpaint_module.callbacks.image_grid import run_folder
+from inpaint_module.files import atomic_write_text
 
 RECORD = "run.json"
 METRICS = "metrics.csv"
@@ -47,10 +49,9 @@ def read_metrics(path: Path) -> list[MetricRow]:
 
 def write_metrics(path: Path, rows: Iterable[MetricRow]) -> None:
     """Write a new `metrics.csv` in place of the old one."""
-    temporary = path.with_name(path.name + ".tmp")
-    with temporary.open("w", newline="") as file:
-        csv.writer(file, lineterminator="\n").writerows([MetricRow._fields, *rows])
-    os.replace(temporary, path)
+    text = io.StringIO(newline="")
+    csv.writer(text, lineterminator="\n").writerows([MetricRow._fields, *rows])
+    atomic_write_text(path, text.getvalue())
 
 
 class RunRecord(Callback):
@@ -78,7 +79,7 @@ class RunRecord(Callback):
         starts = json.loads(path.read_text())["starts"] if path.exists() else []
         record = describe_run(trainer, pl_module)
         record["starts"] = [*starts, {"time": datetime.now(UTC).isoformat("T", "seconds"), "step": trainer.global_step}]
-        path.write_text(json.dumps(record, indent=1) + "\n")
+        atomic_write_text(path, json.dumps(record, indent=1) + "\n")
         metrics = self._folder / METRICS
         kept = read_metrics(metrics) if metrics.exists() else []
         kept = [row for row in kept if row.step <= trainer.global_step]

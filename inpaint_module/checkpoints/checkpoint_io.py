@@ -14,6 +14,8 @@ import torch
 from lightning.fabric.plugins.io.checkpoint_io import CheckpointIO
 from lightning.pytorch.utilities import rank_zero_info
 
+from inpaint_module.files import atomic_write
+
 SEAL = re.compile(rb"(step:(\d{20}) time:(\d{20})) sha256:([0-9a-f]{64})")
 SEAL_BYTES = len("step: time: sha256:") + 20 + 20 + 64
 CHUNK_BYTES = 1 << 22
@@ -30,12 +32,11 @@ class Seal(NamedTuple):
 class VerifiedCheckpointIO(CheckpointIO):
     """Saves a checkpoint so that a kill at any moment leaves the old file or the new one; loads only whole ones.
 
-    The temporary file lies in the destination folder (`<name>.tmp`), never in TMPDIR: a rename across file systems is
-    a copy, and half a copy is no checkpoint. File and folder are on the disk before `save_checkpoint` returns.
+    Files are written by `atomic_write`: file and folder are on the disk before `save_checkpoint` returns.
     """
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
-        """Write, seal, sync, then move into place.
+        """Write, seal, then move into place.
 
         Raises:
             ValueError: a path that is not local, or storage options.
@@ -44,15 +45,8 @@ class VerifiedCheckpointIO(CheckpointIO):
             raise ValueError(f"storage_options: expected none for a local file, got {storage_options!r}")
         path = local_path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(path.name + ".tmp")
-        try:
-            with temporary.open("wb") as file:
-                _write(checkpoint, file)
-            os.replace(temporary, path)
-        except BaseException:  # such as a full disk, or Ctrl-C
-            temporary.unlink(missing_ok=True)
-            raise
-        _sync_folder(path.parent)
+        with atomic_write(path) as file:
+            _write(checkpoint, file)
 
     def load_checkpoint(
         self, path: str | Path, map_location: Any = None, weights_only: bool | None = None
@@ -147,24 +141,13 @@ class _HashingWriter:
 
 
 def _write(checkpoint: dict[str, Any], file: BinaryIO) -> None:
-    """Archive, then seal, then sync."""
+    """Archive, then seal."""
     writer = _HashingWriter(file)
     torch.save(checkpoint, writer)  # type: ignore[arg-type]
     head = f"step:{checkpoint.get('global_step', 0):020d} time:{time.time_ns():020d}".encode()
     writer.hash.update(head)
     file.seek(-2, os.SEEK_END)  # an archive ends with the length of its comment
     file.write(struct.pack("<H", SEAL_BYTES) + head + b" sha256:" + writer.hash.hexdigest().encode())
-    file.flush()
-    os.fsync(file.fileno())
-
-
-def _sync_folder(folder: Path) -> None:
-    """A new name is on the disk only when its folder is."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _read_seal(file: BinaryIO, path: Path) -> Seal:

@@ -1,0 +1,54 @@
+"""Files that are written whole or not at all: the one place for temporary names, syncing and replacing."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO
+
+
+@contextmanager
+def atomic_write(path: Path, *, permissions: int = 0o666) -> Iterator[BinaryIO]:
+    """Open a new binary file that takes the place of `path` when the block ends without an error.
+
+    A kill at any moment leaves the old file or the new one. The temporary file, `<name>.tmp`, lies in the same folder:
+    a rename across file systems is a copy, and half a copy is no file. One that an earlier kill has left is replaced,
+    and a link of that name is not followed. File and folder are on the disk when the block has ended.
+
+    Args:
+        path: the file; its folder exists.
+        permissions: of the new file, less the umask; 0o600 for what only its owner may read.
+
+    Raises:
+        OSError: if writing fails, such as on a full disk; the old file is still there then.
+    """
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.unlink(missing_ok=True)
+    descriptor = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, permissions)
+    try:
+        with open(descriptor, "w+b") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:  # such as a full disk, or Ctrl-C
+        temporary.unlink(missing_ok=True)
+        raise
+    sync_folder(path.parent)
+
+
+def atomic_write_text(path: Path, text: str, *, permissions: int = 0o666) -> None:
+    """Write a small UTF-8 file as `atomic_write` does."""
+    with atomic_write(path, permissions=permissions) as file:
+        file.write(text.encode())
+
+
+def sync_folder(folder: Path) -> None:
+    """Bring the names in a folder to the disk: a new or replaced file is there after a power cut only then."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
