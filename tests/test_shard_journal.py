@@ -27,14 +27,16 @@ from datamodules.writing.shard_journal import ShardJournal
 from datamodules.writing.shard_writer import _HashedFile
 
 source, out = sys.argv[1], Path(sys.argv[2])
-changes = [(os, "fsync"), (os, "replace"), (Path, "replace"), (Path, "unlink"), (_HashedFile, "write"), (ShardJournal, "_append")]
+changes = [(os, "fsync"), (os, "replace"), (Path, "replace"), (Path, "unlink")]
+changes += [(_HashedFile, "write"), (ShardJournal, "_append")]
 
 def guard(owner, name, countdown):
     real = getattr(owner, name)
     def call(first, *rest, **options):
         countdown[0] -= 1
         if countdown[0]:
-            return None if name == "fsync" else real(first, *rest, **options)  # a killed process loses nothing that it wrote
+            # a killed process loses nothing that it wrote
+            return None if name == "fsync" else real(first, *rest, **options)
         if name in ("write", "_append"):
             real(first, rest[0][: len(rest[0]) // 2])
         os.kill(os.getpid(), signal.SIGKILL)
