@@ -19,8 +19,8 @@ class VAEEncodeForInpaint:
 
     The latents and masks equal those of the node of the same name, and come from the layer that a denoiser was
     trained with. Beyond that node: RGBA images, one image with many masks, masks of any dtype, dilation whose cost does
-    not grow with the square of `grow_mask_by`, and an error instead of NaN latents. A video VAE encodes each image of
-    the batch by itself.
+    not grow with the square of `grow_mask_by`, and an error instead of NaN latents. A video VAE takes the batch for the
+    frames of one video, as there.
     """
 
     RETURN_TYPES = ("LATENT",)
@@ -49,14 +49,21 @@ class VAEEncodeForInpaint:
             grow_mask_by: side of the square that grows the noise mask, in pixels.
 
         Returns:
-            One LATENT: `samples` (B, C, h, w), unscaled, and `noise_mask` (B, 1, H', W') of 0 and 1.
+            One LATENT: `samples`, unscaled, (B, C, h, w), or (1, C, T, h, w) of a video VAE, and `noise_mask`
+            (B, 1, H', W') of 0 and 1.
 
         Raises:
-            ValueError: as `InpaintEncoder`.
+            ValueError: as `InpaintEncoder`, or the VAE makes NaN or infinite latents.
         """
         encoder = InpaintEncoder(vae, grow_mask_by)
-        latents = encoder(_clipped(pixels).movedim(-1, 1), _clipped(mask))
-        return ({"samples": latents.samples, "noise_mask": latents.noise_mask},)
+        filled = encoder.fill_hole(_clipped(pixels).movedim(-1, 1), _clipped(mask))
+        samples = encoder.vae.encode(filled.masked_image)
+        if not samples.isfinite().all():
+            raise ValueError(
+                f"vae: expected finite latents, got NaN or infinite ones from {encoder.vae.name}; most VAEs that do so "
+                "overflow in float16: start ComfyUI with --fp32-vae or --bf16-vae, or load another VAE"
+            )
+        return ({"samples": samples, "noise_mask": filled.noise_mask},)
 
 
 def _clipped(x: Tensor) -> Tensor:

@@ -80,7 +80,7 @@ def inpaint_image(
         uint8 (3, H, W) on the image's device.
 
     Raises:
-        ValueError: another dtype or shape, or a tile that is smaller than `multiple`.
+        ValueError: another dtype or shape, a tile that is smaller than `multiple`, or a model that makes NaN.
     """
     _check(image, mask, tile, multiple)
     region = mask_region(mask, tile // 2 if margin is None else margin)
@@ -114,9 +114,15 @@ def _fill(
     }
     module.call = TiledCall(call, tile=tile // ratio, overlap=overlap // ratio)
     try:
-        return module.inpaint(batch).inpainted.clamp(0, 1)
+        filled = module.inpaint(batch).inpainted
     finally:
         module.call = call
+    if not filled.isfinite().all():  # as bytes NaN would be black, and nobody would know
+        raise ValueError(
+            f"the model makes NaN of picture {position}: expected finite pixels; a denoiser in float16, or the VAE "
+            f"({module.encoder.vae.name}), overflows: load it in float32 or bfloat16"
+        )
+    return filled.clamp(0, 1)
 
 
 def _check(image: Tensor, mask: Tensor, tile: int, multiple: int) -> None:

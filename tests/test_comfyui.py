@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import tiny_vaes
 import torch
 from benchmarks import reference_node
 from diffusers import AutoencoderKL
@@ -44,6 +45,25 @@ class Comfy2026(Comfy):
 
     def spacial_compression_encode(self) -> int:
         return 8
+
+
+class VideoComfy(Comfy2026):
+    """ComfyUI's object around a video VAE: its batch is one video; the first frame has a latent, then every 4 more."""
+
+    @torch.no_grad()
+    def encode(self, pixels: Tensor) -> Tensor:
+        return super().encode(pixels)[::4].movedim(0, 1).unsqueeze(0)
+
+
+class Overflowing(Comfy):
+    """A VAE whose float16 overflows."""
+
+    first_stage_model, vae_dtype = AutoencoderKL, torch.float16
+
+    def encode(self, pixels: Tensor) -> Tensor:
+        latents = super().encode(pixels)
+        latents[..., 0, 0] = torch.inf if latents.shape[-1] > 2 else 0  # not yet on the small picture that tells C
+        return latents - latents
 
 
 @pytest.fixture(scope="module")
@@ -128,6 +148,32 @@ def test_the_overshoot_of_a_bicubic_resize_is_clipped(vae: Comfy) -> None:
     expected = call(vae, wild.clamp(0, 1), box())
     found = call(vae, wild, 1.2 * box() - 0.1)
     assert all(torch.equal(found[name], expected[name]) for name in expected)
+
+
+@pytest.mark.parametrize("frames", [1, 5])
+def test_a_video_vae_gives_the_latents_of_a_video(vae: Comfy, frames: int) -> None:
+    """(B, C, T, h, w), as ComfyUI's own node has them and its decoder takes them: B = 1, the images are the frames."""
+    latent, images = call(VideoComfy(), photo(frames), box(frames)), call(vae, photo(frames), box(frames))
+    expected = images["samples"][::4].movedim(0, 1).unsqueeze(0)
+    assert latent["samples"].shape == (1, 4, (frames + 3) // 4, 4, 5)
+    torch.testing.assert_close(latent["samples"], expected, rtol=0, atol=1e-6)
+    assert torch.equal(latent["noise_mask"], images["noise_mask"])
+
+
+@pytest.mark.parametrize("family", ["qwen", "wan21"])
+def test_a_video_vae_of_diffusers_too(family: str) -> None:
+    latent = call(tiny_vaes.build(family), torch.rand(5, 32, 32, 3), torch.ones(1, 32, 32))
+    assert latent["samples"].shape[2:] == (2, 4, 4)
+    first = call(tiny_vaes.build(family), torch.full((1, 32, 32, 3), 0.5), torch.zeros(1, 32, 32))["samples"]
+    torch.testing.assert_close(
+        latent["samples"][:, :, :1], first, rtol=0, atol=1e-5
+    )  # all grey; the first sees no other
+
+
+def test_a_vae_that_overflows_is_named() -> None:
+    message = r"vae: expected finite latents, got NaN .* from Overflowing \(.*, float16\); .* --fp32-vae"
+    with pytest.raises(ValueError, match=message):
+        call(Overflowing(), photo(), box())
 
 
 @pytest.mark.parametrize(

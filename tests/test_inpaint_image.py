@@ -72,3 +72,10 @@ def test_refusals(module: InpaintDiffusion) -> None:
         inpaint_image(module, image, mask[:, :20])
     with pytest.raises(ValueError, match="tile: expected a multiple of 64 pixels, got 100"):
         inpaint_image(module, image, mask, tile=100)
+
+
+def test_a_model_that_makes_nan_paints_nothing_black() -> None:
+    module = tiny_module().eval()
+    torch.nn.init.constant_(module.denoiser.conv_out.bias, torch.nan)
+    with pytest.raises(ValueError, match=r"makes NaN of picture 7: .*VAE \(AutoencoderKL \(float32\)\), overflows"):
+        inpaint_image(module, *picture(64, 64), **SIZES, position=7)

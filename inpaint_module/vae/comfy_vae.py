@@ -16,7 +16,7 @@ class ComfyVAE(FrozenVAE):
     """An object of ComfyUI's duck type: `encode(pixels (B, H, W, 3) in 0..1)` returns unscaled latents, `decode` back.
 
     ComfyUI keeps the scaling of latents in the diffusion model, not in the VAE. Its video VAEs take a batch of images
-    as the frames of one video; here they get one image at a time.
+    as the frames of one video; `posterior` gives them one image at a time, `encode` all.
 
     Args:
         vae: has `encode`, and `spacial_compression_encode()` (since 2026, spelt so) or `downscale_ratio`, an int or,
@@ -36,14 +36,26 @@ class ComfyVAE(FrozenVAE):
         grey = torch.full((1, 2 * self.ratio, 2 * self.ratio, 3), 0.5, device="cpu")
         self.is_video = vae.encode(grey).ndim == 5
 
+    @property
+    def name(self) -> str:
+        """The class of the object, of the model inside it, and its dtype."""
+        inside = getattr(self.vae, "first_stage_model", None)
+        said = [] if inside is None else [type(inside).__name__]
+        dtype = getattr(self.vae, "vae_dtype", None)
+        said += [] if dtype is None else [str(dtype).removeprefix("torch.")]
+        return type(self.vae).__name__ + (f" ({', '.join(said)})" if said else "")
+
     @torch.no_grad()
     def posterior(self, pixels: Tensor) -> Posterior:
         """See `FrozenVAE.posterior`; `std` is None, since ComfyUI gives the mode only."""
-        images = pixels.movedim(1, -1)
+        latents = torch.cat([self.encode(part) for part in pixels.split(1 if self.is_video else len(pixels))])
+        return Posterior(latents[:, :, 0] if latents.ndim == 5 else latents, None)
+
+    @torch.no_grad()
+    def encode(self, pixels: Tensor) -> Tensor:
+        """See `FrozenVAE.encode`."""
         with torch.autocast(pixels.device.type, enabled=False):
-            latents = torch.cat([self.vae.encode(part) for part in images.split(1 if self.is_video else len(images))])
-        latents = latents[:, :, 0] if latents.ndim == 5 else latents
-        return Posterior(latents.to(pixels.device, torch.float32), None)
+            return self.vae.encode(pixels.movedim(1, -1)).to(pixels.device, torch.float32)
 
     def decode(self, latents: Tensor) -> Tensor:
         """See `FrozenVAE.decode`."""

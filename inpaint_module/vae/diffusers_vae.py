@@ -47,6 +47,11 @@ class DiffusersVAE(FrozenVAE):
         self._shift, self._scale = self._statistics()
 
     @property
+    def name(self) -> str:
+        """The class of the module and its dtype."""
+        return f"{type(self.module).__name__} ({str(self.dtype).removeprefix('torch.')})"
+
+    @property
     def dtype(self) -> torch.dtype:
         """The dtype of the weights, in which everything inside is computed."""
         return next(self.module.parameters()).dtype
@@ -66,6 +71,15 @@ class DiffusersVAE(FrozenVAE):
             return Posterior(self._leave(out), None)
         std = getattr(out, "std", None)  # some distributions have a mode only
         return Posterior(self._leave(out.mode()), None if std is None else self._leave(std))
+
+    @torch.no_grad()
+    def encode(self, pixels: Tensor) -> Tensor:
+        """See `FrozenVAE.encode`."""
+        if not self.is_video:
+            return self.posterior(pixels).mean
+        frames = (pixels * 2 - 1).to(self.dtype).movedim(0, 1).unsqueeze(0)
+        with self._undisturbed(pixels.device):
+            return self.module.encode(frames, return_dict=False)[0].mode().float()
 
     def decode(self, latents: Tensor) -> Tensor:
         """See `FrozenVAE.decode`; VQModel quantizes first, Kandinsky's does not."""

@@ -36,9 +36,21 @@ class FrozenVAE(ABC):
     ratio: int
     channels: int
 
+    @property
+    def name(self) -> str:
+        """What messages call it: its class and its dtype."""
+        return type(self).__name__
+
     @abstractmethod
     def posterior(self, pixels: Tensor) -> Posterior:
         """Encode float32 (B, 3, H, W) in 0..1, sides multiples of `ratio`, to unscaled (B, C, H/ratio, W/ratio)."""
+
+    def encode(self, pixels: Tensor) -> Tensor:
+        """As ComfyUI's nodes call it: the posterior's mode, unscaled, float32 (B, C, h, w).
+
+        A video VAE takes the images (B, 3, H, W) for the frames of one video: (1, C, T, h, w).
+        """
+        return self.posterior(pixels).mean
 
     @abstractmethod
     def decode(self, latents: Tensor) -> Tensor:
