@@ -7,13 +7,14 @@ import os
 import signal
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
-from unittest import mock
 
 import torch
 import yaml
 from lightning.pytorch import Callback, LightningModule, Trainer
 
+from inpaint_module import files
 from inpaint_module.checkpoints import checkpoint_io
 
 CONFIG = Path(__file__).parents[1] / "configs" / "quickstart.yaml"
@@ -103,8 +104,14 @@ def _callbacks(setup: Setup) -> list[dict[str, Any]]:
 
 
 def kind(path: Path) -> str:
-    """`last`, or `epoch` for one by step."""
-    return "last" if path.name.startswith("last") else "epoch"
+    """`last`, or `epoch` for a checkpoint by step; any other file by its name."""
+    name = path.name.removesuffix(".tmp")
+    return name.split("=")[0].removesuffix(".ckpt") if name.endswith(".ckpt") else name
+
+
+def path_of(descriptor: int) -> Path:
+    """The path of an open file."""
+    return Path(os.readlink(f"/proc/self/fd/{descriptor}"))
 
 
 class Recorder(Callback):
@@ -115,24 +122,32 @@ class Recorder(Callback):
     """
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Watch the checkpoint file being written."""
+        """Watch files being written."""
         self.trainer, self.log = trainer, Path(f"steps{trainer.global_rank}.jsonl").absolute()
         self.keys: list[str] = []
-        writer, replace = checkpoint_io._HashingWriter, os.replace
+        writer = checkpoint_io._HashingWriter
 
         class DyingWriter(writer):  # type: ignore[misc, valid-type]
             def write(inner, data: bytes) -> int:
                 if inner.file.tell() > 50_000:
-                    self.at(f"save:{kind(Path(inner.file.name))}")
+                    self.at(f"save:{kind(path_of(inner.file.fileno()))}")
                 return super().write(data)
 
-        def dying_replace(source: Path, target: Path) -> None:
-            self.at(f"before:{kind(target)}")
-            replace(source, target)
-            self.at(f"after:{kind(target)}")
-
         checkpoint_io._HashingWriter = DyingWriter  # type: ignore[misc]
-        checkpoint_io.os = mock.Mock(wraps=os, replace=dying_replace, SEEK_END=os.SEEK_END, O_RDONLY=os.O_RDONLY)
+        files.os = SimpleNamespace(**vars(os) | {"fsync": self.fsync, "replace": self.replace})  # type: ignore[assignment]
+
+    def fsync(self, descriptor: int) -> None:
+        """Leave half of the file and die, if the kill is to come inside the writing."""
+        point = f"write:{kind(path_of(descriptor))}"
+        if self.told(point):
+            os.ftruncate(descriptor, os.fstat(descriptor).st_size // 2)
+            self.at(point)
+        os.fsync(descriptor)
+
+    def replace(self, source: Path, target: Path) -> None:
+        self.at(f"before:{kind(target)}")
+        os.replace(source, target)
+        self.at(f"after:{kind(target)}")
 
     def told(self, point: str) -> bool:
         return os.environ.get("KILL") == f"{point}@{self.trainer.global_step}"
