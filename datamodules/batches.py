@@ -6,17 +6,18 @@ from typing import Any
 
 import torch
 
+from inpaint_module.batch import Batch
 from inpaint_module.masks import MaskGenerator
 from inpaint_module.randomness import Stream, key
 
 
-def collate(samples: list[dict[str, Any]]) -> dict[str, Any]:
-    """Samples -> one batch, with two fields that most batches lack.
+def collate(samples: list[dict[str, Any]]) -> Batch:
+    """Samples -> one batch.
 
-    `has_mask` bool (B,) is there if some samples have own masks and others do not; `notes`, kind -> texts, if something
-    was noted of a sample ("bad", "substituted" and what else the decoder tells).
+    `has_mask` is there if some samples have own masks and others do not; `notes` if something was noted of a sample
+    ("bad", "substituted" and what else the decoder tells).
     """
-    batch: dict[str, Any] = {
+    batch: Batch = {
         "image": torch.stack([sample["image"] for sample in samples]),
         "position": torch.tensor([sample["position"] for sample in samples]),
         "caption": [sample["caption"] for sample in samples],
@@ -26,6 +27,10 @@ def collate(samples: list[dict[str, Any]]) -> dict[str, Any]:
         batch["label"] = torch.tensor([sample["label"] for sample in samples])
     if "latents" in samples[0]:
         batch["latents"] = torch.stack([sample["latents"] for sample in samples])
+    if "original_size" in samples[0]:
+        batch["original_size"] = torch.tensor([sample["original_size"] for sample in samples])
+        batch["crop"] = torch.tensor([sample["crop"] for sample in samples])
+        batch["target_size"] = torch.tensor([sample["image"].shape[-2:] for sample in samples])
     has_mask = torch.tensor(["mask" in sample for sample in samples])
     if has_mask.any():
         empty = torch.zeros(1, *batch["image"].shape[-2:], dtype=torch.bool)
@@ -35,10 +40,12 @@ def collate(samples: list[dict[str, Any]]) -> dict[str, Any]:
     notes: dict[str, list[str]] = {}
     for kind, text in (note for sample in samples for note in sample.get("notes", ())):
         notes.setdefault(kind, []).append(text)
-    return {**batch, "notes": notes} if notes else batch
+    if notes:
+        batch["notes"] = notes
+    return batch
 
 
-def add_masks(batch: dict[str, Any], mask_generator: MaskGenerator, seed: int) -> dict[str, Any]:
+def add_masks(batch: Batch, mask_generator: MaskGenerator, seed: int) -> Batch:
     """Give every sample of a batch a mask, on the device of its positions; a mask from the shard wins.
 
     Args:
@@ -56,4 +63,6 @@ def add_masks(batch: dict[str, Any], mask_generator: MaskGenerator, seed: int) -
     mask = mask_generator(key(seed, batch["position"], Stream.MASK), height, width)
     if has_mask is not None:
         mask = torch.where(has_mask[:, None, None, None], batch["mask"], mask)
-    return {name: value for name, value in batch.items() if name != "has_mask"} | {"mask": mask}
+    masked: Batch = {**batch, "mask": mask}
+    masked.pop("has_mask", None)
+    return masked

@@ -1,9 +1,9 @@
 """Encode the training images once: python -m datamodules.cache_latents runs/latents --config configs/quickstart.yaml
 
 Writes shards of what the config's data module makes of the training images (cropped, flipped, augmented, lossless),
-with caption, class number, own mask and the clean latents of the config's VAE. Train from them with
-data.train_shards=runs/latents and the same model: masks are painted anew at every step, and the VAE encodes the masked
-images alone, half of its work. With --crops 4 every image is there four times, in other crops.
+with caption, class number, own mask, what was cut from which photo, and the clean latents of the config's VAE. Train
+from them with data.train_shards=runs/latents and the same model: masks are painted anew at every step, and the VAE
+encodes the masked images alone, half of its work. With --crops 4 every image is there four times, in other crops.
 
 A run that was stopped or killed goes on when the same command is given again. latents.json tells what the shards are.
 """
@@ -39,6 +39,7 @@ from inpaint_module.encoder import InpaintEncoder
 from inpaint_module.files import atomic_write_text
 
 RECORD = "latents.json"
+_FORMAT = 2  # 1 had no sizes and crops; an unfinished cache is not gone on with in another
 _OF_LOADING = ("num_workers", "stall_timeout", "val_shards", "val_batch_size", "cache_dir", "cache_bytes")
 _OF_TRAINING = ("mask_generator", "own_mask_probability", "allow_empty_masks", "transfer_probability")
 
@@ -147,6 +148,7 @@ def _record(
 ) -> dict[str, Any]:
     """All that the shards depend on, as JSON gives it back."""
     record = {
+        "format": _FORMAT,
         "samples": arguments["crops"] * len(data.train_set),
         **arguments,
         "image_size": data.train_decoder.image_size,

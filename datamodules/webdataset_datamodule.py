@@ -30,7 +30,7 @@ from datamodules.stream.order import PLAN_VERSION, Order, SampleOrder
 from datamodules.stream.sample_stream import SampleStream, evaluation_steps
 from datamodules.stream_datamodule import StreamDataModule
 from datamodules.trainer_checks import check_trainer
-from inpaint_module.clean_latents import LatentsTag
+from inpaint_module.batch import LatentsTag
 from inpaint_module.masks import MaskGenerator
 
 _LAST_STEP = 2**62  # later than any optimizer step
@@ -49,7 +49,8 @@ class WebDatasetDataModule(StreamDataModule):
     Samples that fill up the last batch have position -1 and count for nothing.
 
     A batch is {"image": uint8 (B,3,H,W), "mask": bool (B,1,H,W) with 1 = inpaint, "position": int64 (B,),
-    "caption": list of B texts, "__key__": list of B texts}, and in training from a latent cache "latents" (B,C,h,w).
+    "caption": list of B texts, "__key__": list of B texts}; in training also "original_size", "crop" and "target_size",
+    what was cut from which photo, and from a latent cache "latents" (B,C,h,w). See `inpaint_module.batch.Batch`.
 
     Args:
         train_shards: A folder of tars, a path, a pattern such as data/{000..099}.tar or data/*.tar, the same at

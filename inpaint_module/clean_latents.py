@@ -3,32 +3,11 @@ alone."""
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import torch
 from torch import Tensor
 
+from inpaint_module.batch import LatentsTag
 from inpaint_module.encoder import InpaintEncoder, InpaintLatents, to_unit_float
-
-
-class LatentsTag(NamedTuple):
-    """What cached latents are of; the latents themselves are unscaled, and the mode of their posterior.
-
-    Attributes:
-        vae_sha256: of the weights of the VAE that made them, in hex.
-        image_size: (H, W) pixels of their image.
-        shape: (C, h, w).
-        dtype: in which they are kept, such as "float32".
-    """
-
-    vae_sha256: str
-    image_size: tuple[int, int]
-    shape: tuple[int, ...]
-    dtype: str
-
-    def __str__(self) -> str:
-        height, width = self.image_size
-        return f"{self.dtype} {self.shape} of {height} x {width} pixels by VAE {self.vae_sha256[:16]}..."
 
 
 def check_clean(tag: LatentsTag, encoder: InpaintEncoder) -> None:

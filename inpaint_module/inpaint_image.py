@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from inpaint_module.batch import Batch
 from inpaint_module.denoisers.tiling import TiledCall
 
 if TYPE_CHECKING:
@@ -105,7 +106,7 @@ def _fill(
 ) -> Tensor:
     """What the model makes of a picture float (1, 3, H, W) with a hole (1, 1, H, W): float (1, 3, H, W) in 0..1."""
     call, ratio = module.call, module.encoder.vae.ratio
-    batch = {
+    batch: Batch = {
         "image": (image * 255).round().to(torch.uint8),
         "mask": mask > 0,
         "position": torch.tensor([position], device=image.device),

@@ -13,6 +13,7 @@ from lightning.pytorch.plugins.precision import MixedPrecision, Precision
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from inpaint_module.batch import Batch, without_sizes
 from inpaint_module.clean_latents import check_clean, encode_beside
 from inpaint_module.conditioning.conditioning import Conditioning, NoConditioning, check_captions, drop_mask
 from inpaint_module.denoisers.compiled_forward import CompiledForward
@@ -131,13 +132,13 @@ class InpaintDiffusion(LightningModule):
         here = self.conditioning.fingerprint().hex()
         check_saved("conditioning", checkpoint.get("conditioning_sha256", here), here)
 
-    def training_step(self, batch: dict[str, Any], batch_index: int) -> Tensor:
-        """The loss of a batch: `image` uint8 (B, 3, H, W), `mask` bool (B, 1, H, W), `position` int64 (B,)."""
+    def training_step(self, batch: Batch, batch_index: int) -> Tensor:
+        """The loss of a batch."""
         loss = self.loss(batch)
         self.log("train/loss", loss, prog_bar=True, batch_size=len(batch["image"]))
         return loss
 
-    def loss(self, batch: dict[str, Any]) -> Tensor:
+    def loss(self, batch: Batch) -> Tensor:
         """Encode, add noise, denoise, compare: the mean squared error over the batch, float32 ()."""
         positions = batch["position"]
         latents = self.encode(batch)
@@ -154,7 +155,7 @@ class InpaintDiffusion(LightningModule):
         cells = None if weigh is None else weigh(latents.noise_mask, self.encoder.vae.ratio)
         return weighted_loss(prediction, example.target, cells, example.weight)
 
-    def encode(self, batch: dict[str, Any]) -> InpaintLatents:
+    def encode(self, batch: Batch) -> InpaintLatents:
         """Latents of the masked and the whole images of a batch; those of the whole may be in it as `latents`."""
         if "latents" in batch:
             return encode_beside(self.encoder, batch["image"], batch["mask"], batch["latents"])
@@ -162,9 +163,10 @@ class InpaintDiffusion(LightningModule):
         return self.encoder(batch["image"], batch["mask"], target=True, generator=keys)
 
     @torch.no_grad()
-    def inpaint(self, batch: dict[str, Any]) -> InpaintedImages:
+    def inpaint(self, batch: Batch) -> InpaintedImages:
         """Fill the holes of a batch."""
         positions, guided = batch["position"], self.guidance_scale != 1
+        served = without_sizes(batch)  # as a pipeline, to which a picture is whole
         latents = self.encoder(batch["image"], batch["mask"], generator=key(self.seed, positions, Stream.POSTERIOR))
         filled = inpaint_latents(
             self.denoiser,
@@ -174,8 +176,8 @@ class InpaintDiffusion(LightningModule):
             normal(key(self.seed, positions, Stream.SAMPLER), latents.samples.shape[1:]),
             self.sampling_steps,
             call=self.call,
-            conditions=self.conditioning(batch),
-            unconditional=self.conditioning(batch, torch.ones_like(positions, dtype=torch.bool)) if guided else None,
+            conditions=self.conditioning(served),
+            unconditional=self.conditioning(served, torch.ones_like(positions, dtype=torch.bool)) if guided else None,
             guidance_scale=self.guidance_scale,
         )
         image = self.encoder.crop(to_unit_float(batch["image"]))
@@ -190,7 +192,7 @@ class InpaintDiffusion(LightningModule):
             composite=composite(inpainted, image, latents.noise_mask),
         )
 
-    def validation_step(self, batch: dict[str, Any], batch_index: int) -> dict[str, Tensor]:
+    def validation_step(self, batch: Batch, batch_index: int) -> dict[str, Tensor]:
         """Inpaint, and log PSNR inside the hole and outside the grown mask, beside that of plain fills."""
         result = self.inpaint(batch)
         stage, counted = "test" if self.trainer.testing else "val", batch["position"] >= 0
@@ -201,11 +203,11 @@ class InpaintDiffusion(LightningModule):
             self.log(f"{stage}/{name}", share, on_epoch=True, batch_size=len(counted))
         return result._asdict()
 
-    def test_step(self, batch: dict[str, Any], batch_index: int) -> dict[str, Tensor]:
+    def test_step(self, batch: Batch, batch_index: int) -> dict[str, Tensor]:
         """As validation."""
         return self.validation_step(batch, batch_index)
 
-    def predict_step(self, batch: dict[str, Any], batch_index: int) -> InpaintedImages:
+    def predict_step(self, batch: Batch, batch_index: int) -> InpaintedImages:
         """Inpaint."""
         return self.inpaint(batch)
 

@@ -9,6 +9,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 FLOORS = {
+    "inpaint_module.batch": 0,
     "inpaint_module.checkpoints": 1,
     "inpaint_module.commands": 0,
     "inpaint_module.embedded": 0,

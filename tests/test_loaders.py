@@ -23,6 +23,7 @@ from datamodules.shards.shard_set import RawSample, ShardSet
 from datamodules.shards.shard_specs import open_shards
 from datamodules.stream.order import SampleOrder
 from datamodules.stream.sample_stream import SampleStream
+from inpaint_module.batch import SIZE_FIELDS
 
 COUNT = 13
 DECODER = SampleDecoder(image_size=(16, 16), seed=1, augment=True)
@@ -246,9 +247,8 @@ def test_bad_samples_are_substituted_and_written_down(broken: ShardSet, tmp_path
     assert written == {"k03", "k13", "k23", "k33"}
     assert written.isdisjoint(key for batch in found for key in batch["__key__"])
     assert [p for batch in found for p in batch["position"].tolist()] == list(range(40))
-    assert {frozenset(batch) for batch in found} == {
-        frozenset({"image", "position", "caption", "__key__"} | extra) for extra in (set(), {"notes"})
-    }
+    names = {"image", "position", "caption", "__key__", *SIZE_FIELDS}
+    assert {frozenset(batch) for batch in found} == {frozenset(names | extra) for extra in (set(), {"notes"})}
     later = batches(loader(broken, num_workers=workers, position=lambda: 20), 10)
     assert content(later) == content(found[10:])
 

@@ -17,8 +17,8 @@ from torch import Tensor
 from datamodules.own_masks.mask_sources import image_bytes
 from datamodules.shards.shard_set import RawSample
 from datamodules.shards.tar_index import MASK_FIELDS
+from inpaint_module.batch import Batch
 
-Batch = dict[str, Any]
 _FLAT = 8 / 255  # a picture whose values differ by less shows nothing
 _DARK = 16 / 255
 _GREY = range(5, 251)  # neither black nor white

@@ -9,9 +9,9 @@ import torch.nn.functional as F
 from PIL import Image, ImageDraw
 from torch import Tensor
 
-from datamodules.examination.data_measures import Batch
 from datamodules.examination.examination import Examination
 from datamodules.examination.findings import Finding
+from inpaint_module.batch import Batch
 from inpaint_module.report.caption_sheet import SheetRow, caption_sheet
 
 _TILE = 176  # pixels of the longer side

@@ -18,13 +18,14 @@ from torch import Tensor
 
 from datamodules.examination import data_measures, findings, model_checks, model_measures
 from datamodules.examination.config_parts import cause_of, data_from_configs, precision_of
-from datamodules.examination.data_measures import Batch, Captions, Masks, Pixels, Sizes, StoredSamples
+from datamodules.examination.data_measures import Captions, Masks, Pixels, Sizes, StoredSamples
 from datamodules.examination.findings import ERROR, Finding
 from datamodules.examination.model_measures import Encoded, Grid, Latents, Speeds, autocast
 from datamodules.examination.patient_reader import StalledError, patiently
 from datamodules.shards.shard_set import RawSample
 from datamodules.stream.sample_stream import SampleStream
 from datamodules.webdataset_datamodule import WebDatasetDataModule
+from inpaint_module.batch import Batch
 from inpaint_module.clean_latents import check_clean
 from inpaint_module.conditioning.conditioning import NoConditioning
 from inpaint_module.export import module_from_configs
@@ -164,11 +165,12 @@ def _arrive(data: LightningDataModule, batch: Any, number: int, device: torch.de
         if batch[name].ndim != 4 or len(batch[name]) != len(batch["image"]):
             raise ValueError(f"batch[{name!r}]: expected (B, channels, H, W), got {tuple(batch[name].shape)}")
     keys = [f"batch {number}, sample {index}" for index in range(len(batch["image"]))]
-    return {"__key__": keys, **batch}, seconds
+    batch.setdefault("__key__", keys)
+    return batch, seconds
 
 
 def _measure_batches(exam: Examination, own: list[Tensor], module: InpaintDiffusion | None) -> None:
-    seen = sorted({tuple(batch["image"].shape[-2:]) for batch in exam.batches})
+    seen = sorted({(batch["image"].shape[-2], batch["image"].shape[-1]) for batch in exam.batches})
     ratio, factor = (module.encoder.vae.ratio, model_measures.denoiser_factor(module.denoiser)) if module else (1, 1)
     exam.sizes = Sizes(seen, ratio, factor)
     exam.pixels = data_measures.measure_pixels(exam.batches)
@@ -249,7 +251,7 @@ def _encode(exam: Examination, module: InpaintDiffusion) -> list[tuple[Encoded, 
     done, found = 0, []
     for batch in exam.batches:
         if done < _ENCODED:
-            part = {name: _head(value, len(batch["image"]), _ENCODED - done) for name, value in batch.items()}
+            part: Any = {name: _head(value, len(batch["image"]), _ENCODED - done) for name, value in batch.items()}
             found.append(model_measures.encode(module, part))
             done += len(part["image"])
     if len(found) == 1:  # the first one warms up

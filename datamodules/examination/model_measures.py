@@ -9,7 +9,7 @@ from typing import Any, NamedTuple, TypeVar
 import torch
 from torch import Tensor, nn
 
-from datamodules.examination.data_measures import Batch
+from inpaint_module.batch import Batch
 from inpaint_module.encoder import to_unit_float
 from inpaint_module.lightning_module import InpaintDiffusion
 from inpaint_module.morphology import REDUCTIONS, mask_leak, mask_overcover, reduce_mask

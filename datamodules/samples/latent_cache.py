@@ -14,15 +14,26 @@ from torch import Tensor
 
 from datamodules.shards.shard_set import ShardSet
 from datamodules.shards.tar_index import LATENTS_FIELD
-from inpaint_module.clean_latents import LatentsTag
+from inpaint_module.batch import LatentsTag
 
 DTYPES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}  # safetensors' names -> torch's
+KEPT_SIZES = ("original_size", "crop")  # of a batch; its target_size is that of the image
 _NAME, _ABOUT = "latents", "of"
+Pair = tuple[int, int]
 
 
-def pack_latents(latents: Tensor, *, vae_sha256: str, image_size: tuple[int, int]) -> bytes:
-    """A safetensors file of one image's latents (C, h, w) in one of the DTYPES; `image_size` is (H, W) pixels."""
-    about = json.dumps({"vae_sha256": vae_sha256, "image_size": image_size})
+def pack_latents(
+    latents: Tensor, *, vae_sha256: str, image_size: Pair, sizes: Mapping[str, Sequence[int]] | None = None
+) -> bytes:
+    """A safetensors file of one image's latents.
+
+    Args:
+        latents: (C, h, w), in one of the DTYPES.
+        vae_sha256: of the weights of the VAE that made them, in hex.
+        image_size: (H, W) pixels.
+        sizes: its `original_size` and `crop`, see `Batch`; None for a file that does not say.
+    """
+    about = json.dumps({"vae_sha256": vae_sha256, "image_size": image_size, **(sizes or {})})
     return save({_NAME: latents.contiguous()}, {_ABOUT: about})  # one entry: safetensors shuffles several
 
 
@@ -32,15 +43,7 @@ def read_tag(data: bytes) -> LatentsTag:
     Raises:
         ValueError: it is no such file.
     """
-    try:
-        header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
-        entry, about = header[_NAME], json.loads(header["__metadata__"][_ABOUT])
-        height, width = about["image_size"]
-        return LatentsTag(about["vae_sha256"], (height, width), tuple(entry["shape"]), DTYPES[entry["dtype"]])
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(
-            f"expected {LATENTS_FIELD} as datamodules.cache_latents writes it, got {data[:64]!r}: {error!r}"
-        ) from error
+    return _read_header(data)[0]
 
 
 def read_latents(fields: Mapping[str, bytes], tag: LatentsTag) -> Tensor:
@@ -51,9 +54,19 @@ def read_latents(fields: Mapping[str, bytes], tag: LatentsTag) -> Tensor:
     """
     if LATENTS_FIELD not in fields:
         raise ValueError(f"expected {LATENTS_FIELD}, as the first sample of data.train_shards has it, got none")
-    if (found := read_tag(fields[LATENTS_FIELD])) != tag:
+    found = read_tag(fields[LATENTS_FIELD])
+    if found._replace(has_sizes=found.has_sizes and tag.has_sizes) != tag:
         raise ValueError(f"expected latents like the first sample's of data.train_shards, {tag}, got {found}")
     return load(fields[LATENTS_FIELD])[_NAME]
+
+
+def read_sizes(data: bytes) -> dict[str, Pair]:
+    """The `original_size` and `crop` of a file of `pack_latents`.
+
+    Raises:
+        ValueError: it is no such file.
+    """
+    return _read_header(data)[1]
 
 
 def find_tag(shards: ShardSet, sources: Sequence[int]) -> LatentsTag | None:
@@ -71,10 +84,12 @@ def find_tag(shards: ShardSet, sources: Sequence[int]) -> LatentsTag | None:
         filled = [number for number in range(first, last) if shards.counts[number]]
         if filled:
             tags[shards.shards[filled[0]].path] = _tag_of(shards, filled[0])
-    if len(set(tags.values())) > 1:
+    has_sizes = all(tag is None or tag.has_sizes for tag in tags.values())
+    kinds = {tag and tag._replace(has_sizes=has_sizes) for tag in tags.values()}
+    if len(kinds) > 1:
         found = "; ".join(f"{path}: {tag or 'none'}" for path, tag in tags.items())
         raise ValueError(f"data.train_shards: expected cached latents of one kind everywhere, or nowhere, got {found}")
-    return next(iter(tags.values()))
+    return next(iter(kinds), None)
 
 
 def check_use(tag: LatentsTag, image_size: tuple[int, int], *, bucketed: bool) -> None:
@@ -96,3 +111,23 @@ def _tag_of(shards: ShardSet, number: int) -> LatentsTag | None:
     if LATENTS_FIELD not in shards.index(number).fields[0]:
         return None
     return read_tag(shards.read(shards.starts[number]).fields[LATENTS_FIELD])
+
+
+def _read_header(data: bytes) -> tuple[LatentsTag, dict[str, Pair]]:
+    """What a file is of, and the sizes in it; none in a cache that was written before they were kept."""
+    try:
+        header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
+        entry, about = header[_NAME], json.loads(header["__metadata__"][_ABOUT])
+        sizes = {name: _pair(about[name]) for name in KEPT_SIZES if name in about}
+        shape, dtype = tuple(entry["shape"]), DTYPES[entry["dtype"]]
+        tag = LatentsTag(about["vae_sha256"], _pair(about["image_size"]), shape, dtype, len(sizes) == len(KEPT_SIZES))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(
+            f"expected {LATENTS_FIELD} as datamodules.cache_latents writes it, got {data[:64]!r}: {error!r}"
+        ) from error
+    return tag, sizes
+
+
+def _pair(values: Sequence[int]) -> Pair:
+    first, second = values
+    return int(first), int(second)

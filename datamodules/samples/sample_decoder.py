@@ -19,10 +19,10 @@ from datamodules.images.reading import is_animated, open_image, plan_view, read_
 from datamodules.own_masks.mask_sources import FileMask, MaskSource, image_bytes
 from datamodules.own_masks.own_masks import OwnMasks
 from datamodules.samples.captions import parse_caption, parse_label
-from datamodules.samples.latent_cache import read_latents
+from datamodules.samples.latent_cache import read_latents, read_sizes
 from datamodules.shards.shard_set import RawSample
 from datamodules.shards.tar_index import LATENTS_FIELD
-from inpaint_module.clean_latents import LatentsTag
+from inpaint_module.batch import LatentsTag
 
 Size = tuple[int, int]
 
@@ -92,8 +92,8 @@ class SampleDecoder:
         twin.masks.sources = [FileMask()]
         return twin
 
-    def _latents(self, raw: RawSample, frame: Size) -> dict[str, Any]:
-        """The cached latents, where they are wanted; an upright frame (width, height) must be their image's."""
+    def _cached(self, raw: RawSample, frame: Size) -> dict[str, Any]:
+        """What a cache holds of the sample, if it is one's; an upright frame (width, height) must be its image's."""
         if self.latents is None:
             if self.augment and LATENTS_FIELD in raw.fields:
                 raise ValueError(f"expected no {LATENTS_FIELD}, as the first sample of data.train_shards, got one")
@@ -102,7 +102,17 @@ class SampleDecoder:
             raise ValueError(
                 f"expected an image of (H, W) {self.latents.image_size} for its latents, got {frame[::-1]}"
             )
-        return {"latents": read_latents(raw.fields, self.latents)}
+        latents = read_latents(raw.fields, self.latents)
+        return {"latents": latents, **(read_sizes(raw.fields[LATENTS_FIELD]) if self.latents.has_sizes else {})}
+
+    def _sizes(self, frame: Size, crop: Crop, size: Size) -> dict[str, Size]:
+        """Rows, then columns, of what was cut from the upright frame (width, height); see `Batch`."""
+        if not self.augment:
+            return {}
+        left, top, right, bottom = crop.box
+        before = frame[0] - right if crop.flip else left
+        place = round(top * size[0] / (bottom - top)), round(before * size[1] / (right - left))
+        return {"original_size": frame[::-1], "crop": place}
 
     def _crop(self, frame: Size, size: Size, draws: Sequence[float]) -> Crop:
         """A crop of an upright frame (width, height) for a target (H, W)."""
@@ -135,13 +145,15 @@ class SampleDecoder:
         mask = self.masks.own(raw, crop, size, frame) if mask is None else mask
         pixels = read_view(image, data, view, size, self.background)
         pixels, mask = self.augmentations(pixels, mask, raw.position)
-        sample = {"image": pixels, "position": raw.position, **texts, **self._latents(raw, frame)}
+        sizes = self._sizes(frame, crop, size) | self._cached(raw, frame)
+        sample = {"image": pixels, "position": raw.position, **texts, **sizes}
         return sample | ({} if mask is None else {"mask": mask}) | ({"notes": notes} if notes else {})
 
     def __call__(self, raw: RawSample) -> dict[str, Any]:
         """-> {"image": uint8 (3,H,W), "position", "caption", "__key__" [, "mask": bool (1,H,W)] [, "label": int]}.
 
-        "latents" (C,h,w) of the whole image are there with `for_cache`.
+        "original_size" (rows, columns) and "crop" (top, left) of `Batch` are there in training, from a cache if it has
+        them; "latents" (C,h,w) of the whole image with `for_cache`.
         "notes", a list of (kind, key), is there if the image is "animated" or has been "upscaled".
 
         Raises:

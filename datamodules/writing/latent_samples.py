@@ -17,7 +17,7 @@ from torch import Tensor
 from torchvision.transforms.v2.functional import to_pil_image
 
 from datamodules.loaders import StreamLoader
-from datamodules.samples.latent_cache import pack_latents
+from datamodules.samples.latent_cache import KEPT_SIZES, pack_latents
 from datamodules.samples.sample_decoder import SampleDecoder
 from datamodules.shards.tar_index import LATENTS_FIELD
 from datamodules.stream.order import SampleOrder
@@ -91,7 +91,9 @@ def _encode_row(batch: Mapping[str, Any], vae_sha256: str, row: int) -> EncodedS
     height, width = image.shape[-2:]
     # fastest to write and read, and three quarters of a PNG
     fields = {"webp": _file_of(image, "WEBP", lossless=True, quality=0, method=0)}
-    fields[LATENTS_FIELD] = pack_latents(batch["latents"][row], vae_sha256=vae_sha256, image_size=(height, width))
+    sizes = {name: batch[name][row].tolist() for name in KEPT_SIZES}
+    of: dict[str, Any] = {"vae_sha256": vae_sha256, "image_size": (height, width), "sizes": sizes}
+    fields[LATENTS_FIELD] = pack_latents(batch["latents"][row], **of)
     if caption := batch["caption"][row]:
         fields["txt"] = caption.encode()
     if "label" in batch:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from inpaint_module.batch import Batch
 from inpaint_module.randomness import Stream, key, uniform
 
 
@@ -19,11 +19,11 @@ class Conditioning(ABC):
     dict, `.train()`, dtype casts, DDP, FSDP and EMA. Deepcopy shares it.
     """
 
-    def __call__(self, batch: Mapping[str, Any], dropped: Tensor | None = None) -> dict[str, Any]:
+    def __call__(self, batch: Batch, dropped: Tensor | None = None) -> dict[str, Any]:
         """Keyword arguments for the denoiser, without gradients and outside of autocast.
 
         Args:
-            batch: `image` uint8 (B, 3, H, W) on the denoiser's device, `caption` list of B strings.
+            batch: on the denoiser's device.
             dropped: bool (B,) on that device; these samples get what the base model takes for "no caption", whatever
                 their caption says. None drops none.
         """
@@ -32,7 +32,7 @@ class Conditioning(ABC):
             return self.embed(batch, dropped)
 
     @abstractmethod
-    def embed(self, batch: Mapping[str, Any], dropped: Tensor | None) -> dict[str, Any]:
+    def embed(self, batch: Batch, dropped: Tensor | None) -> dict[str, Any]:
         """As `__call__`; every tensor has B rows or is the same for all samples.
 
         Choose between a caption and none by `torch.where` on embeddings, not on strings: reading `dropped` back would
@@ -54,7 +54,7 @@ class Conditioning(ABC):
 class NoConditioning(Conditioning):
     """For denoisers that take input and timestep alone."""
 
-    def embed(self, batch: Mapping[str, Any], dropped: Tensor | None) -> dict[str, Any]:
+    def embed(self, batch: Batch, dropped: Tensor | None) -> dict[str, Any]:
         """Nothing."""
         return {}
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import warnings
 from abc import abstractmethod
-from collections.abc import Mapping
 from functools import cached_property
 from typing import Any
 
@@ -12,9 +12,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from inpaint_module.batch import Batch
 from inpaint_module.conditioning.conditioning import Conditioning
 from inpaint_module.conditioning.text_encoder import FrozenTextEncoder
 from inpaint_module.layouts import FluxFillLayout, Layout, StableDiffusion3Layout, StableDiffusionLayout
+
+_OLD_CACHE = (
+    "data.train_shards: expected cached latents with the original_size and crop of each image, got some of an older "
+    "version, without: Stable Diffusion XL is told that each is a whole photo of its own size; make the cache again "
+    "with python -m datamodules.cache_latents to tell it what was cut"
+)
 
 
 class TextConditioning(Conditioning):
@@ -38,11 +45,11 @@ class TextConditioning(Conditioning):
         """What stands for a caption that is dropped, one row each: that of an empty one."""
         return self.read([""])
 
-    def arrange(self, told: dict[str, Tensor], batch: Mapping[str, Any]) -> dict[str, Any]:
+    def arrange(self, told: dict[str, Tensor], batch: Batch) -> dict[str, Any]:
         """Embeddings to keyword arguments of the denoiser."""
         return dict(told)
 
-    def embed(self, batch: Mapping[str, Any], dropped: Tensor | None) -> dict[str, Any]:
+    def embed(self, batch: Batch, dropped: Tensor | None) -> dict[str, Any]:
         """See `Conditioning.embed`.
 
         Raises:
@@ -117,8 +124,9 @@ class StableDiffusionText(TextConditioning):
 class StableDiffusionXLText(TextConditioning):
     """Stable Diffusion XL: penultimate hidden states of two CLIPs, the second one's pooled text, and the image's sizes.
 
-    Time ids are those of the batch's `original_size` and `crop`, int (B, 2) as rows then columns, and of the image
-    itself; without them the image's own size and no crop, as in the pipeline (Podell et al. 2023, section 2.2).
+    Time ids are the batch's `original_size`, `crop` and `target_size`, see `Batch`, as diffusers'
+    `train_text_to_image_sdxl.py` has them; without them the image's own size and no crop, as in the pipeline (Podell
+    et al. 2023, section 2.2).
 
     Args:
         encoder: CLIPTextModel and its tokenizer.
@@ -152,26 +160,33 @@ class StableDiffusionXLText(TextConditioning):
         """See `TextConditioning.components`."""
         return {**super().components(), "force_zeros_for_empty_prompt": self.force_zeros}
 
-    def arrange(self, told: dict[str, Tensor], batch: Mapping[str, Any]) -> dict[str, Any]:
+    def arrange(self, told: dict[str, Tensor], batch: Batch) -> dict[str, Any]:
         """See `TextConditioning.arrange`."""
         added = {"text_embeds": told["text_embeds"], "time_ids": self.time_ids(batch).float()}
         return {"encoder_hidden_states": told["encoder_hidden_states"], "added_cond_kwargs": added}
 
-    def time_ids(self, batch: Mapping[str, Any]) -> Tensor:
-        """Original rows and columns, crop's top and left, rows and columns: (B, 6).
+    def time_ids(self, batch: Batch) -> Tensor:
+        """Original rows and columns, crop's top and left, target's rows and columns: int64 (B, 6).
+
+        The last are those that the encoder keeps, multiples of `ratio`; it cuts off as much on all sides, which counts
+        as crop.
 
         Raises:
             ValueError: sizes or crops that are not (B, 2).
         """
         image = batch["image"]
-        sides = [side // self.ratio * self.ratio for side in image.shape[-2:]]
+        if "latents" in batch and "original_size" not in batch:
+            warnings.warn(_OLD_CACHE, stacklevel=2)
         # one by one: a list would be copied to a GPU, which waits
-        size = torch.stack([torch.full((len(image),), side, device=image.device) for side in sides], 1)
-        original, crop = batch.get("original_size", size), batch.get("crop", torch.zeros_like(size))
-        for name, value in (("original_size", original), ("crop", crop)):
+        whole = torch.stack([torch.full((len(image),), side, device=image.device) for side in image.shape[-2:]], 1)
+        kept = whole // self.ratio * self.ratio
+        original, crop = batch.get("original_size", kept), batch.get("crop", torch.zeros_like(kept))
+        target = batch.get("target_size", kept)
+        for name, value in (("original_size", original), ("crop", crop), ("target_size", target)):
             if tuple(value.shape) != (len(image), 2):
                 raise ValueError(f"batch[{name!r}] must be ({len(image)}, 2), got {tuple(value.shape)}")
-        return torch.cat([original.to(size), crop.to(size), size], dim=1)
+        inner = target.to(whole) // self.ratio * self.ratio
+        return torch.cat([original.to(whole), crop.to(whole) + (target.to(whole) - inner) // 2, inner], dim=1)
 
 
 class StableDiffusion3Text(TextConditioning):
@@ -241,7 +256,7 @@ class FluxText(TextConditioning):
             "pooled_projections": self.encoder(captions).pooler_output,
         }
 
-    def arrange(self, told: dict[str, Tensor], batch: Mapping[str, Any]) -> dict[str, Any]:
+    def arrange(self, told: dict[str, Tensor], batch: Batch) -> dict[str, Any]:
         """See `TextConditioning.arrange`."""
         tokens = told["encoder_hidden_states"]
         found: dict[str, Any] = {**told, "txt_ids": tokens.new_zeros(tokens.shape[1], 3)}

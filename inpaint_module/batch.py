@@ -1,0 +1,73 @@
+"""What a batch holds, and what a latent cache says of itself: the contracts between data and training, which import
+them from here."""
+
+from __future__ import annotations
+
+from typing import NamedTuple, Required, TypedDict
+
+from torch import Tensor
+
+SIZE_FIELDS = ("original_size", "crop", "target_size")
+
+
+class Batch(TypedDict, total=False):
+    """B samples side by side. A plain dict with these keys.
+
+    Attributes:
+        image: uint8 (B, 3, H, W).
+        mask: bool (B, 1, H, W), true = inpaint.
+        position: int64 (B,), places in the stream, of which all random numbers are functions; -1 for a sample that only
+            fills up the last batch of an evaluation.
+        caption: B texts.
+        __key__: the samples' names.
+        label: int64 (B,), class numbers, if they are asked for.
+        latents: (B, C, h, w) of the whole images, unscaled, from a latent cache.
+        original_size: int64 (B, 2), rows and columns of the upright photo before anything was done to it; this and the
+            next two in training alone, together.
+        crop: int64 (B, 2), rows above and columns left of `image` in the photo, once it is resized to the scale of
+            `image` and, if `image` is mirrored, mirrored.
+        target_size: int64 (B, 2), H and W.
+        has_mask: bool (B,), in a batch without all its masks: whose `mask` is there already.
+        notes: what is worth counting: kind -> a text for each time.
+    """
+
+    image: Required[Tensor]
+    mask: Tensor
+    position: Required[Tensor]
+    caption: list[str]
+    __key__: list[str]
+    label: Tensor
+    latents: Tensor
+    original_size: Tensor
+    crop: Tensor
+    target_size: Tensor
+    has_mask: Tensor
+    notes: dict[str, list[str]]
+
+
+def without_sizes(batch: Batch) -> Batch:
+    """The batch as a pipeline sees its images: whole pictures of their own size, not parts of larger ones."""
+    return {name: value for name, value in batch.items() if name not in SIZE_FIELDS}  # type: ignore[return-value]
+
+
+class LatentsTag(NamedTuple):
+    """What cached latents are of; the latents themselves are unscaled, and the mode of their posterior.
+
+    Attributes:
+        vae_sha256: of the weights of the VAE that made them, in hex.
+        image_size: (H, W) pixels of their image.
+        shape: (C, h, w).
+        dtype: in which they are kept, such as "float32".
+        has_sizes: whether each sample has the `original_size` and `crop` of its image.
+    """
+
+    vae_sha256: str
+    image_size: tuple[int, int]
+    shape: tuple[int, ...]
+    dtype: str
+    has_sizes: bool = False
+
+    def __str__(self) -> str:
+        height, width = self.image_size
+        sizes = ", with original sizes and crops" if self.has_sizes else ""
+        return f"{self.dtype} {self.shape} of {height} x {width} pixels by VAE {self.vae_sha256[:16]}...{sizes}"
