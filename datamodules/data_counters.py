@@ -12,7 +12,6 @@ from torch import Tensor
 _NOTED = {
     "bad": "bad",
     "substituted": "substituted",
-    "crash": "crashes",
     "animated": "animated",
     "upscaled": "upscaled",
 }
@@ -29,7 +28,7 @@ def count_masks(mask: Tensor) -> Tensor:
 class DataCounters(Callback):
     """Logs running totals over all ranks and restarts, every `log_every_n_steps` optimizer steps, as `data/...`.
 
-    `samples` trained on; `bad` ones met, `substituted`; `crashes` of workers; `animated` images (their first frame was
+    `samples` trained on; `bad` ones met, `substituted`; `animated` images (their first frame was
     taken), `upscaled` ones; `other_notes` of a decoder; `empty_masks` and `full_masks`, painted or not.
     Masks are counted on their device, which is not waited for until the totals are logged or saved.
     """

@@ -12,7 +12,7 @@ from torch import nn
 
 from datamodules.argument_checks import check_at_least, check_colour, check_image_size, check_share
 from datamodules.batches import add_masks
-from datamodules.loaders import EvaluationLoader, StreamLoader
+from datamodules.loaders import BatchLoader, EvaluationLoader, StreamLoader
 from datamodules.own_masks.mask_sources import MaskSource
 from datamodules.own_masks.polarity import PolarityWatch
 from datamodules.samples.latent_cache import check_use, find_tag
@@ -162,6 +162,7 @@ class WebDatasetDataModule(StreamDataModule):
         )
         self.val_decoder = SampleDecoder(augment=False, **common)
         self._watch_polarity = PolarityWatch()
+        self._loaders: dict[str, BatchLoader] = {}  # the newest of each kind, asked why a worker died
 
     @cached_property
     def train_sources(self) -> list[list[Shard]]:
@@ -228,7 +229,7 @@ class WebDatasetDataModule(StreamDataModule):
         if self.trainer is not None:
             check_trainer(self.trainer)
         self.begin()
-        return StreamLoader(
+        loader = StreamLoader(
             self._stream(self.train_set, self.train_order, batch_size=self.batch_size),
             self.train_decoder if self.latents is None else self.train_decoder.for_cache(self.latents),
             num_workers=self.num_workers,
@@ -238,6 +239,8 @@ class WebDatasetDataModule(StreamDataModule):
             max_bad_share=self.max_bad_share,
             stall_timeout=self.stall_timeout,
         )
+        self._loaders["train"] = loader
+        return loader
 
     def _run_folder(self) -> Path | None:
         """Where `quarantine.jsonl` and `crashes.jsonl` go: beside the logs; nowhere without a trainer."""
@@ -249,7 +252,9 @@ class WebDatasetDataModule(StreamDataModule):
         steps = evaluation_steps(len(order), batch_size=self.val_batch_size, world=self.rank_and_world()[1])
         stream = self._stream(self.val_set, order, batch_size=self.val_batch_size, steps=steps)
         options: dict[str, Any] = {"num_workers": self.num_workers, "stall_timeout": self.stall_timeout}
-        return EvaluationLoader(stream, self.val_decoder, steps=steps, **options)
+        loader = EvaluationLoader(stream, self.val_decoder, steps=steps, folder=self._run_folder(), **options)
+        self._loaders["val"] = loader
+        return loader
 
     def test_dataloader(self) -> EvaluationLoader:
         """As validation."""
@@ -258,6 +263,12 @@ class WebDatasetDataModule(StreamDataModule):
     def predict_dataloader(self) -> EvaluationLoader:
         """As validation."""
         return self.val_dataloader()
+
+    def on_exception(self, exception: BaseException) -> None:
+        """Keep the position; if a worker has died, add to the error which sample it was decoding."""
+        super().on_exception(exception)
+        for loader in self._loaders.values():
+            loader.explain(exception)
 
     def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
         """Note the time, for `Throughput`. Look at the first masks from the data: mostly white ones get a warning."""

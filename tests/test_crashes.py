@@ -1,7 +1,8 @@
-"""Crashes: counted over runs, and a file that is not ours."""
+"""Crashes: counted over starts, and a file that a kill has cut."""
 
 from __future__ import annotations
 
+import signal
 from pathlib import Path
 
 import pytest
@@ -10,20 +11,53 @@ from datamodules.faults.crashes import CrashLog
 from datamodules.faults.inflight import Inflight
 
 
-def test_two_deaths_of_any_runs_make_a_killer(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    for run in range(2):
+class Dead:
+    """Markers of workers that are gone."""
+
+    def __init__(self, *samples: tuple[str, str]) -> None:
+        self.left = [Inflight(0, 1, 8, list(samples))]
+
+    def take_dead(self) -> list[Inflight]:
+        left, self.left = self.left, []
+        return left
+
+
+def death(number: int) -> RuntimeError:
+    return RuntimeError(f"DataLoader worker (pid 1) is killed by signal: {signal.strsignal(number)}. ")
+
+
+def test_a_kill_counts_the_second_time(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    for start in range(2):
         log = CrashLog(tmp_path)
         assert not log.killers
-        log.add(Inflight(8, [("0.tar", "k1")] + [("0.tar", "k2")] * run), worker=0, exit_code=-9)
-    assert log.killers == {("0.tar", "k1")}
-    assert CrashLog(tmp_path).killers == log.killers
-    assert "1 samples have killed workers twice and are substituted: 0.tar: k1" in caplog.text
+        error, dead = death(signal.SIGKILL), Dead(("0.tar", "k1"), *[("0.tar", "k2")] * start)
+        for _ in range(2):  # the second time there is nothing more to say
+            log.explain(error, dead)  # type: ignore[arg-type]
+        assert len(error.__notes__) == 1
+        assert "a start after a second such death takes another sample in its place" in error.__notes__[0]
+    assert CrashLog(tmp_path).killers == {("0.tar", "k1")}
+    assert "left out, since they have killed workers: 0.tar: k1" in caplog.text
 
 
-@pytest.mark.parametrize("line", ["{", "[1]", '{"shard": "0.tar"}'])
-def test_other_lines_are_refused(tmp_path: Path, line: str) -> None:
-    CrashLog(tmp_path).add(Inflight(8, [("0.tar", "k1")]), worker=0, exit_code=-9)
+def test_a_crash_of_the_decoder_counts_at_once(tmp_path: Path) -> None:
+    CrashLog(tmp_path).explain(error := death(signal.SIGSEGV), Dead(("0.tar", "k1")))  # type: ignore[arg-type]
+    assert "the next start takes another sample in its place" in error.__notes__[0]
+    assert CrashLog(tmp_path).killers == {("0.tar", "k1")}
+
+
+def test_without_a_folder_the_sample_is_named(tmp_path: Path) -> None:
+    CrashLog(None).explain(error := death(signal.SIGSEGV), Dead(("0.tar", "k1")))  # type: ignore[arg-type]
+    assert error.__notes__ == [
+        "worker 0 was decoding 0.tar: sample 'k1' for position 8 when it died (Segmentation fault). Remove the sample"
+    ]
+
+
+@pytest.mark.parametrize("line", ["{", "[1]", '{"shard": "0.tar"}', "\x00\x00", "[" * 100_000, "1"])
+def test_a_damaged_line_does_not_keep_a_run_from_starting(
+    tmp_path: Path, line: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    CrashLog(tmp_path).explain(death(signal.SIGSEGV), Dead(("0.tar", "k1")))  # type: ignore[arg-type]
     with (tmp_path / "crashes.jsonl").open("a") as file:
-        file.write(f"{line}\n")
-    with pytest.raises(ValueError, match=r"crashes\.jsonl, line 2: expected a crash, got '.*'; delete the line"):
-        CrashLog(tmp_path)
+        file.write(line)
+    assert CrashLog(tmp_path).killers == {("0.tar", "k1")}
+    assert "line 2: expected a sample that killed a worker, passed over" in caplog.text

@@ -109,7 +109,7 @@ def test_totals_of_a_training_and_after_a_resume(shards: str, tmp_path: Path, mo
     assert last["substituted"] == recount.substituted > 0
     assert last["empty_masks"] == recount.empty > 0
     assert last["full_masks"] == recount.full > 0
-    assert {last[name] for name in ("crashes", "animated", "upscaled", "other_notes")} == {0}
+    assert {last[name] for name in ("animated", "upscaled", "other_notes")} == {0}
     said = [f"{recount.bad} bad", f"{recount.substituted} substituted", f"{recount.empty} empty masks"]
     assert told == [f"\ndata: of 36 samples: {', '.join(said)}, {recount.full} full masks"]
     fit(shards, 3, tmp_path, accumulate_grad_batches=2)
@@ -129,7 +129,6 @@ def test_notes_of_all_kinds() -> None:
     notes = {
         "bad": ["a", "b"],
         "substituted": ["a"],
-        "crash": ["c"],
         "animated": ["d"],
         "upscaled": ["e"],
         "new": ["f"],
@@ -139,7 +138,6 @@ def test_notes_of_all_kinds() -> None:
         "samples": 3,
         "bad": 2,
         "substituted": 1,
-        "crashes": 1,
         "animated": 1,
         "upscaled": 1,
         "other_notes": 1,

@@ -1,4 +1,4 @@
-"""A training through bad samples and dead workers: the same batches as if nobody had died, and files that tell."""
+"""A training with bad samples and a dead worker: which batches it gets, and which files name the samples."""
 
 from __future__ import annotations
 
@@ -84,19 +84,18 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(photo_shards(tmp_path_factory.mktemp("data"), 13))
 
 
-def test_a_fit_goes_on_where_a_worker_dies(
+def test_the_next_start_leaves_out_a_sample_that_killed_a_worker(
     shards: str, tmp_path: Path, capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ) -> None:
-    """With two workers, a stop, and one worker after it: the batches of a run in which the killer was bad content."""
+    """Wherever the death shows, the error names the sample; the second start trains as if it had been bad content."""
     whole = fit(data_module(shards, bad), 6, tmp_path / "whole")
     assert json_lines(tmp_path / "whole" / "quarantine.jsonl")[0]["key"] == KEY
     folder = tmp_path / "run"
-    found = fit(data_module(shards, die, num_workers=2), 4, folder, validate=1)
-    found += fit(data_module(shards, die, num_workers=1), 6, folder, folder / "4.ckpt")
-    assert found == whole
-    assert [(row["key"], row["exit_code"]) for row in json_lines(folder / "crashes.jsonl")] == [
-        (KEY, -signal.SIGSEGV)
-    ] * 2
+    with pytest.raises(RuntimeError, match="DataLoader worker") as raised:
+        fit(data_module(shards, die, num_workers=2), 6, folder, validate=1)
+    assert f"sample {KEY!r} for position" in raised.value.__notes__[0]
+    assert [(row["key"], row["cause"]) for row in json_lines(folder / "crashes.jsonl")] == [(KEY, "Segmentation fault")]
+    assert fit(data_module(shards, die, num_workers=1), 6, folder) == whole
     assert {row["key"] for row in json_lines(folder / "quarantine.jsonl")} == {KEY}
 
 

@@ -1,5 +1,6 @@
 """In-flight markers: another process's sample can be read, whatever became of the process."""
 
+import os
 import pickle
 
 import torch
@@ -32,7 +33,10 @@ def test_markers_outlive_their_workers() -> None:
     assert [next(batches) for _ in range(3)] == [0, 1, 2]
     del batches  # ends them
     name = ("d/s.tar", "a/ké")
-    assert [markers.read(worker) for worker in range(3)] == [Inflight(0, [name]), None, Inflight(2, [name, name])]
+    found = markers.in_use()
+    assert [each._replace(pid=0) for each in found] == [Inflight(0, 0, 0, [name]), Inflight(2, 0, 2, [name, name])]
+    assert markers.take_dead() == found
+    assert [markers.read(worker) for worker in range(3)] == [None] * 3
     markers.reset()
     assert [markers.read(worker) for worker in range(3)] == [None] * 3
 
@@ -56,4 +60,4 @@ def test_a_name_too_long_is_cut() -> None:
     found = markers.read(0)
     assert found is not None
     assert found.position == 7
-    assert found.samples[0][1] == "k" * (16384 - 3 - len("7\0d/s.tar\0"))
+    assert found.samples[0][1] == "k" * (16384 - 3 - len(f"{os.getpid()}\0007\0d/s.tar\0"))

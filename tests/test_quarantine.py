@@ -10,8 +10,8 @@ import torch
 from data_fixtures import encode, json_lines, photo, write_tar
 
 from datamodules.faults.bad_share import BadShareLimit
-from datamodules.faults.crashes import CrashLog
-from datamodules.faults.inflight import Inflight, InflightMarkers
+from datamodules.faults.crashes import WatchedDecoder
+from datamodules.faults.inflight import InflightMarkers
 from datamodules.faults.quarantine import BadSample, Quarantine, append_line
 from datamodules.faults.substitution import SubstitutingDecoder
 from datamodules.samples.sample_decoder import SampleDecoder
@@ -54,30 +54,6 @@ def test_processes_share_a_file(tmp_path: Path) -> None:
     assert sorted(found) == [(number, row) for number in range(4) for row in range(50)]
 
 
-def test_two_deaths_make_a_killer_here_and_in_later_runs(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    log = CrashLog(tmp_path)
-    log.add(Inflight(5, [("s.tar", "k"), ("s.tar", "donor")]), worker=1, exit_code=-11)
-    assert not log.killers
-    assert not CrashLog(tmp_path).killers
-    assert not caplog.messages
-    log.add(Inflight(8, [("s.tar", "k")]), worker=0, exit_code=-9)
-    assert log.killers == CrashLog(tmp_path).killers == {("s.tar", "k")}
-    assert "1 samples have killed workers twice and are substituted: s.tar: k" in caplog.messages[0]
-    row = json_lines(tmp_path / "crashes.jsonl")[0]
-    assert row.pop("time") > 1.7e9
-    assert row == {"shard": "s.tar", "key": "k", "position": 5, "exit_code": -11, "rank": 0, "worker": 1}
-    memory = CrashLog(None)
-    for _ in range(2):
-        memory.add(Inflight(5, [("s.tar", "k")]), worker=1, exit_code=-11)
-    assert memory.killers == {("s.tar", "k")}
-
-
-def test_a_damaged_crash_list_is_named(tmp_path: Path) -> None:
-    (tmp_path / "crashes.jsonl").write_text('{"shard": "s", "key": "k"}\n{"shard"\n')
-    with pytest.raises(ValueError, match=r"crashes\.jsonl, line 2: expected a crash, got '\{\"shard\"'; delete the"):
-        CrashLog(tmp_path)
-
-
 # Substitution
 
 
@@ -91,7 +67,7 @@ def shards(tmp_path: Path) -> ShardSet:
 
 
 def tolerant(shards: ShardSet, folder: Path | None = None, **options: Any) -> SubstitutingDecoder:
-    settings = {"seed": 3, "attempts": 8, "quarantine": Quarantine(folder), "markers": InflightMarkers(0), **options}
+    settings = {"seed": 3, "attempts": 8, "quarantine": Quarantine(folder), **options}
     decoder = SampleDecoder(image_size=(16, 16), seed=3, augment=True)
     return SubstitutingDecoder(decoder, shards=shards, **{"order": SampleOrder(shards.counts, seed=3), **settings})
 
@@ -185,15 +161,16 @@ def test_a_substitute_is_not_its_own_donor(shards: ShardSet) -> None:
     assert (alone["__key__"], alone["__key__"]) not in donors
 
 
-def test_killers_are_not_decoded(shards: ShardSet) -> None:
+def test_samples_that_killed_workers_are_not_decoded(shards: ShardSet) -> None:
     path = shards.shards[0].path
-    decode = tolerant(shards, killers={(path, "k0")})
+    decode = tolerant(shards)
+    decode.decoder = WatchedDecoder(decode.decoder, InflightMarkers(0), {(path, "k0")})
     sample = decode(shards.read(0)._replace(position=3))
     assert sample["__key__"] != "k0"
-    assert sample["notes"][0] == ("bad", f"{path}: sample 'k0': has killed its worker twice")
+    assert sample["notes"][0] == ("bad", f"{path}: sample 'k0': has killed a worker that decoded it")
     sample = decode(shards.read(3)._replace(position=3, donor=shards.read(0)))
     assert sample["__key__"] == "k3"
-    assert "has killed its worker twice" in sample["notes"][0][1]
+    assert "has killed a worker" in sample["notes"][0][1]
 
 
 def test_a_full_memory_is_no_bad_sample(shards: ShardSet) -> None:

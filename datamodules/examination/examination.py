@@ -72,9 +72,10 @@ class Examination:
 
 
 def _told(error: BaseException) -> str:
-    """A message, with the kind of error where that is half of it."""
+    """A message with its notes, and the kind of error where that is half of it."""
+    text = " ".join([str(error), *getattr(error, "__notes__", ())])
     plain = isinstance(error, (ValueError, OSError, ArgumentError)) and str(error)
-    return str(error) if plain else f"{type(error).__name__}: {error}"
+    return text if plain else f"{type(error).__name__}: {text}"
 
 
 def examine(
@@ -126,8 +127,15 @@ def examine_data(
         data.setup("fit")
         return islice(data.train_dataloader(), batches)
 
+    def read() -> list[tuple[Any, float]]:
+        try:
+            return list(patiently(train_batches, timeout))
+        except Exception as error:
+            data.on_exception(error)  # a worker that died: which sample it was decoding
+            raise
+
     advice = "mend the source; the message names the sample or the key"
-    came = exam.attempt(lambda: list(patiently(train_batches, timeout)), "data", "batches", advice)
+    came = exam.attempt(read, "data", "batches", advice)
     exam.workers = getattr(data, "num_workers", 0)
     if not came:
         return

@@ -189,7 +189,6 @@ def check_notes(notes: dict[str, list[str]], count: int) -> list[Finding]:
     """What the loader had to do: leave out, enlarge, take a first frame."""
     rules = [
         ("bad", 0.0, "bad samples", "mend or remove them; a run writes all to quarantine.jsonl"),
-        ("crash", 0.0, "workers died", "remove the sample; a run writes it to crashes.jsonl"),
         ("upscaled", 0.1, "small images", "set a smaller data.image_size, or upscale: false to refuse them"),
         ("animated", 0.0, "animated images", "their first frame is taken; remove them if that is not meant"),
     ]
@@ -198,6 +197,6 @@ def check_notes(notes: dict[str, list[str]], count: int) -> list[Finding]:
         texts = notes.get(kind, [])
         if len(texts) > few * count:
             came = f"{len(texts)} {kind}, among {count} samples: {named(texts)}"
-            keys = () if kind in ("bad", "crash") else tuple(texts)
+            keys = () if kind == "bad" else tuple(texts)
             found.append(Finding(WARNING, title, "train_shards", "none, or few", came, advice, keys))
     return found

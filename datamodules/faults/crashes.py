@@ -1,66 +1,139 @@
-"""Crashes: which samples have killed workers, in this run and in those before it in the same folder."""
+"""Crashes: which samples have killed workers; the next start of the run takes other samples in their place."""
 
 from __future__ import annotations
 
 import json
 import logging
+import re
+import signal
 import time
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
-from datamodules.faults.inflight import Inflight
+from datamodules.faults.inflight import Inflight, InflightMarkers
 from datamodules.faults.quarantine import append_line
+from datamodules.shards.shard_set import RawSample
 
 CRASHES = "crashes.jsonl"
-_ENOUGH = 2  # a worker may die once of something else, such as a full memory
+_BY_SIGNAL = re.compile(r"killed by signal: (.+?)\.(?:\s|$)")  # torch's message of a worker that is gone
+# signals that a decoder's own mistake raises; any other may come from outside, such as from a system out of memory
+_OWN = {
+    signal.strsignal(number) for number in (signal.SIGSEGV, signal.SIGBUS, signal.SIGABRT, signal.SIGFPE, signal.SIGILL)
+}
+# of someone who ends the run
+_ENDED = {signal.strsignal(number) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)}
+_UNKNOWN = "unknown"
+_ENOUGH = 2
 
 _log = logging.getLogger(__name__)
 
 
 class CrashLog:
-    """Counts the workers that each sample has killed, in `crashes.jsonl`; `killers` are those that did so twice.
+    """Samples that were being decoded when their worker died, in `crashes.jsonl`.
 
-    A decoder treats killers as bad samples. With a donor of a mask both samples are blamed, since nobody can tell.
+    A run does not go on without the worker: it ends, and an exact resume loses nothing. `killers` are the samples that
+    this start leaves out: those whose decoding ended in a crash of the decoder (a segmentation fault, say) once, and
+    those whose worker was killed for another reason twice, since the first time may have been chance, such as a full
+    memory. With a mask of another sample both samples are named, since nobody can tell them apart.
 
     Args:
-        folder: of the file, read now and made when the first line is written; None keeps the counts in memory.
+        folder: of the file, read now and made when the first line is written; None writes none.
         rank: of this process, for the line.
-
-    Raises:
-        ValueError: if the file has a line of another kind.
     """
 
     def __init__(self, folder: Path | None, *, rank: int = 0) -> None:
         self.path = None if folder is None else Path(folder) / CRASHES
         self.rank = rank
-        self.counts = Counter(_read(self.path) if self.path and self.path.exists() else [])
-        self.killers = {sample for sample, count in self.counts.items() if count >= _ENOUGH}
+        self.killers = _killers(self.path) if self.path and self.path.exists() else set()
         if self.killers:
-            _log.warning(
-                "%s: %d samples have killed workers twice and are substituted: %s",
-                self.path,
-                len(self.killers),
-                ", ".join(f"{shard}: {key}" for shard, key in sorted(self.killers)),
+            names = ", ".join(f"{shard}: {key}" for shard, key in sorted(self.killers))
+            _log.warning("%s: left out, since they have killed workers: %s", self.path, names)
+
+    def explain(self, error: BaseException, markers: InflightMarkers) -> None:
+        """Write down what workers that died were decoding, and add it to the error as a note.
+
+        Nothing happens if no worker has died. It may be called again with the same error.
+        """
+        cause = _cause(error)
+        dead = [] if cause in _ENDED else markers.take_dead()
+        for inflight in dead:
+            self._write(inflight, cause)
+            error.add_note(f"{inflight} when it died ({cause}). {self._advice(cause)}")
+        if cause not in _ENDED and cause != _UNKNOWN and not getattr(error, "__notes__", None):
+            error.add_note(
+                "The worker was not decoding a sample. Is there too little memory, in all or in /dev/shm? Then fewer "
+                "data.num_workers may help. The same command goes on from the newest checkpoint"
             )
 
-    def add(self, inflight: Inflight, *, worker: int, exit_code: int) -> None:
-        """Write down the death of a worker that was decoding; `exit_code` is negative for a signal."""
+    def _write(self, inflight: Inflight, cause: str) -> None:
+        if self.path is None:
+            return
+        place = {"time": round(time.time(), 3), "rank": self.rank, "worker": inflight.worker}
         for shard, key in inflight.samples:
-            self.counts[shard, key] += 1
-            if self.counts[shard, key] >= _ENOUGH:
-                self.killers.add((shard, key))
-            if self.path is not None:
-                place = {"time": round(time.time(), 3), "rank": self.rank, "worker": worker}
-                content = {"shard": shard, "key": key, "position": inflight.position, "exit_code": exit_code}
-                append_line(self.path, **content, **place)
+            append_line(self.path, shard=shard, key=key, position=inflight.position, cause=cause, **place)
+
+    def _advice(self, cause: str) -> str:
+        if self.path is None:
+            return "Remove the sample"
+        when = "the next start" if cause in _OWN else "a start after a second such death"
+        return f"{self.path} names it: {when} takes another sample in its place. Run the same command again"
 
 
-def _read(path: Path) -> list[tuple[str, str]]:
-    samples = []
-    for number, line in enumerate(path.read_text().splitlines(), 1):
+def _cause(error: BaseException | None) -> str:
+    """The name of the signal in the messages of an error and of those that it was raised from."""
+    while error is not None:
+        if found := _BY_SIGNAL.search(str(error)):
+            return found[1]
+        error = error.__cause__ or error.__context__
+    return _UNKNOWN
+
+
+def _killers(path: Path) -> set[tuple[str, str]]:
+    """The samples to leave out; a line that is cut short or of another kind is passed over, and said."""
+    counts: Counter[tuple[str, str]] = Counter()
+    for number, line in enumerate(path.read_text(errors="replace").splitlines(), 1):
         try:
-            content = json.loads(line)
-            samples.append((str(content["shard"]), str(content["key"])))
-        except (ValueError, KeyError, TypeError) as error:
-            raise ValueError(f"{path}, line {number}: expected a crash, got {line[:80]!r}; delete the line") from error
-    return samples
+            row: dict[str, Any] = json.loads(line)
+            counts[str(row["shard"]), str(row["key"])] += _ENOUGH if row.get("cause") in _OWN else 1
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+            _log.warning(
+                "%s, line %d: expected a sample that killed a worker, passed over: %s", path, number, line[:80]
+            )
+    return {sample for sample, count in counts.items() if count >= _ENOUGH}
+
+
+class WatchedDecoder:
+    """A decoder that marks the sample it is at, and refuses samples that have killed workers.
+
+    Args:
+        decoder: raw sample -> sample.
+        markers: where the sample being decoded is noted.
+        killers: (shard, key) of samples to refuse.
+    """
+
+    def __init__(
+        self,
+        decoder: Callable[[RawSample], dict[str, Any]],
+        markers: InflightMarkers,
+        killers: set[tuple[str, str]],
+    ) -> None:
+        self.decoder = decoder
+        self.markers = markers
+        self.killers = killers
+
+    def __call__(self, raw: RawSample) -> dict[str, Any]:
+        """Decode the sample.
+
+        Raises:
+            ValueError: naming shard and key, for a sample that has killed a worker, and what the decoder raises.
+        """
+        for each in (raw, raw.donor) if self.killers else ():
+            if each is not None and (each.shard, each.key) in self.killers:
+                raise ValueError(f"{each.shard}: sample {each.key!r}: has killed a worker that decoded it")
+        self.markers.mark(raw)
+        try:
+            return self.decoder(raw)
+        finally:
+            self.markers.clear()

@@ -1,7 +1,9 @@
-"""In-flight markers: which sample each worker is decoding, so that the one that killed it has a name."""
+"""In-flight markers: which sample each worker is decoding, so that a sample that kills its worker is known by name."""
 
 from __future__ import annotations
 
+import multiprocessing
+import os
 from typing import Any, NamedTuple
 
 import torch
@@ -14,10 +16,16 @@ _HEAD = 3  # one byte "in use", two bytes of length
 
 
 class Inflight(NamedTuple):
-    """What a worker is decoding: a position, and (shard, key) of its sample and of the donor, if it has one."""
+    """What a worker is decoding: its number, its process, a position, (shard, key) of the sample and of its donor."""
 
+    worker: int
+    pid: int
     position: int
     samples: list[tuple[str, str]]
+
+    def __str__(self) -> str:
+        names = " with the mask of ".join(f"{shard}: sample {key!r}" for shard, key in self.samples)
+        return f"worker {self.worker} was decoding {names} for position {self.position}"
 
 
 class InflightMarkers:
@@ -42,7 +50,7 @@ class InflightMarkers:
             if (info := get_worker_info()) is None:
                 return
             self._mine = memoryview(self._slots[info.id].numpy())
-        text = f"{raw.position}\0{raw.shard}\0{raw.key}"
+        text = f"{os.getpid()}\0{raw.position}\0{raw.shard}\0{raw.key}"
         if raw.donor is not None:
             text += f"\0{raw.donor.shard}\0{raw.donor.key}"
         data = text.encode(errors="surrogateescape")[: _SLOT_BYTES - _HEAD]
@@ -60,8 +68,20 @@ class InflightMarkers:
         if not slot[0]:
             return None
         end = _HEAD + int.from_bytes(slot[1:_HEAD])
-        position, *names = slot[_HEAD:end].decode(errors="surrogateescape").split("\0")
-        return Inflight(int(position), list(zip(names[::2], names[1::2], strict=False)))
+        pid, position, *names = slot[_HEAD:end].decode(errors="surrogateescape").split("\0")
+        return Inflight(worker, int(pid), int(position), list(zip(names[::2], names[1::2], strict=False)))
+
+    def in_use(self) -> list[Inflight]:
+        """What all workers are, or were, decoding."""
+        return [found for worker in range(len(self._slots)) if (found := self.read(worker)) is not None]
+
+    def take_dead(self) -> list[Inflight]:
+        """What workers that are gone were decoding when they died; each is returned once."""
+        alive = {child.pid for child in multiprocessing.active_children()}
+        dead = [found for found in self.in_use() if found.pid not in alive]
+        for found in dead:
+            self._slots[found.worker, 0] = 0
+        return dead
 
     def reset(self) -> None:
         """Clear all slots, before new workers start."""

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from typing import Any
 
 import torch
 
-from datamodules.faults.inflight import InflightMarkers
 from datamodules.faults.quarantine import BadSample, Quarantine
 from datamodules.shards.shard_set import RawSample, ShardSet
 from datamodules.stream.order import Order
@@ -30,8 +29,6 @@ class SubstitutingDecoder:
         seed: seeds the choice.
         attempts: how many substitutes are tried; 0 raises at the first bad sample.
         quarantine: where bad samples are written down.
-        markers: where the sample being decoded is noted.
-        killers: (shard, key) of samples that count as bad because they kill workers.
     """
 
     def __init__(
@@ -43,8 +40,6 @@ class SubstitutingDecoder:
         seed: int,
         attempts: int,
         quarantine: Quarantine,
-        markers: InflightMarkers,
-        killers: Collection[tuple[str, str]] = (),
     ) -> None:
         self.decoder = decoder
         self.shards = shards
@@ -52,26 +47,14 @@ class SubstitutingDecoder:
         self.seed = seed
         self.attempts = attempts
         self.quarantine = quarantine
-        self.markers = markers
-        self.killers = killers
-
-    def _decode(self, raw: RawSample) -> dict[str, Any]:
-        for each in (raw, raw.donor) if self.killers else ():
-            if each is not None and (each.shard, each.key) in self.killers:
-                raise ValueError(f"{each.shard}: sample {each.key!r}: has killed its worker twice")
-        self.markers.mark(raw)
-        try:
-            return self.decoder(raw)
-        finally:
-            self.markers.clear()
 
     def _decode_without_bad_donor(self, raw: RawSample, notes: list[tuple[str, str]]) -> dict[str, Any]:
         try:
-            return self._decode(raw)
+            return self.decoder(raw)
         except ValueError as error:
             if raw.donor is None or isinstance(error.__cause__, MemoryError):
                 raise
-            sample = self._decode(raw._replace(donor=None))
+            sample = self.decoder(raw._replace(donor=None))
             self._note(raw.donor, raw.position, error, notes)
             return sample
 
