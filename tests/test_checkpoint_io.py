@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import resource
+import signal
 import subprocess
 import sys
 import time
@@ -165,6 +167,22 @@ def test_an_error_leaves_the_old_file_and_no_other(tmp_path: Path, monkeypatch: 
         save(path, 2)
     assert VerifiedCheckpointIO().load_checkpoint(path)["global_step"] == 1
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_full_disk_is_named(tmp_path: Path) -> None:
+    """A limit on the size of files stands for a full disk; torch says only `enforce fail at inline_container`."""
+    path, before = tmp_path / "a.ckpt", resource.getrlimit(resource.RLIMIT_FSIZE)
+    VerifiedCheckpointIO().save_checkpoint({"global_step": 1}, path)
+    old, handler = path.read_bytes(), signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, before[1]))
+    try:
+        with pytest.raises(OSError, match=r"checkpoint .*a\.ckpt: expected to write it, got File too large; the"):
+            VerifiedCheckpointIO().save_checkpoint({"w": torch.rand(1 << 19)}, path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, handler)
+    assert path.read_bytes() == old
+    assert [file.name for file in tmp_path.iterdir()] == ["a.ckpt"]
 
 
 def test_a_kill_leaves_the_old_file_or_the_new_one(tmp_path: Path) -> None:

@@ -128,3 +128,18 @@ def test_all_finite() -> None:
 def test_max_dropped_must_be_positive() -> None:
     with pytest.raises(ValueError, match="NonFiniteGuard max_dropped: expected at least 1, got 0"):
         NonFiniteGuard(max_dropped=0)
+
+
+def test_the_samples_of_a_dropped_step_are_named(caplog: pytest.LogCaptureFixture) -> None:
+    """Those of all batches since the optimizer step before."""
+
+    class Keyed(Line):
+        def training_step(self, batch: dict[str, Any], number: int) -> Tensor:  # type: ignore[override]
+            return super().training_step(batch["x"], number)
+
+    rows = [{"__key__": f"k{n}", "x": torch.full((3,), float(n))} for n in range(8)]
+    options: dict[str, Any] = {"callbacks": [NonFiniteGuard()], "accumulate_grad_batches": 2}
+    quiet_trainer(2, **options).fit(Keyed({3: torch.nan}), DataLoader(rows, batch_size=2))  # type: ignore[arg-type]
+    assert (
+        "step 1: gradients are not finite, the step is dropped (1 so far); its samples: k4, k5, k6, k7" in caplog.text
+    )

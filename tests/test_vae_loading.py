@@ -119,3 +119,11 @@ def test_compiled_the_latents_are_the_same(tmp_path: Path) -> None:
     assert compiled.fingerprint() == plain.fingerprint()
     with torch.compiler.set_stance("force_eager"):
         assert torch.equal(compiled.posterior(image_of("sd")).mean, plain.posterior(image_of("sd")).mean)
+
+
+def test_latents_that_overflow_in_float16_name_the_vae() -> None:
+    vae = as_vae(tiny_vaes.build("sd").half())
+    with torch.no_grad():
+        vae.module.encoder.conv_out.weight.fill_(60000)
+    with pytest.raises(ValueError, match=r"AutoencoderKL \(float16\): expected finite latents, got infinite or NaN"):
+        vae.posterior(torch.rand(1, 3, 32, 32, generator=torch.Generator().manual_seed(0)))

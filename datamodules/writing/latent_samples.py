@@ -54,12 +54,24 @@ def cached_samples(
     vae_sha256, device = encoder.vae.fingerprint().hex(), encoder.kernel.device
     with ThreadPoolExecutor() as pool:
         for batch in islice(_batches(data, begin, folder), -(-(positions.stop - begin) // data.batch_size)):
-            latents = encode_clean(encoder, batch["image"].to(device)).to(dtype).cpu()
-            if not latents.isfinite().all():
-                raise ValueError(f"dtype: expected one that holds the latents of {batch['__key__']}, got {dtype}")
+            latents = encode_clean(encoder, batch["image"].to(device)).cpu()
+            _check_finite(latents, encoder.vae.name, batch["__key__"])
+            latents = latents.to(dtype)
+            _check_finite(latents, f"dtype {str(dtype).removeprefix('torch.')}", batch["__key__"])
             replaced += batch.get("notes", {}).get("bad", ())
             rows = [row for row, position in enumerate(batch["position"].tolist()) if position in positions]
             yield from pool.map(partial(_encode_row, {**batch, "latents": latents}, vae_sha256), rows)
+
+
+def _check_finite(latents: Tensor, source: str, keys: list[str]) -> None:
+    """Refuse latents (B, C, h, w) with infinite or NaN values, naming the first sample and where they come from."""
+    finite = latents.isfinite().flatten(1).all(dim=1)
+    if not finite.all():
+        key = keys[int(finite.int().argmin())]
+        raise ValueError(
+            f"sample {key!r}: expected finite latents, got infinite or NaN ones by {source}: "
+            "choose a VAE or a dtype that does not overflow, such as bfloat16 or float32"
+        )
 
 
 def _batches(data: WebDatasetDataModule, begin: int, folder: Path) -> Iterator[dict[str, Any]]:

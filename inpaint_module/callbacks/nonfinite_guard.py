@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 from torch.nn.utils import get_total_norm
 from torch.optim import Optimizer
+
+_log = logging.getLogger(__name__)
 
 
 def all_finite(gradients: list[Tensor]) -> Tensor:
@@ -50,6 +52,13 @@ class NonFiniteGuard(Callback):
         self.max_dropped = max_dropped
         self.dropped = 0  # in the whole run
         self.in_a_row = 0
+        self._keys: list[str] = []  # of the samples since the last optimizer step
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        """Note whose gradients are to come."""
+        if batch_idx % trainer.accumulate_grad_batches == 0:
+            self._keys = []
+        self._keys += batch.get("__key__", []) if isinstance(batch, dict) else []
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
         """Look at the gradients, and drop them."""
@@ -64,12 +73,14 @@ class NonFiniteGuard(Callback):
     def _drop(self, step: int, optimizer: Optimizer) -> None:
         """Without gradients, optimizers and clipping pass over a parameter."""
         self.dropped, self.in_a_row = self.dropped + 1, self.in_a_row + 1
-        rank_zero_info(f"step {step}: gradients are not finite, the step is dropped ({self.dropped} so far)")
+        names = f"; its samples: {', '.join(self._keys)}" if self._keys else ""
+        # each rank its own samples: any of them may have the value that the sum over ranks has spread
+        _log.warning("step %d: gradients are not finite, the step is dropped (%d so far)%s", step, self.dropped, names)
         if self.in_a_row >= self.max_dropped:
             raise RuntimeError(
                 f"step {step}: expected finite gradients, got infinite or NaN ones {self.in_a_row} steps in a row "
-                f"(NonFiniteGuard max_dropped {self.max_dropped}; {self.dropped} steps dropped in all): look at the "
-                "data and the learning rate, then go on from the last checkpoint"
+                f"(NonFiniteGuard max_dropped {self.max_dropped}; {self.dropped} steps dropped in all){names}: look at "
+                "the data and the learning rate, then go on from the last checkpoint"
             )
         for each in parameters(optimizer):
             each.grad = None

@@ -40,13 +40,21 @@ class VerifiedCheckpointIO(CheckpointIO):
 
         Raises:
             ValueError: a path that is not local, or storage options.
+            OSError: naming the file, such as on a full disk; the file that was there before is still there.
         """
         if storage_options is not None:
             raise ValueError(f"storage_options: expected none for a local file, got {storage_options!r}")
         path = local_path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
-        with atomic_write(path) as file:
-            _write(checkpoint, file)
+        try:
+            with atomic_write(path) as file:
+                _write(checkpoint, file)
+        except OSError as error:
+            raise OSError(
+                error.errno,
+                f"checkpoint {path}: expected to write it, got {error.strerror}; the checkpoint before it is whole: "
+                "make room, and the same command goes on from there",
+            ) from error
 
     def load_checkpoint(
         self, path: str | Path, map_location: Any = None, weights_only: bool | None = None
@@ -131,10 +139,15 @@ class _HashingWriter:
 
     def __init__(self, file: BinaryIO):
         self.file, self.hash = file, hashlib.sha256()
+        self.error: OSError | None = None
 
     def write(self, data: bytes) -> int:
         self.hash.update(data)
-        return self.file.write(data)
+        try:
+            return self.file.write(data)
+        except OSError as error:
+            self.error = error  # torch says only that a write failed, not why
+            raise
 
     def flush(self) -> None:
         self.file.flush()
@@ -143,7 +156,12 @@ class _HashingWriter:
 def _write(checkpoint: dict[str, Any], file: BinaryIO) -> None:
     """Archive, then seal."""
     writer = _HashingWriter(file)
-    torch.save(checkpoint, writer)  # type: ignore[arg-type]
+    try:
+        torch.save(checkpoint, writer)  # type: ignore[arg-type]
+    except RuntimeError as error:
+        if writer.error is None:
+            raise
+        raise writer.error from error
     head = f"step:{checkpoint.get('global_step', 0):020d} time:{time.time_ns():020d}".encode()
     writer.hash.update(head)
     file.seek(-2, os.SEEK_END)  # an archive ends with the length of its comment

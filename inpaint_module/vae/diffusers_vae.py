@@ -63,14 +63,24 @@ class DiffusersVAE(FrozenVAE):
 
     @torch.no_grad()
     def posterior(self, pixels: Tensor) -> Posterior:
-        """See `FrozenVAE.posterior`; `std` is None for AutoencoderTiny, AutoencoderDC and VQModel."""
+        """See `FrozenVAE.posterior`; `std` is None for AutoencoderTiny, AutoencoderDC and VQModel.
+
+        In float16, which holds numbers to 65504, the latents are looked at, and the host waits for the device.
+
+        Raises:
+            ValueError: naming the class, if latents in float16 are infinite or NaN.
+        """
         images = (pixels * 2 - 1).to(self.dtype)
         with self._undisturbed(pixels.device):
             out = self.module.encode(self._enter(images), return_dict=False)[0]
-        if isinstance(out, Tensor):
-            return Posterior(self._leave(out), None)
-        std = getattr(out, "std", None)  # some distributions have a mode only
-        return Posterior(self._leave(out.mode()), None if std is None else self._leave(std))
+        std = None if isinstance(out, Tensor) else getattr(out, "std", None)  # some distributions have a mode only
+        mean = self._leave(out if isinstance(out, Tensor) else out.mode())
+        if self.dtype == torch.float16 and not torch.compiler.is_compiling() and not mean.isfinite().all():
+            raise ValueError(
+                f"{self.name}: expected finite latents, got infinite or NaN ones: it "
+                "overflows there; load it with dtype bfloat16 or float32"
+            )
+        return Posterior(mean, None if std is None else self._leave(std))
 
     @torch.no_grad()
     def encode(self, pixels: Tensor) -> Tensor:

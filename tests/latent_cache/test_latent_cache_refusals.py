@@ -92,8 +92,12 @@ def test_a_cache_is_not_cached_nor_is_a_draw(cache: Path, tmp_path: Path) -> Non
 def test_latents_that_the_dtype_cannot_hold_are_refused(tmp_path: Path) -> None:
     layer = encoder()
     large = mock.patch.object(latent_samples, "encode_clean", return_value=torch.full((4, 16, 8, 8), 1e6))
-    with large, pytest.raises(ValueError, match=r"dtype: expected one that holds .*, got torch.float16"):
-        cache_latents(data_module("embedded:val"), layer, tmp_path, dtype="float16")
+    message = r"sample '.+': expected finite latents, got infinite or NaN ones by dtype float16: choose"
+    with large, pytest.raises(ValueError, match=message):
+        cache_latents(data_module("embedded:val"), layer, tmp_path / "float16", dtype="float16")
+    broken = mock.patch.object(latent_samples, "encode_clean", return_value=torch.full((4, 16, 8, 8), torch.nan))
+    with broken, pytest.raises(ValueError, match=r"sample '.+': .* NaN ones by AutoencoderDC \(float32\): choose"):
+        cache_latents(data_module("embedded:val"), layer, tmp_path / "float32")
 
 
 @pytest.mark.parametrize(
