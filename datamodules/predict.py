@@ -24,13 +24,14 @@ from datamodules.shards.tar_index import IMAGE_FIELDS, MASK_FIELDS
 from datamodules.writing.source_lists import is_image
 from inpaint_module.commands.config_command import ConfigCommand
 from inpaint_module.commands.exit_codes import exit_code_of
+from inpaint_module.embedded import ASSETS
 from inpaint_module.export import load_weights, module_from_configs
 from inpaint_module.inpaint_image import inpaint_image
 from inpaint_module.lightning_module import InpaintDiffusion
 from inpaint_module.masks import MaskGenerator, preset
 from inpaint_module.randomness import Stream, key
 
-MODEL = Path(__file__).parent / "embedded" / "inpainter" / "model.yaml"
+MODEL = ASSETS / "inpainter" / "model.yaml"
 _MAX_PIXELS = 200_000_000
 
 

@@ -1,11 +1,12 @@
-"""What ships with the package: embedded:vae, a small autoencoder, and embedded:inpainter, a small denoiser over it."""
+"""Models that ship with the package: embedded:vae, a small autoencoder, and embedded:inpainter, a small denoiser."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-_FOLDER = Path(__file__).parents[1] / "datamodules" / "embedded"
+ASSETS = Path(__file__).parent / "assets"
 _SCHEME = "embedded:"
+_MODELS = ("inpainter", "vae")
 
 
 def local_folder(path: str) -> str:
@@ -16,13 +17,7 @@ def local_folder(path: str) -> str:
     """
     if not path.startswith(_SCHEME):
         return path
-    folder = _FOLDER / path.removeprefix(_SCHEME)
-    if not folder.is_dir():
-        raise ValueError(
-            f"expected one of {', '.join(sorted(_SCHEME + each.name for each in _models()))}, got {path!r}"
-        )
-    return str(folder)
-
-
-def _models() -> list[Path]:
-    return [each for each in _FOLDER.iterdir() if each.is_dir() and not (each / "manifest.json").exists()]
+    name = path.removeprefix(_SCHEME)
+    if name not in _MODELS:
+        raise ValueError(f"expected one of {', '.join(_SCHEME + each for each in _MODELS)}, got {path!r}")
+    return str(ASSETS / name)

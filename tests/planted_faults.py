@@ -16,7 +16,7 @@ from datamodules.shards.manifest import write_manifest
 from datamodules.shards.shard_specs import open_shards
 from datamodules.webdataset_datamodule import WebDatasetDataModule
 
-VAE = Path(__file__).parents[1] / "datamodules" / "embedded" / "vae"
+VAE = Path(__file__).parents[1] / "inpaint_module" / "assets" / "vae"
 Fields = dict[str, bytes]
 Plant = Callable[[int, Fields], Fields]
 

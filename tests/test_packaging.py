@@ -54,7 +54,7 @@ def test_every_data_file_ships(folder: str) -> None:
 def test_types_and_licences_ship() -> None:
     for package in ("inpaint_module", "datamodules"):
         assert is_shipped_data(ROOT / package / "py.typed")
-    assert is_shipped_data(ROOT / "datamodules" / "embedded" / "CREDITS.csv")
+    assert is_shipped_data(ROOT / "datamodules" / "assets" / "CREDITS.csv")
     for name in [*PROJECT["project"]["license-files"], PROJECT["project"]["readme"]]:
         assert (ROOT / name).is_file()
 

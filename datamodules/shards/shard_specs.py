@@ -19,7 +19,7 @@ from datamodules.shards.shard_cache import ShardCache
 from datamodules.shards.shard_set import ShardSet
 from datamodules.shards.tar_index import index_shard
 
-_EMBEDDED = Path(__file__).parents[1] / "embedded"
+_EMBEDDED = Path(__file__).parents[1] / "assets"
 _REASONS = {
     "pipe": "a pipe runs a shell command",
     "file": "write local files as paths",

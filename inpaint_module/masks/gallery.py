@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import io
-import tarfile
 from pathlib import Path
 from typing import NamedTuple
 
@@ -11,12 +9,13 @@ import torch
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 from torch import Tensor
 
+from inpaint_module.embedded import ASSETS
 from inpaint_module.masks.components import count_components
 from inpaint_module.masks.generator import MaskGenerator
 from inpaint_module.morphology import mask_leak, reduce_mask
 from inpaint_module.randomness import Stream, key
 
-SHARDS = Path(__file__).parents[2] / "datamodules" / "embedded" / "val"
+PHOTOS = ASSETS / "photos"
 RATIOS, LEAKY = (8, 16, 32), ("nearest", "nearest-exact", "bilinear", "area", "max")
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 _INK, _FAINT, _RED, _PAPER = (25, 25, 30), (205, 205, 212), (225, 45, 60), (255, 255, 255)
@@ -51,28 +50,19 @@ def statistics(masks: Tensor) -> Statistics:
 
 
 def load_photos(folder: Path | None = None, number: int = _COLUMNS * _ROWS) -> list[Image.Image]:
-    """Photos to lay masks over: of a folder, or of the embedded shards.
+    """Photos to lay masks over: of a folder, or those that ship with the package.
 
     Raises:
         ValueError: there are none.
     """
-    photos = [Image.open(file) for file in (_files(folder) if folder else _members(SHARDS))[:number]]
+    photos = [Image.open(file) for file in _files(folder or PHOTOS)[:number]]
     if not photos:
-        raise ValueError(f"no photos ({', '.join(SUFFIXES)}) in {folder or SHARDS}; name a folder with --photos")
+        raise ValueError(f"no photos ({', '.join(SUFFIXES)}) in {folder or PHOTOS}; name a folder with --photos")
     return [ImageOps.exif_transpose(photo).convert("RGB") for photo in photos]
 
 
 def _files(folder: Path) -> list[Path]:
     return sorted(file for file in folder.iterdir() if file.suffix.lower() in SUFFIXES) if folder.is_dir() else []
-
-
-def _members(shards: Path) -> list[io.BytesIO]:
-    found = []
-    for shard in sorted(shards.glob("*.tar")):
-        with tarfile.open(shard) as tar:
-            names = [name for name in tar.getnames() if name.lower().endswith(SUFFIXES) and ".mask." not in name]
-            found += [io.BytesIO(tar.extractfile(name).read()) for name in names]  # type: ignore[union-attr]
-    return found
 
 
 def draw_sheet(
