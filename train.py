@@ -15,7 +15,6 @@ def main() -> None:
         subclass_mode_model=True,
         subclass_mode_data=True,
         auto_configure_optimizers=False,
-        save_config_kwargs={"overwrite": True},
         seed_everything_default=0,
         parser_kwargs=help_of("python -m train", __doc__),
     )

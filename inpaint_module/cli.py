@@ -14,9 +14,13 @@ from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.model_helpers import is_overridden
 
 from inpaint_module.callbacks.nonfinite_guard import NonFiniteGuard
+from inpaint_module.callbacks.run_record import RunConfig
 from inpaint_module.checkpoints.checkpoint_io import VerifiedCheckpointIO, newest_valid_checkpoint, read_seal
+from inpaint_module.checkpoints.leftovers import Leftovers
 from inpaint_module.checkpoints.resume import ExactResume, model_checkpoints
 from inpaint_module.commands.config_action import ConfigFile
+from inpaint_module.run_folder import keep_csv_logs, names_folder, run_folder
+from inpaint_module.run_lock import claim, release
 
 
 class ResumingCLI(LightningCLI):
@@ -26,7 +30,14 @@ class ResumingCLI(LightningCLI):
     rename the folder, or name another one. `--ckpt_path` goes before. Checkpoints are sealed by `VerifiedCheckpointIO`,
     and `ExactResume` and `NonFiniteGuard` are among the callbacks; to set the guard, name it in the config. A config
     that names another CheckpointIO resumes by `--ckpt_path` alone.
+
+    The config is in the run folder, in `config.yaml`, which `fit` alone writes. While one process trains in a run
+    folder, another `fit` is refused.
     """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        self._claims: list[Path] = []
+        super().__init__(*args, **{"save_config_callback": RunConfig} | kwargs)
 
     def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
         """A parser whose `--config` also takes the configs that ship, named as in a clone: configs/quickstart.yaml."""
@@ -49,28 +60,57 @@ class ResumingCLI(LightningCLI):
         callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
         if not any(isinstance(callback, NonFiniteGuard) for callback in callbacks):
             callbacks.insert(0, NonFiniteGuard())
-        self.exact_resume = ExactResume()
-        callbacks.insert(0, self.exact_resume)
+        self.exact_resume, self.leftovers = ExactResume(), Leftovers()
+        callbacks[:0] = [self.leftovers, self.exact_resume]
         return trainer
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        """As Lightning does, and give up the run folder at the end."""
+        try:
+            super()._run_subcommand(subcommand)
+        finally:
+            while self._claims:
+                release(self._claims.pop())
+
+    def _prepare_folder(self, verb: str) -> None:
+        """Take the run folder, if it is for `fit`, and keep Lightning from deleting what is in it."""
+        folder = run_folder(self.trainer)
+        for callback in model_checkpoints(self.trainer):
+            callback.dirpath = callback.dirpath or str(folder / "checkpoints")  # which a logger's new id must not move
+        if self.trainer.fast_dev_run or not self.trainer.is_global_zero:  # type: ignore[attr-defined]
+            return
+        if verb == "fit":
+            inside = folder.resolve()
+            for each in {inside} | {path.resolve() for path in checkpoint_folders(self.trainer)}:
+                if each == inside or not each.is_relative_to(inside):
+                    claim(each)
+                    self._claims.append(each)
+            if not names_folder(self.trainer):
+                rank_zero_info(f"run folder: {folder.resolve()}, as no logger names one")
+        keep_csv_logs(self.trainer, verb)
 
     def before_fit(self) -> None:
         """Choose the checkpoint to go on from, and say which.
 
         Raises:
-            ValueError: there are checkpoints, but none verifies.
+            ValueError: there are checkpoints, but none verifies; or another process trains in the run folder.
         """
+        self._prepare_folder("fit")
         options = self.config_init["fit"]
         ours = isinstance(self.trainer.strategy.checkpoint_io, VerifiedCheckpointIO)
         if ours and options["ckpt_path"] is None and not self.trainer.fast_dev_run:  # type: ignore[attr-defined]
             path = newest_valid_checkpoint(*checkpoint_folders(self.trainer))
             options["ckpt_path"] = path and str(path)
+            self.leftovers.goes_on = True
             rank_zero_info(resume_line(path, self.trainer.max_steps))
         self.exact_resume.ckpt_path = options["ckpt_path"]
+        warnings.filterwarnings("ignore", message="Checkpoint directory .* exists and is not empty")  # as it should be
         if is_overridden("state_dict", self.datamodule, LightningDataModule):  # which then keeps the position
             warnings.filterwarnings("ignore", message=".*your dataloader is not resumable")
 
     def before_validate(self) -> None:
         """Have the ranks compare their checkpoints."""
+        self._prepare_folder(str(self.subcommand))
         self.exact_resume.ckpt_path = self.config_init[self.subcommand]["ckpt_path"]
 
     before_test = before_predict = before_validate
@@ -97,7 +137,7 @@ def help_of(prog: str, description: str | None) -> dict[str, Any]:
 
 def checkpoint_folders(trainer: Trainer) -> list[Path]:
     """Where the trainer's ModelCheckpoints write all that a resume needs."""
-    default = Path(trainer.log_dir or trainer.default_root_dir) / "checkpoints"
+    default = run_folder(trainer) / "checkpoints"
     return [Path(each.dirpath or default) for each in model_checkpoints(trainer) if not each.save_weights_only]
 
 

@@ -10,16 +10,24 @@ from __future__ import annotations
 import argparse
 import base64
 import html
-import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from inpaint_module.callbacks.run_record import METRICS, RECORD, read_metrics
 from inpaint_module.commands.config_files import read_config
+from inpaint_module.files import atomic_write_text
+from inpaint_module.run_folder import (
+    CONFIG,
+    METRICS,
+    RECORD,
+    REPORT,
+    metrics_path,
+    read_json,
+    read_metrics,
+    read_record,
+)
 
-REPORT = "report.json"
 _SCORES = (".psnr_inside", ".ssim_inside", ".seam", ".features")
 _IGNORED = ("starts", "command", "data.position")  # differ between any two runs
 
@@ -55,25 +63,33 @@ def read_run(folder: str | Path) -> Run:
     """A run folder's config, record and last metrics.
 
     Raises:
-        ValueError: naming the folder, if it has no metrics.csv or no run.json.
+        ValueError: naming the folder, if it has no metrics.csv or no run.json, or a file of it that is damaged.
     """
     folder = Path(folder)
-    if missing := [name for name in (METRICS, RECORD) if not (folder / name).is_file()]:
+    rows = metrics_path(folder)
+    if missing := [name for name, path in {METRICS: rows, RECORD: folder / RECORD}.items() if not path.is_file()]:
         raise ValueError(
             f"{folder}: expected a run folder with {METRICS} and {RECORD}, got none of {', '.join(missing)}: add the "
             "callback inpaint_module.callbacks.run_record.RunRecord to the run's config"
         )
-    record = flatten(json.loads((folder / RECORD).read_text()))
-    config = folder / "config.yaml"
+    record = flatten(read_record(folder / RECORD))
+    config = folder / CONFIG
     settings = flatten(read_config(config)) if config.is_file() else {}
     settings |= {f"run.{name}": value for name, value in record.items() if not name.startswith(_IGNORED)}
-    metrics = {row.metric: row.value for row in read_metrics(folder / METRICS)}
-    report = folder / REPORT
-    if report.is_file():
-        scores = flatten({"report": json.loads(report.read_text())["presets"]})
-        metrics |= {name: float(value) for name, value in scores.items() if name.endswith(_SCORES)}
+    metrics = {row.metric: row.value for row in read_metrics(rows)} | _scores(folder / REPORT)
     grids = sorted((folder / "grids").glob("*.png"))
     return Run(str(folder), settings, metrics, grids[-1] if grids else None)
+
+
+def _scores(path: Path) -> dict[str, float]:
+    """Those of a validation report, if there is one."""
+    if not path.is_file():
+        return {}
+    scores = flatten({"report": read_json(path, {"presets": dict}).get("presets", {})})
+    try:
+        return {name: float(value) for name, value in scores.items() if name.endswith(_SCORES)}
+    except ValueError as error:
+        raise ValueError(f"{path}: presets: expected numbers, got {error}") from error
 
 
 def differences(runs: Sequence[Run]) -> list[Row]:
@@ -152,7 +168,7 @@ def main(arguments: list[str] | None = None) -> int:
     tables = [text_table(heads, last_metrics(runs)), "what differs", text_table(heads, differences(runs))]
     sys.stdout.write("\n\n".join(tables) + "\n")
     if options.out:
-        options.out.write_text(page(runs))
+        atomic_write_text(options.out, page(runs))
         sys.stdout.write(f"\npage: {options.out}\n")
     return 0
 

@@ -5,8 +5,11 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import chain, count
 from pathlib import Path
 from typing import BinaryIO
+
+from PIL import Image
 
 
 @contextmanager
@@ -52,3 +55,36 @@ def sync_folder(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def append_lines(path: Path, lines: str) -> None:
+    """Append whole lines to a text file, new or not, by a single write, so that several processes may share it.
+
+    Where the last line was cut short, by a full disk say, it stays alone.
+    """
+    with path.open("a+b", buffering=0) as file:
+        size = file.seek(0, os.SEEK_END)
+        cut = size and os.pread(file.fileno(), 1, size - 1) != b"\n"
+        file.write(("\n" * bool(cut) + lines).encode())
+
+
+def set_aside(path: Path, suffix: str) -> Path:
+    """Rename a file or folder that nobody reads any more to `<name>.<suffix>`, or `-2`, `-3`; returns the new path."""
+    names = chain([f"{path.name}.{suffix}"], (f"{path.name}.{suffix}-{number}" for number in count(2)))
+    target = next(each for each in map(path.with_name, names) if not os.path.lexists(each))
+    path.rename(target)
+    sync_folder(path.parent)
+    return target
+
+
+def atomic_write_picture(path: Path, picture: Image.Image) -> None:
+    """Write a picture in the format that its name ends with, as `atomic_write` does.
+
+    Raises:
+        ValueError: a name whose end tells no format.
+    """
+    kind = Image.registered_extensions().get(path.suffix.lower())
+    if kind is None:
+        raise ValueError(f"{path}: expected a name that ends with a picture format such as .png, got {path.name}")
+    with atomic_write(path) as file:
+        picture.save(file, kind)

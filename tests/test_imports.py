@@ -10,13 +10,15 @@ import pytest
 ROOT = Path(__file__).parents[1]
 FLOORS = {
     "inpaint_module.batch": 0,
-    "inpaint_module.checkpoints": 1,
+    "inpaint_module.checkpoints": 2,
     "inpaint_module.commands": 0,
     "inpaint_module.embedded": 0,
     "inpaint_module.files": 0,
     "inpaint_module.fingerprints": 0,
     "inpaint_module.morphology": 0,
     "inpaint_module.randomness": 0,
+    "inpaint_module.run_lock": 0,
+    "inpaint_module.run_folder": 1,
     "inpaint_module.masks": 1,
     "inpaint_module.objectives": 1,
     "inpaint_module.vae": 1,

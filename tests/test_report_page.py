@@ -9,7 +9,6 @@ import pytest
 from page_reader import Page
 from PIL import Image
 
-from inpaint_module.callbacks.run_record import MetricRow
 from inpaint_module.metrics.fill_scores import (
     FillScores,
     ScoredPhoto,
@@ -19,6 +18,7 @@ from inpaint_module.report.caption_sheet import SheetRow, caption_sheet
 from inpaint_module.report.line_chart import Line, line_chart, nice_ticks, smoothed, thinned
 from inpaint_module.report.page import page
 from inpaint_module.report.style import STYLE
+from inpaint_module.run_folder import MetricRow
 
 
 def scored(name: str = "sd", **changes: str) -> ScoredPreset:

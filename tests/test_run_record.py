@@ -12,9 +12,10 @@ from quiet_trainer import QUIET, quiet_trainer
 from tiny_models import tiny_module
 
 from datamodules import WebDatasetDataModule
-from inpaint_module.callbacks.run_record import MetricRow, RunRecord, read_metrics, write_metrics
+from inpaint_module.callbacks import RunRecord
 from inpaint_module.compare_runs import flatten, main, read_run
 from inpaint_module.masks import Boxes
+from inpaint_module.run_folder import MetricRow, read_metrics, write_metrics
 
 pytestmark = [
     *QUIET,

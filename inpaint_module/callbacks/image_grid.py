@@ -8,11 +8,13 @@ from typing import Any
 import numpy as np
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.loggers import MLFlowLogger, TensorBoardLogger, WandbLogger
 from lightning.pytorch.utilities import rank_zero_info
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
+from inpaint_module.files import atomic_write_picture
+from inpaint_module.run_folder import run_folder
 from inpaint_module.sampling import InpaintedImages
 
 
@@ -36,16 +38,19 @@ def to_pil(image: Tensor) -> Image.Image:
     return Image.fromarray(np.ascontiguousarray(array))
 
 
-def run_folder(trainer: Trainer) -> Path:
-    """Where the logger writes, or the trainer's root folder without a logger.
-
-    Every rank must ask at the same time, as in a callback's `setup`: Lightning broadcasts the answer of rank 0.
-    """
-    return Path(trainer.log_dir or trainer.default_root_dir)
+def log_picture(trainer: Trainer, name: str, picture: Image.Image, step: int) -> None:
+    """Show a picture in the loggers that show pictures: TensorBoard's, Weights & Biases', MLflow's."""
+    for logger in trainer.loggers:
+        if isinstance(logger, TensorBoardLogger):
+            logger.experiment.add_image(name, np.asarray(picture), step, dataformats="HWC")
+        elif isinstance(logger, WandbLogger):
+            logger.log_image(name, [picture], step)
+        elif isinstance(logger, MLFlowLogger):
+            logger.experiment.log_image(logger.run_id, picture, f"{name}/step_{step:06d}.png")
 
 
 class ImageGrid(Callback):
-    """After each validation, a PNG of the first photos in `grids/` of the run folder, and the same in TensorBoard.
+    """After each validation, a PNG of the first photos in `grids/` of the run folder, and the same in the loggers.
 
     When `fit` ends, says where the grid and the checkpoint are.
 
@@ -60,10 +65,15 @@ class ImageGrid(Callback):
         self._parts: list[InpaintedImages] = []
         self._path: Path | None = None
         self._folder = Path()
+        self._loaded = 0  # the step of the checkpoint, which `validate` does not tell the trainer
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Find the run folder."""
         self._folder = run_folder(trainer) / "grids"
+
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Keep its step."""
+        self._loaded = checkpoint.get("global_step", 0)
 
     def on_validation_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, *args: Any, **kwargs: Any
@@ -78,17 +88,16 @@ class ImageGrid(Callback):
         if not parts or trainer.sanity_checking:
             return
         sheet = grid_image(InpaintedImages(*(torch.cat(fields)[: self.rows] for fields in zip(*parts, strict=True))))
-        self._path = self._folder / f"step_{trainer.global_step:06d}.png"
+        step = trainer.global_step or self._loaded
+        self._path = self._folder / f"step_{step:06d}.png"
         self._path.parent.mkdir(parents=True, exist_ok=True)
-        sheet.save(self._path)
-        for logger in trainer.loggers:
-            if isinstance(logger, TensorBoardLogger):
-                pixels = np.asarray(sheet)
-                logger.experiment.add_image("val/grid", pixels, trainer.global_step, dataformats="HWC")
+        atomic_write_picture(self._path, sheet)
+        log_picture(trainer, "val/grid", sheet, step)
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Say where things are."""
-        checkpoint = getattr(trainer.checkpoint_callback, "last_model_path", "") or "none was written"
+        saved = [getattr(trainer.checkpoint_callback, f"{which}_model_path", "") for which in ("last", "best")]
+        checkpoint = next(filter(None, saved), "none was written")
         rank_zero_info(f"\npicture grid: {self._path or 'none: no validation ran'}\ncheckpoint:   {checkpoint}")
 
 
@@ -119,7 +128,7 @@ class PredictionWriter(Callback):
                 if not path.resolve().is_relative_to(self.folder.resolve()):
                     raise ValueError(f"the key {name!r} leads out of the folder {self.folder}")
                 path.parent.mkdir(parents=True, exist_ok=True)
-                to_pil(picture).save(path)
+                atomic_write_picture(path, to_pil(picture))
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Say where the pictures are."""

@@ -2,108 +2,134 @@
 
 from __future__ import annotations
 
-import csv
-import io
-import json
 import os
 import platform
 import sys
-from collections.abc import Iterable
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.cli import SaveConfigCallback
+from lightning.pytorch.utilities import rank_zero_info
 
-from inpaint_module.callbacks.image_grid import run_folder
 from inpaint_module.files import atomic_write_text
+from inpaint_module.run_folder import (
+    CONFIG,
+    RECORD,
+    Metrics,
+    claim_on_all_ranks,
+    metrics_path,
+    or_aside,
+    read_record,
+    run_folder,
+    write_json,
+)
+from inpaint_module.run_lock import release
 
-RECORD = "run.json"
-METRICS = "metrics.csv"
 _PACKAGES = ("torch", "torchvision", "lightning", "diffusers", "webdataset", "pillow", "numpy")
 
 
-class MetricRow(NamedTuple):
-    """One value of one metric after so many optimizer steps."""
-
-    step: int
-    metric: str
-    value: float
-
-
-def read_metrics(path: Path) -> list[MetricRow]:
-    """The rows of a `metrics.csv`, without a last line that a kill cut short.
-
-    Raises:
-        ValueError: naming the file and line, if it is not one.
-    """
-    lines = path.read_text().splitlines(keepends=True)
-    whole = [line for line in lines if line.endswith("\n")]
-    try:
-        return [MetricRow(int(row["step"]), row["metric"], float(row["value"])) for row in csv.DictReader(whole)]
-    except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"{path}: expected the columns step, metric, value: {error!r}") from error
-
-
-def write_metrics(path: Path, rows: Iterable[MetricRow]) -> None:
-    """Write a new `metrics.csv` in place of the old one."""
-    text = io.StringIO(newline="")
-    csv.writer(text, lineterminator="\n").writerows([MetricRow._fields, *rows])
-    atomic_write_text(path, text.getvalue())
-
-
 class RunRecord(Callback):
-    """Writes `run.json` and `metrics.csv` into the run folder.
+    """Writes `run.json` and `metrics.csv` into the run folder, in which it lets no other process train.
 
     `run.json` holds the command, the times at which it was started, the seed, the versions and the device, the state of
     the data (its fingerprint, seed and plan) and the fingerprint of the VAE. `metrics.csv` holds every logged metric, a
-    row each of step, name and value; a run that goes on from a checkpoint first forgets what came after it.
+    row each of step, name and value; a run that goes on from a checkpoint first forgets what came after it. Where
+    Lightning's CSVLogger writes a file of that name, it is `run_metrics.csv`. Damaged ones are renamed, and new ones
+    begin.
     """
 
     def __init__(self) -> None:
-        self._written: dict[str, int] = {}  # metric -> the step of its last row
         self._folder = Path()
+        self._metrics: Metrics | None = None
+        self._claims = False
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Find the run folder."""
-        self._folder = run_folder(trainer)
+        """Find the run folder, and take it.
+
+        Raises:
+            ValueError: on all ranks, if another process has it.
+        """
+        self._folder, self._metrics = run_folder(trainer), None
+        if stage == "fit" and not trainer.fast_dev_run:  # type: ignore[attr-defined]
+            claim_on_all_ranks(trainer, self._folder)
+            self._claims = trainer.is_global_zero
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write the record, and take the metrics back to the step that the run starts at."""
-        if not trainer.is_global_zero:
+        if not trainer.is_global_zero or trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
-        self._folder.mkdir(parents=True, exist_ok=True)
         path = self._folder / RECORD
-        starts = json.loads(path.read_text())["starts"] if path.exists() else []
+        self._begin(trainer)
+        starts = self._starts(path)
         record = describe_run(trainer, pl_module)
         record["starts"] = [*starts, {"time": datetime.now(UTC).isoformat("T", "seconds"), "step": trainer.global_step}]
-        atomic_write_text(path, json.dumps(record, indent=1) + "\n")
-        metrics = self._folder / METRICS
-        kept = read_metrics(metrics) if metrics.exists() else []
-        kept = [row for row in kept if row.step <= trainer.global_step]
-        write_metrics(metrics, kept)
-        self._written = {row.metric: row.step for row in kept}
+        write_json(path, record)
 
-    def _write(self, trainer: Trainer, metrics: dict[str, Any]) -> None:
-        """Append what has no row for this step yet."""
-        step = trainer.global_step
-        new = [MetricRow(step, name, float(v)) for name, v in metrics.items() if self._written.get(name) != step]
-        self._written |= {row.metric: row.step for row in new}
-        with (self._folder / METRICS).open("a", newline="") as file:
-            csv.writer(file, lineterminator="\n").writerows(new)
+    def _starts(self, path: Path) -> list[dict[str, Any]]:
+        """The starts before this one."""
+        try:
+            return read_record(path).get("starts", []) if path.exists() else []
+        except ValueError as error:
+            or_aside(path, error)
+            return []
+
+    def _begin(self, trainer: Trainer) -> Metrics:
+        """The metrics, once for each start: a validation that runs again comes before `on_train_start`."""
+        if self._metrics is None:
+            path = metrics_path(self._folder, trainer.loggers)
+            if trainer.global_step and not path.exists() and (self._folder / RECORD).exists():
+                rank_zero_info(f"{path}: expected the metrics up to step {trainer.global_step}, got no file")
+            self._metrics = Metrics(path, trainer.global_step)
+        return self._metrics
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any, **kwargs: Any) -> None:
         """Write at the trainer's `log_every_n_steps`, where values are on the host anyhow."""
         every = trainer.log_every_n_steps  # type: ignore[attr-defined]
-        if trainer.is_global_zero and every and trainer.global_step % every == 0:
-            self._write(trainer, {name: v for name, v in trainer.callback_metrics.items() if name.startswith("train/")})
+        if every and trainer.global_step % every == 0:
+            self._write(trainer, "train/")
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write the metrics of the validation."""
-        if trainer.is_global_zero and not trainer.sanity_checking and trainer.state.fn == "fit":
-            self._write(trainer, {name: v for name, v in trainer.callback_metrics.items() if name.startswith("val/")})
+        if not trainer.sanity_checking and trainer.state.fn == "fit":
+            self._write(trainer, "val/")
+
+    def _write(self, trainer: Trainer, prefix: str) -> None:
+        if trainer.is_global_zero and not trainer.fast_dev_run:  # type: ignore[attr-defined]
+            values = {name: value for name, value in trainer.callback_metrics.items() if name.startswith(prefix)}
+            self._begin(trainer).add(trainer.global_step, values)
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Give the run folder up."""
+        if self._claims:
+            release(self._folder)
+        self._claims = False
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """As after a fit."""
+        self.teardown(trainer, pl_module, "fit")
+
+
+class RunConfig(SaveConfigCallback):
+    """Writes `config.yaml` into the run folder when `fit` starts to train; the other verbs leave it alone.
+
+    It names no checkpoint: every command takes the file, and `fit` goes on from the newest one.
+    """
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Find the run folder."""
+        self.folder = run_folder(trainer)
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write the config, now that it is known to fit the checkpoint."""
+        if trainer.is_global_zero:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            config = self.config.clone()
+            config["ckpt_path"] = None
+            atomic_write_text(self.folder / CONFIG, self.parser.dump(config, skip_none=False))
 
 
 def describe_run(trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
@@ -116,7 +142,7 @@ def describe_run(trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]
         "device": device_name(trainer.strategy.root_device),
         "ranks": trainer.world_size,
         "data": data.state_dict() if data is not None else {},
-        "vae": {"vae_sha256": encoder.vae.fingerprint().hex()} if encoder is not None else {},
+        "vae": encoder.get_extra_state() if encoder is not None else {},
         "parameters": sum(value.numel() for value in pl_module.parameters() if value.requires_grad),
     }
 

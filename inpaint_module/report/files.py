@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TypeVar
 
+from lightning.pytorch.utilities import rank_zero_info
 from PIL import Image
 
 from inpaint_module.callbacks.image_grid import to_pil
-from inpaint_module.callbacks.run_record import METRICS, RECORD, read_metrics
+from inpaint_module.files import atomic_write_picture, atomic_write_text
 from inpaint_module.metrics.fill_scores import ScoredPreset, flat_scores
 from inpaint_module.report.caption_sheet import SheetRow, caption_sheet
 from inpaint_module.report.page import page
+from inpaint_module.run_folder import RECORD, REPORT, metrics_path, read_metrics, read_record, write_json
 from inpaint_module.sampling import InpaintedImages
 
+Content = TypeVar("Content")
 _LARGEST_PICTURE = 256
 
 
@@ -31,7 +34,7 @@ def write_report(folder: Path, step: int, presets: Sequence[ScoredPreset]) -> No
     """Write `report.html`, `report.json` and `report/<preset>.png` into a run folder."""
     (folder / "report").mkdir(parents=True, exist_ok=True)
     for part in presets:
-        sheet_of(part).save(folder / "report" / f"{part.name}.png")
+        atomic_write_picture(folder / "report" / f"{part.name}.png", sheet_of(part))
     numbers = {
         "step": step,
         "presets": {part.name: flat_scores(part.mean()) for part in presets},
@@ -41,16 +44,18 @@ def write_report(folder: Path, step: int, presets: Sequence[ScoredPreset]) -> No
             for number, first in enumerate(presets[0].photos)
         ],
     }
-    (folder / "report.json").write_text(json.dumps(numbers, indent=1) + "\n")
-    metrics, record = folder / METRICS, folder / RECORD
-    text = page(
-        folder.resolve().name,
-        step,
-        presets,
-        read_metrics(metrics) if metrics.is_file() else [],
-        json.loads(record.read_text()) if record.is_file() else {},
-    )
-    (folder / "report.html").write_text(text, encoding="utf-8")
+    write_json(folder / REPORT, numbers)
+    metrics, record = if_whole(read_metrics, metrics_path(folder)), if_whole(read_record, folder / RECORD)
+    atomic_write_text(folder / "report.html", page(folder.resolve().name, step, presets, metrics or [], record or {}))
+
+
+def if_whole(read: Callable[[Path], Content], path: Path) -> Content | None:
+    """What a file holds; where there is none, or a damaged one, the page does without."""
+    try:
+        return read(path) if path.exists() else None
+    except ValueError as error:
+        rank_zero_info(f"ValidationReport: left out {error}")
+        return None
 
 
 def sheet_of(part: ScoredPreset) -> Image.Image:

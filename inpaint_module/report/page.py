@@ -11,10 +11,10 @@ from typing import Any, NamedTuple
 
 from PIL import Image
 
-from inpaint_module.callbacks.run_record import MetricRow
 from inpaint_module.metrics.fill_scores import FillScores, ScoredPhoto, ScoredPreset, mean_scores
 from inpaint_module.report.line_chart import Line, line_chart, smoothed
 from inpaint_module.report.style import STYLE
+from inpaint_module.run_folder import MetricRow
 
 _SMOOTHING = 20  # of the losses, in logged values
 

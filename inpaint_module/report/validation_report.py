@@ -7,24 +7,23 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
 
-import numpy as np
 import torch
 from lightning.fabric.utilities import move_data_to_device
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.strategies import FSDPStrategy
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor
 
-from inpaint_module.callbacks.image_grid import run_folder
+from inpaint_module.callbacks.image_grid import log_picture
 from inpaint_module.lightning_module import InpaintDiffusion
 from inpaint_module.masks import preset
 from inpaint_module.metrics.feature_distance import FeatureDistance
 from inpaint_module.metrics.fill_scores import ScoredPhoto, ScoredPreset, flat_scores, score_fills
 from inpaint_module.randomness import Stream, key
 from inpaint_module.report.files import pictures_of, sheet_of, write_report
+from inpaint_module.run_folder import run_folder
 from inpaint_module.sampling import InpaintedImages
 
 
@@ -32,7 +31,7 @@ class ValidationReport(Callback):
     """Inpaints a few validation photos under masks of each preset when `fit` or `validate` ends, and writes about it.
 
     In the run folder: `report.html`, a page; `report.json`, the numbers; `report/<preset>.png`, the pictures. In
-    TensorBoard: `report/<preset>/psnr_inside` and so on, and the pictures. The photos are the first of the validation
+    the loggers: `report/<preset>/psnr_inside` and so on, and the pictures. The photos are the first of the validation
     data (with several ranks, of rank 0's share); masks are functions of (seed, number of the photo), noise of (seed,
     position): a run that was killed and resumed reports the same numbers. The weights are those that validation uses,
     with `EMA` the average.
@@ -179,8 +178,7 @@ def _log(trainer: Trainer, part: ScoredPreset, step: int) -> None:
     scores = {f"report/{part.name}/{name}": value for name, value in flat_scores(part.mean()).items()}
     for logger in trainer.loggers:
         logger.log_metrics(scores, step)
-        if isinstance(logger, TensorBoardLogger):
-            logger.experiment.add_image(f"report/{part.name}", np.asarray(sheet_of(part)), step, dataformats="HWC")
+    log_picture(trainer, f"report/{part.name}", sheet_of(part), step)
 
 
 def _is_last_batch(trainer: Trainer) -> bool:

@@ -19,10 +19,10 @@ from tiny_models import tiny_batch, tiny_denoiser, tiny_module, tiny_vae
 
 import train
 from inpaint_module import InpaintEncoder
-from inpaint_module.callbacks.run_record import MetricRow, read_metrics
 from inpaint_module.clean_latents import encode_beside, encode_clean
 from inpaint_module.layouts import StableDiffusionLayout
 from inpaint_module.lightning_module import InpaintDiffusion
+from inpaint_module.run_folder import MetricRow, read_metrics
 
 pytestmark = [
     *QUIET,
