@@ -23,6 +23,7 @@ from inpaint_module.lightning_module import InpaintDiffusion
 pytestmark = [
     *QUIET,
     pytest.mark.filterwarnings("ignore:.*your dataloader is not resumable.*"),  # the tests hand over the position
+    pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists and is not empty"),
 ]
 DECAY = 0.75
 
@@ -126,7 +127,6 @@ def test_a_checkpoint_holds_both_and_nothing_frozen(run: tuple[Watch, Path, Inpa
     assert checkpoint["averaging_state"].keys() == {"n_averaged"}
 
 
-@pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists and is not empty")
 def test_a_checkpoint_of_the_end_can_go_on(run: tuple[Watch, Path, InpaintDiffusion], tmp_path: Path) -> None:
     """ModelCheckpoint's last save comes when the average is in the module already."""
     watch, _, _ = run
@@ -181,6 +181,47 @@ def test_when_it_starts_and_how_often() -> None:
     watch, model = Watch(), module()
     fit(model, 6, EMA(DECAY, update_starting_at_step=2, update_every_n_steps=2), watch, every=6)
     assert close(weights(model), averages([watch.trained[2], watch.trained[4]])[-1])
+
+
+def test_until_it_starts_the_average_is_what_is_trained(tmp_path: Path) -> None:
+    """Validated, saved, left in the module; and a resume over the start is exact."""
+
+    def options() -> list[Callback]:
+        return [EMA(DECAY, update_starting_at_step=4), ModelCheckpoint(tmp_path, "{step}", save_top_k=-1, **every)]
+
+    every: Any = {"every_n_train_steps": 3}
+    watch, short = Watch(), module()
+    fit(short, 3, *options(), watch)
+    assert equal(watch.validated[0], watch.trained[2])
+    assert equal(weights(short), watch.trained[2])
+    checkpoint = torch.load(tmp_path / "step=3.ckpt", weights_only=True)
+    for state in ("state_dict", "current_model_state"):
+        assert equal(denoiser_state(checkpoint[state]), watch.trained[2])
+    whole, parts, again = module(), module(), Watch()
+    fit(whole, 6, *options(), watch)
+    fit(parts, 6, *options(), again, start=3, path=tmp_path / "step=3.ckpt")
+    assert close(again.validated[-1], averages(again.trained[1:])[-1])
+    assert equal(again.validated[-1], watch.validated[-1])
+    assert equal(weights(parts), weights(whole))
+
+
+def test_a_warm_up_averages_a_tenth_of_the_steps() -> None:
+    """Decays by hand: 2/11, 3/12, 4/13 at the second, third and fourth update, and no more than the given one."""
+    watch = Watch()
+    fit(module(), 4, EMA(0.27, warmup=True), watch, every=4)
+    expected = watch.trained[0]
+    for decay, new in zip((2 / 11, 3 / 12, 0.27), watch.trained[1:], strict=True):
+        expected = {name: decay * expected[name] + (1 - decay) * new[name] for name in new}
+    assert close(watch.validated[0], expected)
+
+
+def test_after_the_training_the_average_is_evaluated(run: tuple[Watch, Path, InpaintDiffusion]) -> None:
+    watch, folder, _ = run
+    model, again = module(), Watch()
+    trainer = fit(model, 6, EMA(DECAY), again)
+    for path, expected in {None: watch.validated[1], folder / "3.ckpt": watch.validated[0]}.items():
+        trainer.validate(model, loader(100), ckpt_path=path, weights_only=True, verbose=False)
+        assert equal(again.validated[-1], expected)
 
 
 def test_sharded_weights_are_refused() -> None:

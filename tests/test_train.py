@@ -15,12 +15,14 @@ import pytest
 import torch
 import yaml
 from PIL import Image
+from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tiny_folders import BASES, config_over
 
 import train
 from datamodules import cache_latents, doctor, index_shards, make_shards, predict
 from inpaint_module import compare_runs, export
+from inpaint_module.checkpoints.checkpoint_io import VerifiedCheckpointIO
 from inpaint_module.masks.__main__ import main as gallery
 
 ROOT = Path(__file__).parents[1]
@@ -120,7 +122,16 @@ def test_an_overlay_trains_two_steps(name: str, lora: bool, run_folder: Path, tm
     overlays += [f"--config={ROOT / 'configs' / 'lora.yaml'}"] if lora else []
     few = ["--data.val_batch_size=4", "--model.sampling_steps=2", "--trainer.limit_val_batches=1"]
     run("fit", ROOT / "configs" / "quickstart.yaml", *overlays, *QUICK, *few)
-    assert (tmp_path / "runs" / ("lora" if lora else name) / "checkpoints" / "last.ckpt").exists()
+    folder = tmp_path / "runs" / ("lora" if lora else name)
+    state = VerifiedCheckpointIO().load_checkpoint(folder / "checkpoints" / "last.ckpt")
+    trained = {key: value for key, value in state["current_model_state"].items() if key.startswith("denoiser.")}
+    assert all(torch.equal(state["state_dict"][key], value) for key, value in trained.items())  # too early to average
+    if lora:
+        command = [str(tmp_path / "out"), f"--config={folder / 'config.yaml'}"]
+        assert export.main([*command, f"--checkpoint={folder / 'checkpoints' / 'last.ckpt'}"]) == 0
+        exported = load_file(tmp_path / "out" / export.LORA_FILE)
+        largest = [max(v.abs().max() for k, v in each.items() if "lora_B" in k) for each in (trained, exported)]
+        assert largest[0] == largest[1] > 0
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import itertools
 import warnings
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import EMAWeightAveraging
 from lightning.pytorch.trainer.states import TrainerFn
+from torch import Tensor
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 
@@ -19,11 +22,12 @@ class EMA(EMAWeightAveraging):
     export then use; `current_model_state` is what training goes on from. Weights that do not train keep their bits.
 
     The average is that of all weights since `update_starting_at_step`, each older step counting `decay` times as much
-    as the next: 1 / (1 - decay) steps or so. Until then it is the weights at the start, so start before the first
-    validation.
+    as the next: 1 / (1 - decay) steps or so. Until the first update, the average is the weights as they are trained.
 
     Args:
         decay: 0..1; the slower the longer the run: 0.99 for a thousand steps, 0.9999 for a hundred thousand.
+        warmup: at the n-th update after the first, use (1 + n) / (10 + n) where that is less than `decay`: the average
+            is then over the last tenth or so of the steps so far, which fits a run of any length.
         update_every_n_steps: optimizer steps between updates.
         update_starting_at_step: the first optimizer step, from 0 on, after which it is updated; null for the first.
         device: where the average lies; null for where the denoiser is.
@@ -36,6 +40,7 @@ class EMA(EMAWeightAveraging):
         self,
         decay: float = 0.999,
         *,
+        warmup: bool = False,
         update_every_n_steps: int = 1,
         update_starting_at_step: int | None = None,
         device: str | None = None,
@@ -52,15 +57,18 @@ class EMA(EMAWeightAveraging):
         )
         self._swapped = False
         # Lightning's own sum of two products moves a frozen weight by rounding at each update; this one interpolates
-        self._kwargs = {"multi_avg_fn": get_ema_multi_avg_fn(decay)}
+        self._kwargs = {"multi_avg_fn": _warmed_up(decay) if warmup else get_ema_multi_avg_fn(decay)}
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Copy the weights.
+        """To train, copy the weights; to evaluate what was trained, leave the average in the module.
 
         Raises:
             ValueError: the strategy shards them.
         """
-        self._swapped = False
+        if stage == "fit":
+            self._swapped = False
+        elif self._average_model is not None and not self._swapped:
+            self.on_train_end(trainer, pl_module)
         if pl_module.device_mesh is not None:
             raise ValueError(
                 "trainer.callbacks: EMA expects a strategy that keeps all weights on every rank, such as ddp, got "
@@ -80,13 +88,34 @@ class EMA(EMAWeightAveraging):
             finally:
                 vars(pl_module).update(held)
 
+    def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Put the average into the module, unless it is there."""
+        if trainer.state.fn == TrainerFn.FITTING:
+            self._follow(pl_module)
+            super().on_validation_epoch_start(trainer, pl_module)
+
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Put what trains back."""
+        if trainer.state.fn == TrainerFn.FITTING:
+            super().on_validation_epoch_end(trainer, pl_module)
+
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Leave the average in the module; what trained stays here, for the checkpoint that is written after this."""
+        self._follow(pl_module)
         self._swap_models(pl_module)
         self._swapped = True
 
+    def _follow(self, pl_module: LightningModule) -> None:
+        """Before the first update, make the average what is trained."""
+        average = self._average_model
+        if average is not None and not average.n_averaged:
+            kept, trained = (itertools.chain(each.parameters(), each.buffers()) for each in (average.module, pl_module))
+            for mine, current in zip(kept, trained, strict=True):
+                mine.data.copy_(current.data)
+
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Save both, whichever of them the module holds."""
+        self._follow(pl_module)
         super().on_save_checkpoint(trainer, pl_module, checkpoint)
         if self._swapped:
             states = checkpoint["state_dict"], checkpoint["current_model_state"]
@@ -96,3 +125,15 @@ class EMA(EMAWeightAveraging):
         """To train, load both; else the average, which is what `state_dict` holds, is there already."""
         if trainer.state.fn == TrainerFn.FITTING:
             super().on_load_checkpoint(trainer, pl_module, checkpoint)
+        else:
+            self._average_model = None  # of other weights
+
+
+def _warmed_up(decay: float) -> Callable[[Any, Any, Any], None]:
+    """The update of an average whose decay rises with the number of updates."""
+
+    def update(averages: Any, weights: Any, number: Tensor) -> None:
+        n = int(number)
+        get_ema_multi_avg_fn(min(decay, (1 + n) / (10 + n)))(averages, weights, number)
+
+    return update
