@@ -3,7 +3,9 @@
 python -m inpaint_module.export out --config runs/sd15/config.yaml --checkpoint runs/sd15/checkpoints/last.ckpt
 
 Writes the pipeline that serves the run's model, with a LoRA as `pytorch_lora_weights.safetensors` beside the weights;
-of a model without text encoders, for which diffusers has no pipeline, the folders unet, vae and scheduler.
+of a model without text encoders, for which diffusers has no pipeline, the folders unet, vae and scheduler. The folder
+`comfyui` holds what ComfyUI knows by other names alone. `export.json` says the dtypes, what will be otherwise than in
+training, and where ComfyUI wants each file.
 """
 
 from __future__ import annotations
@@ -11,6 +13,7 @@ from __future__ import annotations
 import argparse
 import copy
 import inspect
+import json
 import sys
 import warnings
 from collections.abc import Sequence
@@ -18,11 +21,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers.utils.state_dict_utils import convert_state_dict_to_kohya
 from lightning.pytorch import LightningModule
-from safetensors.torch import save_file
 from torch import nn
 
+from inpaint_module import comfyui_files, served
 from inpaint_module.base_models import DTYPES
 from inpaint_module.checkpoints.checkpoint_io import VerifiedCheckpointIO
 from inpaint_module.commands.config_command import ConfigCommand
@@ -30,13 +32,14 @@ from inpaint_module.commands.config_files import make_parts, read_parts
 from inpaint_module.commands.exit_codes import exit_code_of
 from inpaint_module.conditioning.text_conditioning import TextConditioning
 from inpaint_module.denoisers.lora import has_lora, lora_weights, remove_lora, trains_first_layer
-from inpaint_module.encoder import InpaintEncoder
+from inpaint_module.files import atomic_write_text
 from inpaint_module.layouts import Layout
 from inpaint_module.lightning_module import InpaintDiffusion
 from inpaint_module.vae.loading import DiffusersVAE
 
 LORA_FILE = "pytorch_lora_weights.safetensors"
-COMFYUI_FILE = "comfyui/lora.safetensors"
+COMFYUI_FILE = comfyui_files.LORA
+RECORD = "export.json"
 
 
 def export(
@@ -51,7 +54,11 @@ def export(
         out: a new or empty folder.
         fuse: add LoRA factors to the weights; otherwise they are a file beside them, for `load_lora_weights(out)`.
         lora_only: write that file alone.
-        dtype: of the denoiser's weights: float32, bfloat16 or float16; None for the base model's.
+        dtype: of the denoiser's weights: float32, bfloat16 or float16; None for that of its frozen weights, or of all
+            if none are frozen. VAE and text encoders are written in the dtypes that they were trained beside.
+
+    Warns:
+        UserWarning: for other masks than training's, or another decode; `export.json` lists all that will be otherwise.
 
     Raises:
         ValueError: a folder with files in it, an unknown dtype, a LoRA that is not there or cannot stand alone, a VAE
@@ -60,30 +67,66 @@ def export(
     _check(module, out, fuse, lora_only, dtype)
     denoiser, conditioning = module.denoiser, module.conditioning
     pipeline = _pipeline_class(conditioning, module.layout) if isinstance(conditioning, TextConditioning) else None
-    weights_dtype = DTYPES[dtype] if dtype else base_dtype(denoiser)
+    base, trained = base_dtype(denoiser), _dtypes(module)
     if has_lora(denoiser):
         if not fuse:
             save_lora(denoiser, pipeline, out)
         remove_lora(denoiser, fuse=fuse)
-    if lora_only:
-        return
-    for parameter in denoiser.parameters():  # channels_last is no order that safetensors writes
-        parameter.data = parameter.data.to(weights_dtype, memory_format=torch.contiguous_format)
+    if not lora_only:
+        for parameter in denoiser.parameters():  # channels_last is no order that safetensors writes
+            parameter.data = parameter.data.to(DTYPES.get(dtype or "", base), memory_format=torch.contiguous_format)
+        _save_parts(module, pipeline, out)
+    _record(module, pipeline, out, trained)
+
+
+def _save_parts(module: InpaintDiffusion, pipeline: Any, out: Path) -> None:
+    denoiser, conditioning = module.denoiser, module.conditioning
     vae = copy.deepcopy(module.encoder.vae.module).to(memory_format=torch.contiguous_format)  # type: ignore[attr-defined]
     if pipeline is None or not isinstance(conditioning, TextConditioning):
         for name, part in (("unet", denoiser), ("vae", vae), ("scheduler", module.scheduler)):
             part.save_pretrained(out / name)
         return
-    warn_of_differences(module.encoder, module.layout)
-    name = "unet" if "unet" in inspect.signature(pipeline.__init__).parameters else "transformer"
-    parts = {"vae": vae, "scheduler": module.scheduler, name: denoiser, **conditioning.components()}
+    parts = {"vae": vae, "scheduler": module.scheduler, _folder(pipeline): denoiser, **conditioning.components()}
     pipeline(**parts).save_pretrained(out, max_shard_size="999GB")  # one file each, as ComfyUI wants it
+    comfyui_files.write_denoiser(denoiser, out)
+    comfyui_files.write_text_encoder(parts["text_encoder"], out)
+
+
+def _record(module: InpaintDiffusion, pipeline: Any, out: Path, trained: dict[str, str]) -> None:
+    """Write what is in the folder, and warn of what its pipeline will do otherwise than training did."""
+    encoder, denoiser = module.encoder, module.denoiser
+    record: dict[str, Any] = {"dtypes": {"trained": trained, "written": _dtypes(module)}}
+    if pipeline is not None:
+        differ = served.mask_differences(encoder, module.layout)
+        asked = (served.scaling_difference(encoder, pipeline), served.decode_difference(encoder, pipeline))
+        differ += [told for told in asked if told]
+        for each in differ:
+            warnings.warn(each, stacklevel=3)
+        differ += [told] if (told := served.posterior_difference(encoder)) else []
+        differ.append(served.dtype_difference(encoder))
+        files = comfyui_files.places(out, _folder(pipeline))
+        notes = comfyui_files.limits(denoiser, module.scheduler)
+        record |= {"pipeline": pipeline.__name__, "differences": differ, "comfyui": {"files": files, "limits": notes}}
+    out.mkdir(parents=True, exist_ok=True)
+    atomic_write_text(out / RECORD, json.dumps(record, indent=1) + "\n")
+
+
+def _dtypes(module: InpaintDiffusion) -> dict[str, str]:
+    """Of what does not train of each part, or of all of it."""
+    parts = {"denoiser": module.denoiser, "vae": module.encoder.vae.module}  # type: ignore[attr-defined]
+    if isinstance(module.conditioning, TextConditioning):
+        parts |= {name: part for name, part in module.conditioning.components().items() if isinstance(part, nn.Module)}
+    return {name: str(base_dtype(part)).removeprefix("torch.") for name, part in parts.items()}
+
+
+def _folder(pipeline: Any) -> str:
+    return "unet" if "unet" in inspect.signature(pipeline.__init__).parameters else "transformer"
 
 
 def save_lora(denoiser: Any, pipeline: Any, out: Path) -> None:
     """Write the factors for `load_lora_weights`, scaled so that alpha is the rank, as every loader assumes.
 
-    Those of a U-Net also under the names that ComfyUI knows.
+    And once more for ComfyUI, which knows a U-Net's by other names.
 
     Raises:
         ValueError: a model that diffusers has no pipeline for.
@@ -97,13 +140,10 @@ def save_lora(denoiser: Any, pipeline: Any, out: Path) -> None:
         name: (value * (config.lora_alpha / config.r) if "lora_B" in name else value).contiguous()
         for name, value in lora_weights(denoiser).items()
     }
-    is_unet = "unet_lora_layers" in inspect.signature(pipeline.save_lora_weights).parameters
-    layers = "unet_lora_layers" if is_unet else "transformer_lora_layers"
+    unet = _folder(pipeline) == "unet"
+    layers = "unet_lora_layers" if unet else "transformer_lora_layers"
     pipeline.save_lora_weights(out, weight_name=LORA_FILE, **{layers: factors})
-    if is_unet:  # those of transformers have names that ComfyUI knows
-        named = convert_state_dict_to_kohya({f"unet.{name}": value for name, value in factors.items()})
-        (out / COMFYUI_FILE).parent.mkdir()
-        save_file(named, out / COMFYUI_FILE)
+    comfyui_files.write_lora(factors, out, unet=unet)
 
 
 def load_weights(module: LightningModule, checkpoint: Path, *, averaged: bool = True) -> None:
@@ -139,22 +179,6 @@ def module_from_configs(configs: Sequence[Path], overrides: Sequence[str] = ()) 
     return model
 
 
-def warn_of_differences(encoder: InpaintEncoder, layout: Layout) -> None:
-    """Say where a pipeline will feed the denoiser other masks than training did."""
-    if encoder.kernel.numel() > 1:
-        warnings.warn(
-            "trained with a grown mask (grow_mask_by over 1), but diffusers' pipelines do not grow: grow it yourself "
-            "before the call, or train with grow_mask_by: 0",
-            stacklevel=2,
-        )
-    if layout.reduce not in ("nearest", "space-to-depth"):
-        warnings.warn(
-            f"trained with reduce: {layout.reduce}, but diffusers' pipelines take nearest for the latent grid: "
-            "train with reduce: nearest for the very same input",
-            stacklevel=2,
-        )
-
-
 def _check(module: InpaintDiffusion, out: Path, fuse: bool, lora_only: bool, dtype: str | None) -> None:
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ValueError(f"out: expected a new or an empty folder, got {out}")
@@ -174,14 +198,12 @@ def _check(module: InpaintDiffusion, out: Path, fuse: bool, lora_only: bool, dty
 
 
 def _pipeline_class(conditioning: TextConditioning, layout: Layout) -> Any:
-    import diffusers
-
     if type(layout) is not conditioning.layout:
         raise ValueError(
             f"layout: {conditioning.pipeline} feeds its denoiser as {conditioning.layout.__name__} does, got "
             f"{type(layout).__name__}, which it cannot serve"
         )
-    return getattr(diffusers, conditioning.pipeline)
+    return served.pipeline_class(conditioning)
 
 
 def base_dtype(denoiser: nn.Module) -> torch.dtype:
@@ -207,7 +229,7 @@ def _parser() -> ConfigCommand:
         help="add LoRA factors to the weights (default: a file of their own beside the weights)",
     )
     parser.add_argument("--lora-only", action="store_true", help="write the LoRA factors alone (default: all)")
-    parser.add_argument("--dtype", choices=list(DTYPES), help="of the denoiser's weights (default: the base model's)")
+    parser.add_argument("--dtype", choices=list(DTYPES), help="of the denoiser's weights (default: as trained)")
     return parser
 
 
@@ -215,7 +237,12 @@ def _run(options: argparse.Namespace, overrides: Sequence[str]) -> int:
     module = module_from_configs(options.config, overrides)
     load_weights(module, options.checkpoint, averaged=not options.last_step)
     export(module, options.out, fuse=options.fuse, lora_only=options.lora_only, dtype=options.dtype)
-    sys.stdout.write(f"wrote {options.out}\n")
+    record = json.loads((options.out / RECORD).read_text())
+    comfyui = record.get("comfyui", {"files": {}, "limits": []})
+    lines = [f"wrote {options.out}", *(f"unlike training: {each}" for each in record.get("differences", []))]
+    lines += [f"ComfyUI: {name} into {folder}" for name, folder in comfyui["files"].items()]
+    lines += [f"ComfyUI: {limit}" for limit in comfyui["limits"]]
+    sys.stdout.write("\n".join(lines) + "\n")
     return 0
 
 

@@ -6,6 +6,7 @@ What the pipeline hands its denoiser is caught and compared with what training a
 from __future__ import annotations
 
 import sys
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -150,7 +151,8 @@ def test_train_resume_export_load_sample(
     filled: list[Tensor] = []
     sampled = caught(module.denoiser, lambda: filled.append(module.inpaint(sample).inpainted))
 
-    export(module, tmp_path / "out", fuse=name == "flux_fill")
+    with said(name):
+        export(module, tmp_path / "out", fuse=name == "flux_fill")
     pipeline = getattr(diffusers, module.conditioning.pipeline).from_pretrained(tmp_path / "out")
     pipeline.vae.to(memory_format=torch.channels_last)  # as in training; in another order sums are rounded otherwise
     denoiser = pipeline.unet if hasattr(pipeline, "unet") else pipeline.transformer
@@ -158,7 +160,7 @@ def test_train_resume_export_load_sample(
     # pipelines sample the posterior of the masked image, training takes its mode
     monkeypatch.setattr(DiagonalGaussianDistribution, "sample", lambda self, generator=None: self.mode())
     images: list[Tensor] = []
-    output = "latent" if name == "sd3" else "pt"  # diffusers 0.42 forgets the VAE's shift when this one decodes
+    output = "latent" if name == "sd3" else "pt"  # see `said`
     calls = caught(denoiser, lambda: images.append(served(pipeline, sample, noise, output_type=output)))
     assert len(calls) == len(sampled) == 2
     assert_same_call(sampled[0], calls[0])
@@ -167,6 +169,12 @@ def test_train_resume_export_load_sample(
     torch.testing.assert_close(filled[0], image, rtol=0, atol=1e-4)
     call = caught(denoiser, lambda: served(pipeline, sample, noisy_part(trained)))[0]
     assert_same_call({**trained, "timestep": 0}, {**call, "timestep": 0})
+
+
+def said(name: str) -> AbstractContextManager[Any]:
+    """The pipeline of SD3 in diffusers 0.42 decodes without the VAE's shift (issue 13611), and `export` warns of it."""
+    shift = "StableDiffusion3InpaintPipeline of the installed diffusers decodes without the VAE's shift_factor"
+    return pytest.warns(UserWarning, match=shift) if name == "sd3" else nullcontext()
 
 
 def noisy_part(call: dict[str, Any]) -> Tensor:

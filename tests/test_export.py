@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import warnings
 from pathlib import Path
 from unittest import mock
@@ -29,7 +30,7 @@ from inpaint_module.conditioning.text_encoder import FrozenTextEncoder
 from inpaint_module.denoisers.lora import LoRA, add_lora
 from inpaint_module.denoisers.surgery import grow_input_channels
 from inpaint_module.denoisers.transformer_calls import FluxCall
-from inpaint_module.export import COMFYUI_FILE, LORA_FILE, export, load_weights, main, module_from_configs
+from inpaint_module.export import COMFYUI_FILE, LORA_FILE, RECORD, export, load_weights, main, module_from_configs
 from inpaint_module.layouts import FluxFillLayout, Layout, PowerPaintLayout, StableDiffusionLayout
 from inpaint_module.lightning_module import InpaintDiffusion
 from inpaint_module.vae.frozen_vae import FrozenVAE
@@ -123,7 +124,7 @@ def test_without_an_average_both_are_the_last_steps(tmp_path: Path) -> None:
 def test_a_model_without_text_is_exported_in_parts(tmp_path: Path) -> None:
     module = tiny_module()
     export(module, tmp_path / "out")
-    assert {path.name for path in (tmp_path / "out").iterdir()} == {"unet", "vae", "scheduler"}
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"unet", "vae", "scheduler", RECORD}
     again = InpaintDiffusion(
         load_denoiser(str(tmp_path / "out"), subfolder="unet"),
         InpaintEncoder(load_vae(str(tmp_path / "out"), "vae"), normalize=True),
@@ -142,7 +143,7 @@ def test_a_pipeline_with_the_lora_answers_as_in_training(way: str, tmp_path: Pat
     export(module, tmp_path / "out", fuse=way == "fused", lora_only=way == "alone")
     assert (tmp_path / "out" / LORA_FILE).is_file() is (way != "fused")
     if way == "alone":
-        assert {path.name for path in (tmp_path / "out").iterdir()} == {LORA_FILE, "comfyui"}
+        assert {path.name for path in (tmp_path / "out").iterdir()} == {LORA_FILE, "comfyui", RECORD}
         pipeline = tiny_folders.stable_diffusion(9)
     else:
         pipeline = StableDiffusionInpaintPipeline.from_pretrained(tmp_path / "out")
@@ -166,6 +167,9 @@ def test_a_transformers_lora(tmp_path: Path) -> None:
     module = flux(moved(add_lora(tiny.flux_transformer(384, 64), LoRA(2))))
     expected = module.loss(SAMPLE)
     export(module, tmp_path / "out")
+    plain, comfyui = (load_file(tmp_path / "out" / name) for name in (LORA_FILE, COMFYUI_FILE))
+    assert plain.keys() == comfyui.keys()  # ComfyUI knows a transformer's by diffusers' names
+    assert all(torch.equal(plain[name], comfyui[name]) for name in plain)
     pipeline = FluxFillPipeline.from_pretrained(tmp_path / "out")
     pipeline.load_lora_weights(tmp_path / "out")
     torch.testing.assert_close(loss_with(module, pipeline.transformer), expected, rtol=1e-5, atol=1e-6)
@@ -190,6 +194,22 @@ def test_dtype_of_the_weights(tmp_path: Path) -> None:
     assert {weight.dtype for weight in saved.values()} == {torch.float16}
     vae = load_file(tmp_path / "out" / "vae" / "diffusion_pytorch_model.safetensors")
     assert {weight.dtype for weight in vae.values()} == {torch.float32}
+
+
+def test_the_record_says_dtypes_differences_and_places(tmp_path: Path) -> None:
+    module = stable_diffusion(moved(add_lora(unet(9).to(torch.bfloat16), LoRA(2))))
+    export(module, tmp_path / "out", dtype="float16")
+    record = json.loads((tmp_path / "out" / RECORD).read_text())
+    parts = {"vae": "float32", "text_encoder": "float32"}
+    trained, written = {"denoiser": "bfloat16"} | parts, {"denoiser": "float16"} | parts
+    assert record["dtypes"] == {"trained": trained, "written": written}
+    assert record["pipeline"] == "StableDiffusionInpaintPipeline"
+    assert [each.partition(" ")[0] for each in record["differences"]] == ["trained"] * 2  # posterior, dtype
+    files = record["comfyui"]["files"]
+    assert files.pop(COMFYUI_FILE) == "models/loras"
+    assert files["unet/diffusion_pytorch_model.safetensors"] == "models/diffusion_models"
+    assert all((tmp_path / "out" / name).is_file() for name in files)
+    assert record["comfyui"]["limits"]  # no U-Net as small as this
 
 
 def test_the_running_encoder_is_left_as_it_is(tmp_path: Path) -> None:
@@ -245,7 +265,10 @@ def test_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: p
     checkpoint = fit(module, tmp_path / "run")
     named = [f"--config={config}" for config in configs]
     main([str(tmp_path / "out"), *named, f"--checkpoint={checkpoint}", "--model.denoiser.dtype=float32", option])
-    assert f"wrote {tmp_path / 'out'}" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert f"wrote {tmp_path / 'out'}" in said
+    assert "unlike training: trained with a VAE in float32: load the pipeline with torch_dtype=torch.float32" in said
+    assert "ComfyUI: comfyui/lora.safetensors into models/loras" in said
     pipeline = StableDiffusionInpaintPipeline.from_pretrained(tmp_path / "out")
     pipeline.load_lora_weights(tmp_path / "out")
     torch.testing.assert_close(loss_with(module, pipeline.unet), module.loss(SAMPLE), rtol=1e-5, atol=1e-6)

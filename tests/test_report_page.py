@@ -95,3 +95,8 @@ def test_sheets_by_hand() -> None:
     assert sheet.size == (30 + 40 + 3 * 8, 8 + 36 + 2 * (20 + 36 + 16))
     assert [sheet.getpixel(at) for at in ((8, 44), (46, 44), (85, 63))] == [(255, 0, 0), (0, 0, 255), (0, 0, 255)]
     assert sheet.getpixel((92, 70)) == (255, 255, 255)
+
+
+def test_notes_are_on_the_page_as_text() -> None:
+    seen = Page(page("run", 1, [scored()], [], {}, ["decoded <b>otherwise</b>"]))
+    assert "decoded <b>otherwise</b>" in seen.text

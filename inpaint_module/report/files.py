@@ -30,8 +30,8 @@ def pictures_of(result: InpaintedImages) -> dict[str, Image.Image]:
     return pictures
 
 
-def write_report(folder: Path, step: int, presets: Sequence[ScoredPreset]) -> None:
-    """Write `report.html`, `report.json` and `report/<preset>.png` into a run folder."""
+def write_report(folder: Path, step: int, presets: Sequence[ScoredPreset], notes: Sequence[str] = ()) -> None:
+    """Write `report.html`, `report.json` and `report/<preset>.png` into a run folder; `notes` are for the page."""
     (folder / "report").mkdir(parents=True, exist_ok=True)
     for part in presets:
         atomic_write_picture(folder / "report" / f"{part.name}.png", sheet_of(part))
@@ -46,7 +46,8 @@ def write_report(folder: Path, step: int, presets: Sequence[ScoredPreset]) -> No
     }
     write_json(folder / REPORT, numbers)
     metrics, record = if_whole(read_metrics, metrics_path(folder)), if_whole(read_record, folder / RECORD)
-    atomic_write_text(folder / "report.html", page(folder.resolve().name, step, presets, metrics or [], record or {}))
+    text = page(folder.resolve().name, step, presets, metrics or [], record or {}, notes)
+    atomic_write_text(folder / "report.html", text)
 
 
 def if_whole(read: Callable[[Path], Content], path: Path) -> Content | None:

@@ -60,7 +60,12 @@ _MEANINGS = {
 
 
 def page(
-    run: str, step: int, presets: Sequence[ScoredPreset], metrics: Sequence[MetricRow], record: Mapping[str, Any]
+    run: str,
+    step: int,
+    presets: Sequence[ScoredPreset],
+    metrics: Sequence[MetricRow],
+    record: Mapping[str, Any],
+    notes: Sequence[str] = (),
 ) -> str:
     """Write the page.
 
@@ -70,6 +75,7 @@ def page(
         presets: what was measured, at least one.
         metrics: rows of the run's `metrics.csv`; none for no curves.
         record: the run's `run.json`; empty for nothing about it.
+        notes: sentences about how the pictures came about.
     """
     title = f"{run}, step {step:,}"
     return (
@@ -81,7 +87,8 @@ def page(
         f"<title>{html.escape(title)}: validation report</title><style>{STYLE}</style></head><body>"
         f'<header><p class="kicker">Validation report</p><h1>{html.escape(run)}</h1>'
         f"{_facts_line(step, record)}</header>"
-        f"<main>{_summary(presets)}{_table(presets)}{''.join(map(_section, presets))}{_curves(metrics)}{_about(record)}"
+        f"<main>{_summary(presets)}{''.join(map(_note, notes))}{_table(presets)}{''.join(map(_section, presets))}"
+        f"{_curves(metrics)}{_about(record)}"
         "</main></body></html>\n"
     )
 
@@ -104,6 +111,10 @@ def _summary(presets: Sequence[ScoredPreset]) -> str:
         f"<strong>{abs(gain):.1f} dB {'better' if gain >= 0 else 'worse'}</strong> than the best plain fill "
         f"({name}, {_number(plain, 1)} dB). The autoencoder alone would allow {_number(psnr['vae'], 1)} dB.</p>"
     )
+
+
+def _note(text: str) -> str:
+    return f"<p>{html.escape(text)}</p>"
 
 
 def _count(presets: Sequence[ScoredPreset]) -> str:

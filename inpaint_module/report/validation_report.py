@@ -17,6 +17,7 @@ from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor
 
 from inpaint_module.callbacks.image_grid import log_picture
+from inpaint_module.conditioning.text_conditioning import TextConditioning
 from inpaint_module.lightning_module import InpaintDiffusion
 from inpaint_module.masks import preset
 from inpaint_module.metrics.feature_distance import FeatureDistance
@@ -25,6 +26,7 @@ from inpaint_module.randomness import Stream, key
 from inpaint_module.report.files import pictures_of, sheet_of, write_report
 from inpaint_module.run_folder import run_folder
 from inpaint_module.sampling import InpaintedImages
+from inpaint_module.served import decode_difference, pipeline_class
 
 
 class ValidationReport(Callback):
@@ -129,7 +131,7 @@ class ValidationReport(Callback):
             scored = [self._scored(name, trainer, pl_module) for name in self.presets]
         if self.feature_distance is not None:
             self.feature_distance.to(torch.device("cpu"))
-        write_report(self._folder, step, scored)
+        write_report(self._folder, step, scored, decode_notes(pl_module))
         for part in scored:
             _log(trainer, part, step)
         rank_zero_info(f"\nreport:       {self._folder / 'report.html'}")
@@ -179,6 +181,14 @@ def _log(trainer: Trainer, part: ScoredPreset, step: int) -> None:
     for logger in trainer.loggers:
         logger.log_metrics(scores, step)
     log_picture(trainer, f"report/{part.name}", sheet_of(part), step)
+
+
+def decode_notes(module: InpaintDiffusion) -> list[str]:
+    """Which decode the pictures show, where the pipeline that serves the model has another."""
+    if not isinstance(module.conditioning, TextConditioning):
+        return []
+    differs = decode_difference(module.encoder, pipeline_class(module.conditioning))
+    return [f"These pictures are decoded as the VAE's config says. {differs}."] if differs else []
 
 
 def _is_last_batch(trainer: Trainer) -> bool:

@@ -1,0 +1,87 @@
+"""What the pipeline of diffusers that serves a model will do otherwise than its training did, in sentences."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+import torch
+
+from inpaint_module.conditioning.text_conditioning import TextConditioning
+from inpaint_module.encoder import InpaintEncoder
+from inpaint_module.layouts import Layout
+from inpaint_module.vae.loading import DiffusersVAE
+
+
+def pipeline_class(conditioning: TextConditioning) -> Any:
+    """The class of diffusers that serves a model with this conditioning."""
+    import diffusers
+
+    return getattr(diffusers, conditioning.pipeline)
+
+
+def mask_differences(encoder: InpaintEncoder, layout: Layout) -> list[str]:
+    """Where an inpaint pipeline will feed its denoiser other masks than this encoder and layout did."""
+    found = []
+    if encoder.kernel.numel() > 1:
+        found.append(
+            "trained with a grown mask (grow_mask_by over 1), but diffusers' pipelines do not grow: grow it yourself "
+            "before the call, or train with grow_mask_by: 0"
+        )
+    if layout.reduce not in ("nearest", "space-to-depth"):
+        found.append(
+            f"trained with reduce: {layout.reduce}, but diffusers' pipelines take nearest for the latent grid: "
+            "train with reduce: nearest for the very same input"
+        )
+    return found
+
+
+def posterior_difference(encoder: InpaintEncoder) -> str | None:
+    """How the pipelines of Stable Diffusion, XL, SD3 and Flux Fill encode the masked image otherwise; None if alike."""
+    side = 2 * encoder.vae.ratio
+    grey = torch.full((1, 3, side, side), 0.5, device=encoder.kernel.device)
+    if encoder.posterior == "sample" or encoder.vae.posterior(grey).std is None:
+        return None
+    return (
+        "trained with the mode of the VAE's posterior (posterior: mode), but the pipeline samples it: the masked "
+        "image's latents differ by noise of the posterior's standard deviation; posterior: sample trains with it"
+    )
+
+
+def decode_difference(encoder: InpaintEncoder, pipeline: Any) -> str | None:
+    """How a pipeline's class decodes otherwise than the VAE's config says; None if alike.
+
+    `StableDiffusion3InpaintPipeline` of diffusers 0.42 forgets the shift (issue 13611 there). Its source is looked
+    into, so that nothing is said of a release that no longer does.
+    """
+    shift = encoder.vae.module.config.get("shift_factor") if isinstance(encoder.vae, DiffusersVAE) else None
+    if not shift or "shift_factor" in inspect.getsource(pipeline.__call__):
+        return None
+    return (
+        f"{pipeline.__name__} of the installed diffusers decodes without the VAE's shift_factor ({shift}), so its "
+        "pictures come out otherwise than in validation and the report, which decode with it: call it with "
+        'output_type="latent", and decode latents / scaling_factor + shift_factor with its VAE'
+    )
+
+
+def scaling_difference(encoder: InpaintEncoder, pipeline: Any) -> str | None:
+    """How a pipeline's class scales the masked image's latents otherwise than the VAE's config says; None if alike.
+
+    `StableDiffusionXLInpaintPipeline` leaves out `latents_mean` and `latents_std` (Playground 2.5) where it encodes.
+    """
+    mean = encoder.vae.module.config.get("latents_mean") if isinstance(encoder.vae, DiffusersVAE) else None
+    if not mean or "latents_mean" in inspect.getsource(getattr(pipeline, "_encode_vae_image", pipeline)):
+        return None
+    return (
+        f"trained with latents scaled by the VAE's latents_mean and latents_std, but {pipeline.__name__} of the "
+        "installed diffusers scales those of the masked image by scaling_factor alone"
+    )
+
+
+def dtype_difference(encoder: InpaintEncoder) -> str:
+    """In which dtype a pipeline has to be loaded for its VAE to encode as in training; all its parts share one."""
+    dtype = encoder.vae.dtype if isinstance(encoder.vae, DiffusersVAE) else torch.float32
+    return (
+        f"trained with a VAE in {str(dtype).removeprefix('torch.')}: load the pipeline with torch_dtype={dtype}, as in "
+        "another dtype its VAE's latents differ by rounding; to serve in bfloat16, train with the VAE's dtype: bfloat16"
+    )
