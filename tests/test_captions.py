@@ -1,9 +1,11 @@
 """Captions and class labels: found where they are, refused by name where they are not."""
 
+import codecs
+
 import pytest
 from data_fixtures import encode, photo
 
-from datamodules.samples.captions import parse_caption, parse_label
+from datamodules.samples.captions import decode_text, parse_caption, parse_label
 from datamodules.samples.sample_decoder import SampleDecoder
 from datamodules.shards.shard_set import RawSample
 
@@ -22,10 +24,26 @@ def test_captions() -> None:
     assert decode({"json": b'{"long": "b"}'}, caption_key="long")["caption"] == "b"
 
 
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-32"])
+@pytest.mark.parametrize("end", ["", "\n", "\0\0", "\n\0\r\n\0"])
+def test_marks_and_nuls_are_no_part_of_a_caption(encoding: str, end: str) -> None:
+    assert parse_caption({"txt": f"größe {end}".encode(encoding)}, 99) == "größe"
+
+
+def test_other_encodings_are_read_if_they_are_named() -> None:
+    assert decode_text(b"gr\xf6\xdfe", "latin-1") == decode_text("größe".encode("utf-16-be"), "utf-16-be") == "größe"
+    assert decode_text("größe".encode("utf-8-sig"), "latin-1") == "größe"
+    assert decode_text(codecs.BOM_UTF16_BE + "größe".encode("utf-16-be")) == "größe"
+    assert parse_caption({"json": '{"caption": "\ufeffa\\u0000"}'.encode()}, 9) == "a"
+
+
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
         ({"txt": b"\xff"}, "can't decode byte 0xff"),
+        ({"txt": b"a\0b"}, "expected a text in UTF-8, got NULs in it"),
+        ({"txt": "abc".encode("utf-16-le")}, "got NULs in it, as UTF-16 read so has"),
+        ({"txt": codecs.BOM_UTF16_LE + b"abc"}, "expected a text in UTF-16: .*truncated data"),
         ({"txt": b"x" * 21}, "expected a caption of at most 20 bytes, got 21"),
         ({"json": b'{"caption": 3}'}, "expected a text as caption in json, got int"),
         ({"json": b'{"caption": "\\ud800"}'}, "surrogates not allowed"),
@@ -39,7 +57,7 @@ def test_bad_captions_are_named(fields: dict[str, bytes], message: str) -> None:
 
 
 def test_labels() -> None:
-    assert parse_label({"cls": b" 7\n"}) == 7
+    assert parse_label({"cls": b" 7\n"}) == parse_label({"cls": b"\xef\xbb\xbf7\0"}) == 7
     assert parse_label({"json": b'{"label": 0}'}) == 0
     assert parse_label({"json": b'{"label": 1, "class": 2}'}, "class") == 2
     assert parse_label({"cls": b"3", "json": b'{"label": 1}'}) == 3
@@ -55,18 +73,19 @@ def test_labels_come_only_if_asked_for() -> None:
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({}, r"expected a class label in cls, or as kind in json, got none \(data.class_labels: true\)"),
+        ({}, r"expected a class label in cls, or as kind in json, got none; data.label_key: null trains without"),
         ({"json": b"{}"}, "expected a class label in cls, or as kind in json, got none"),
         ({"json": b'{"kind": null}'}, "expected a class label in cls, or as kind in json, got none"),
         ({"json": b'{"kind": true}'}, "whole number from 0 to 2\\^63 - 1 as class label in kind in json, got True"),
         ({"json": b'{"kind": "3"}'}, "as class label in kind in json, got '3'"),
         ({"json": b'{"kind": -1}'}, "as class label in kind in json, got -1"),
         ({"json": b"[1]"}, "expected an object in json, got list"),
-        ({"cls": b"cat"}, "as class label in cls, got b'cat'"),
-        ({"cls": b""}, "as class label in cls, got b''"),
-        ({"cls": b"-1"}, "as class label in cls, got b'-1'"),
+        ({"cls": b"cat"}, "as class label in cls, got 'cat'"),
+        ({"cls": b""}, "as class label in cls, got ''"),
+        ({"cls": "²".encode()}, "as class label in cls, got '²'"),
+        ({"cls": b"-1"}, "as class label in cls, got '-1'"),
         ({"cls": b"9223372036854775808"}, "as class label in cls, got 9223372036854775808"),
-        ({"cls": b"1" * 9999}, "as class label in cls, got b'1111"),
+        ({"cls": b"1" * 9999}, "as class label in cls, got '1111"),
     ],
 )
 def test_bad_labels_are_named(fields: dict[str, bytes], message: str) -> None:

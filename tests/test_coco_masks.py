@@ -1,6 +1,7 @@
 """COCO annotations: run lengths and polygons of one object agree; objects are chosen by the draw."""
 
 import json
+import math
 import pickle
 from typing import Any
 
@@ -8,6 +9,7 @@ import numpy as np
 import pytest
 from data_fixtures import encode, photo
 
+from datamodules.own_masks.annotations import parse_annotations
 from datamodules.own_masks.coco_masks import CocoMask
 from datamodules.own_masks.mask_sources import MaskRequest
 
@@ -15,6 +17,7 @@ WIDTH, HEIGHT = 7, 6
 BOX = [[2, 1, 5, 1, 5, 4, 2, 4]]  # rows 1 to 3, columns 2 to 4
 COUNTS = {"counts": [13, 3, 3, 3, 3, 3, 14], "size": [HEIGHT, WIDTH]}
 PACKED = {"counts": "=33000;", "size": [HEIGHT, WIDTH]}
+BOX_POINTS = [[2, 1], [5, 1], [5, 4], [2, 4]]
 CORNER = [[0, 0, 1, 0, 1, 1, 0, 1]]
 
 
@@ -72,7 +75,62 @@ def test_union_and_categories() -> None:
 
 
 @pytest.mark.parametrize(
-    "content", [{}, {"caption": "a"}, {"annotations": []}, annotations([]), {"annotations": [{"bbox": [0, 0, 1, 1]}]}]
+    ("content", "categories"),
+    [
+        ({"annotations": [{"bbox": [2, 1, 3, 3]}]}, None),
+        ({"annotations": [{"segmentation": [], "bbox": [2, 1.0, 3, 3], "category_id": "7"}]}, [7]),
+        ({"annotations": [{"segmentation": BOX, "category_id": "7"}]}, [7]),
+        ({"annotations": [{"segmentation": BOX, "category_id": 7.0}, {"segmentation": CORNER}]}, ["7"]),
+        ({"segmentation": BOX, "width": 7.0, "height": 6.0}, None),
+        ({"segmentation": BOX, "width": None, "height": None}, None),
+        ({"segmentation": {"counts": PACKED["counts"], "size": [6.0, 7.0]}}, None),
+        ({"annotations": [{"segmentation": [[0, 0, 1, 1], *BOX]}]}, None),
+        ({"annotations": [{"segmentation": [[0, 0, 1, 1]]}, {"segmentation": [[]]}, {"segmentation": BOX}]}, None),
+        ({"shapes": [{"points": [[2, 1], [5, 1], [5, 4], [2, 4]]}], "imageWidth": 7, "imageHeight": 6}, None),
+        ({"shapes": [{"points": [[5, 4], [2, 1]], "shape_type": "rectangle", "label": "cat"}]}, ["cat"]),
+        (
+            {"shapes": [{"points": [[10, 8], [4, 2]], "shape_type": "rectangle"}], "imageWidth": 14, "imageHeight": 12},
+            None,
+        ),
+        ({"shapes": [{"points": [[0, 0], [1, 1]], "shape_type": "line"}, {"points": BOX_POINTS, "label": "7"}]}, [7]),
+    ],
+)
+def test_other_ways_to_write_the_same_object(content: Any, categories: Any) -> None:
+    assert np.array_equal(find(content, CocoMask(categories), draw=0.999), boxed())
+
+
+def test_a_circle_has_its_area() -> None:
+    circle = {"points": [[50, 40], [50, 60]], "shape_type": "circle"}
+    assert find({"shapes": [circle]}, size=(100, 90)).sum() == pytest.approx(math.pi * 400, rel=0.01)
+
+
+def test_what_is_left_out_is_told() -> None:
+    content = {
+        "annotations": [{"segmentation": [[0, 0, 1, 1], *BOX]}],
+        "shapes": [{"points": [], "shape_type": "line"}],
+    }
+    found = parse_annotations(json.dumps(content).encode())
+    assert found.left_out == ["outlines of fewer than three points", "LabelMe shapes of the type 'line'"]
+    assert len(found.objects) == 1
+
+
+def test_numbers_do_not_choose_among_names() -> None:
+    shapes = {"shapes": [{"points": BOX_POINTS, "label": "cat"}]}
+    with pytest.raises(ValueError, match=r"category_ids: expected the categories' names, .* such as 'cat', got \[7\]"):
+        find(shapes, CocoMask([7]))
+    assert find(shapes, CocoMask(["dog"])) is None
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        {},
+        {"caption": "a", "width": None},
+        {"annotations": []},
+        {"annotations": None},
+        annotations([]),
+        annotations(None),
+    ],
 )
 def test_without_objects_there_is_no_mask(content: Any) -> None:
     assert find(content) is None
@@ -88,7 +146,14 @@ def test_without_pixels_or_json_there_is_no_mask() -> None:
     ("content", "message"),
     [
         ([], "expected an object in json, got list"),
-        ({"annotations": {}}, "expected a list of objects as annotations in json"),
+        ({"annotations": {"a": 1}}, "expected a list of objects as annotations in json, got {'a': 1}"),
+        ({"annotations": [{"bbox": [1, 2, 3]}]}, r"expected a bbox as \[x, y, width, height\], got \[1, 2, 3\]"),
+        ({"annotations": [{"bbox": [1, 2, -3, 4]}]}, "expected a bbox as"),
+        ({"segmentation": BOX, "width": 7.5, "height": 6}, r"expected width and height .* got \(7\.5, 6\)"),
+        ({"segmentation": BOX, "width": True, "height": 6}, "expected width and height"),
+        ({"segmentation": BOX, "width": float("inf")}, "expected width and height"),
+        ({"shapes": [{"points": [[1, 2, 3]]}]}, "expected the points of a LabelMe shape as"),
+        ({"shapes": "x"}, "expected a list of objects as shapes in json, got x"),
         ({"annotations": [3]}, "expected a list of objects as annotations in json"),
         ({"segmentation": "x"}, "expected a segmentation as an object or a list, got str"),
         ({"segmentation": {"counts": [1]}}, r'expected a segmentation as {"counts": ..., "size": \[height, width\]}'),
@@ -96,7 +161,6 @@ def test_without_pixels_or_json_there_is_no_mask() -> None:
         ({"segmentation": {"counts": [1], "size": [1, 0]}}, r"expected width and height .* got \(0, 1\)"),
         ({"segmentation": {"counts": [1], "size": [9, 9]}}, "expected a segmentation of at most 50 pixels, got 9 x 9"),
         ({"segmentation": {"counts": [1], "size": [2, 2]}}, "sum to 2 x 2 = 4 pixels, got a sum of 1"),
-        ({"segmentation": [[0, 0, 1, 1]]}, r"expected a polygon as a list .* got \[0, 0, 1, 1\]"),
         ({"segmentation": [[0, 0, 1, 1, 2, 2, 3]]}, "expected a polygon"),
         ({"segmentation": [[0, 0, 1, 1, 2, float("nan")]]}, "expected a polygon"),
         ({"segmentation": [0, 0, 1, 1, 2, 2]}, "expected a polygon as a list .* got 0"),

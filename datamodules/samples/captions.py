@@ -2,10 +2,40 @@
 
 from __future__ import annotations
 
+import codecs
 import json
+import re
+import string
 from typing import Any
 
 _LARGEST_LABEL = 2**63 - 1
+_MARKS = (  # UTF-32's begins with UTF-16's
+    (codecs.BOM_UTF8, "utf-8-sig"),
+    (codecs.BOM_UTF32_LE, "utf-32"),
+    (codecs.BOM_UTF32_BE, "utf-32"),
+    (codecs.BOM_UTF16_LE, "utf-16"),
+    (codecs.BOM_UTF16_BE, "utf-16"),
+)
+
+
+def decode_text(data: bytes, encoding: str = "utf-8") -> str:
+    """The text of a file, without its byte-order mark, the NULs at its end, and space around it.
+
+    Args:
+        data: the bytes; a byte-order mark of UTF-8, UTF-16 or UTF-32 says how to read them.
+        encoding: of bytes without such a mark.
+
+    Raises:
+        ValueError: if the bytes are not of this encoding, or hold NULs, as UTF-16 without a mark does.
+    """
+    encoding = next((name for mark, name in _MARKS if data.startswith(mark)), encoding)
+    try:
+        text = data.decode(encoding).rstrip("\0" + string.whitespace).strip()
+    except UnicodeError as error:
+        raise ValueError(f"expected a text in {encoding.upper().removesuffix('-SIG')}: {error}") from error
+    if "\0" in text:
+        raise ValueError(f"expected a text in {encoding.upper()}, got NULs in it, as UTF-16 read so has")
+    return text
 
 
 def read_json(fields: dict[str, bytes]) -> dict[str, Any]:
@@ -24,7 +54,7 @@ def parse_caption(fields: dict[str, bytes], max_bytes: int, key: str = "caption"
     """The caption from `txt`, else from `key` in `json`, else empty.
 
     Raises:
-        ValueError: if it is not UTF-8, not text, or longer than `max_bytes`.
+        ValueError: if it is not UTF-8 (nor says by a byte-order mark what it is), not text, or longer than `max_bytes`.
     """
     data = fields.get("txt", b"")
     if "txt" not in fields and "json" in fields:
@@ -34,7 +64,7 @@ def parse_caption(fields: dict[str, bytes], max_bytes: int, key: str = "caption"
         data = caption.encode()
     if len(data) > max_bytes:
         raise ValueError(f"expected a caption of at most {max_bytes} bytes, got {len(data)}")
-    return data.decode("utf-8", errors="strict").strip()
+    return decode_text(data)
 
 
 def parse_label(fields: dict[str, bytes], key: str = "label") -> int:
@@ -44,10 +74,12 @@ def parse_label(fields: dict[str, bytes], key: str = "label") -> int:
         ValueError: if there is none, or one that is not a whole number from 0 to 2^63 - 1.
     """
     if "cls" in fields:
-        text = fields["cls"].strip()
-        label: Any = int(text) if text.isdigit() and len(text) < 20 else text[:20]
+        text = decode_text(fields["cls"])
+        label: Any = int(text) if re.fullmatch("[0-9]{1,19}", text) else text[:20]
     elif (label := read_json(fields).get(key)) is None:
-        raise ValueError(f"expected a class label in cls, or as {key} in json, got none (data.class_labels: true)")
+        raise ValueError(
+            f"expected a class label in cls, or as {key} in json, got none; data.label_key: null trains without labels"
+        )
     if type(label) is not int or not 0 <= label <= _LARGEST_LABEL:
         place = "cls" if "cls" in fields else f"{key} in json"
         raise ValueError(f"expected a whole number from 0 to 2^63 - 1 as class label in {place}, got {label!r:.40}")
