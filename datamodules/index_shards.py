@@ -32,6 +32,7 @@ from webdataset.shardlists import expand_urls
 
 from datamodules.remote.transports import file_name, is_remote, scheme, shown
 from datamodules.shards.manifest import JOURNAL, ManifestRow, Shard, index_path, read_manifest, write_rows
+from datamodules.shards.shard_specs import packing_advice
 from datamodules.shards.tar_index import check_ignorable
 from datamodules.writing.ordered_pool import ordered_map
 from datamodules.writing.tar_indexer import IndexedTar, TarPlace, try_index_tar
@@ -73,7 +74,7 @@ def find_tars(spec: str, base: str = "") -> list[str]:
                 raise ValueError(f"shards {spec!r}: nothing found at {pattern}")
             found += tars
     if not found:
-        raise ValueError(f"shards {spec!r}: no tars there")
+        raise ValueError(f"shards {spec!r}: no tars there{packing_advice(Path(path))}")
     return found
 
 

@@ -3,8 +3,9 @@
 from pathlib import Path
 
 import pytest
-from data_fixtures import write_tar
+from data_fixtures import photo, write_tar
 
+from datamodules.index_shards import find_tars
 from datamodules.shards import shard_specs
 from datamodules.shards.shard_specs import find_shards, open_shards
 
@@ -58,6 +59,23 @@ def test_nothing_found_says_where(tmp_path: Path) -> None:
         find_shards(f"{tmp_path}/no-{{1..1}}.tar")
     with pytest.raises(ValueError, match=rf"no manifest\.json and no \*\.tar in {tmp_path}"):
         find_shards(str(tmp_path))
+
+
+def test_pictures_are_no_shards(tmp_path: Path) -> None:
+    folder = tmp_path / "my photos"
+    (folder / "sub").mkdir(parents=True)
+    photo(1).save(folder / "sub" / "a.JPG")
+    (tmp_path / "list.csv").write_text("path\nmy photos/sub/a.JPG\n")
+    advice = r"make shards of pictures with: python -m datamodules\.make_shards {} FOLDER, then name FOLDER here"
+    for find in (find_shards, find_tars):
+        with pytest.raises(
+            ValueError, match=r"no (manifest.json and no \*.tar|tars)" + ".*" + advice.format("'.*my photos'")
+        ):
+            find(str(folder))
+    with pytest.raises(ValueError, match=r"expected a tar of samples, got .*" + advice.format("'.*a.JPG'")):
+        find_shards(f"{folder}/sub/*")
+    with pytest.raises(ValueError, match=r"list\.csv': expected a tar of samples, .*" + advice.format(r".*list\.csv")):
+        find_shards(str(tmp_path / "list.csv"))
 
 
 def test_no_samples(tmp_path: Path) -> None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import mimetypes
 import os
 import shlex
 from collections.abc import Sequence
 from fnmatch import fnmatchcase
 from glob import glob
+from itertools import islice
 from pathlib import Path
 
 from webdataset.shardlists import expand_urls
@@ -20,6 +22,8 @@ from datamodules.shards.shard_set import ShardSet
 from datamodules.shards.tar_index import index_shard
 
 _EMBEDDED = Path(__file__).parents[1] / "assets"
+_LOOKED_AT = 10_000  # files of a folder without shards, to see whether there are pictures
+_TABLES = (".csv", ".tsv", ".jsonl", ".ndjson", ".parquet")
 _REASONS = {
     "pipe": "a pipe runs a shell command",
     "file": "write local files as paths",
@@ -37,8 +41,21 @@ def _check_scheme(address: str) -> None:
         )
 
 
+def packing_advice(path: Path) -> str:
+    """What to do with pictures, or a table of them, that were given as shards; "" if the path is none of these."""
+    places = os.walk(path) if path.is_dir() else [("", [], [path.name])]
+    names = (name for _, _, files in places for name in files)
+    kinds = (mimetypes.guess_type(name)[0] or "" for name in islice(names, _LOOKED_AT))
+    if any(kind.startswith("image/") for kind in kinds) or path.suffix.lower() in _TABLES:
+        command = f"python -m datamodules.make_shards {shlex.quote(str(path))} FOLDER"
+        return f"; make shards of pictures with: {command}, then name FOLDER here"
+    return ""
+
+
 def _scan(path: Path) -> Shard:
     """A shard that no manifest names."""
+    if advice := packing_advice(path):
+        raise ValueError(f"shards {str(path)!r}: expected a tar of samples, got another file{advice}")
     index = index_shard(path)
     return Shard(str(path), len(index.keys), path.stat().st_size, index_digest(index), index)
 
@@ -80,7 +97,8 @@ class _Finder:
         if folder.is_dir():
             shards = list(self._known(folder).values()) or [_scan(path) for path in sorted(folder.glob("*.tar"))]
             if not shards:
-                raise ValueError(f"shards {item!r}: no {MANIFEST} and no *.tar in {folder.resolve()}")
+                advice = packing_advice(folder)
+                raise ValueError(f"shards {item!r}: no {MANIFEST} and no *.tar in {folder.resolve()}{advice}")
             return shards
         patterns = list(expand_urls(place))
         found = {pattern: [pattern] if os.path.exists(pattern) else sorted(glob(pattern)) for pattern in patterns}
