@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -193,17 +193,18 @@ class InpaintEncoder(nn.Module):
             self.vae.to(self.kernel.device)
         return self
 
-    def get_extra_state(self) -> dict[str, str]:
-        """The VAE's fingerprint, all that is saved of it."""
-        return {"vae_sha256": self.vae.fingerprint().hex()}
+    def get_extra_state(self) -> Tensor:
+        """The VAE's fingerprint, uint8 (32,), all that is saved of it; a tensor, since safetensors takes no other."""
+        return torch.tensor(list(self.vae.fingerprint()), dtype=torch.uint8)
 
-    def set_extra_state(self, state: dict[str, str]) -> None:
-        """Refuse a state that was trained with another VAE.
+    def set_extra_state(self, state: Tensor | Mapping[str, str]) -> None:
+        """Refuse a state that was trained with another VAE; older checkpoints have `{"vae_sha256": hex}`.
 
         Raises:
             ValueError: the fingerprints differ.
         """
-        saved, here = state["vae_sha256"], self.vae.fingerprint().hex()
+        saved = bytes(state.tolist()).hex() if isinstance(state, Tensor) else state["vae_sha256"]
+        here = self.vae.fingerprint().hex()
         if saved != here:
             raise ValueError(
                 f"this state was trained with a VAE whose weights have sha256 {saved[:16]}..., but the encoder holds "

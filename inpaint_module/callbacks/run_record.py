@@ -142,7 +142,7 @@ def describe_run(trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]
         "device": device_name(trainer.strategy.root_device),
         "ranks": trainer.world_size,
         "data": data.state_dict() if data is not None else {},
-        "vae": encoder.get_extra_state() if encoder is not None else {},
+        "vae": {"vae_sha256": encoder.vae.fingerprint().hex()} if encoder is not None else {},
         "parameters": sum(value.numel() for value in pl_module.parameters() if value.requires_grad),
     }
 

@@ -73,6 +73,8 @@ def add_lora(denoiser: Any, lora: LoRA) -> Any:
     for parameter in denoiser.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.float()
+    # torch.distributed's get_model_state_dict looks every name of a state up in the module, the hash's too
+    setattr(denoiser, FROZEN_SHA256, None)
     denoiser.register_state_dict_post_hook(_keep_what_trains)
     denoiser.register_load_state_dict_pre_hook(_add_what_is_frozen)
     return denoiser
@@ -100,6 +102,7 @@ def remove_lora(denoiser: Any, *, fuse: bool = False) -> Any:
     if fuse:
         denoiser.fuse_lora()
     denoiser.unload_lora()
+    delattr(denoiser, FROZEN_SHA256)
     denoiser._state_dict_hooks.clear()
     denoiser._load_state_dict_pre_hooks.clear()
     return denoiser
