@@ -37,6 +37,7 @@ from inpaint_module.commands.devices import add_device, device_of
 from inpaint_module.commands.exit_codes import GOES_ON, exit_code_of
 from inpaint_module.encoder import InpaintEncoder
 from inpaint_module.files import atomic_write_text
+from inpaint_module.redaction import redacted
 
 RECORD = "latents.json"
 _FORMAT = 2  # 1 had no sizes and crops; an unfinished cache is not gone on with in another
@@ -161,7 +162,7 @@ def _record(
         "versions": {"torch": torch.__version__, "pillow": PIL.__version__},
         "data": {name: value for name, value in settings.items() if name not in _OF_LOADING + _OF_TRAINING},
     }
-    return json.loads(json.dumps(record, default=str))
+    return redacted(json.loads(json.dumps(record, default=str)))
 
 
 def _parser() -> ConfigCommand:

@@ -21,6 +21,7 @@ from datamodules.examination.examination import Examination, examine
 from datamodules.examination.findings import ERROR
 from inpaint_module.commands.config_command import ConfigCommand
 from inpaint_module.commands.devices import add_device, device_of
+from inpaint_module.redaction import redact
 
 
 def exit_code(exam: Examination, *, strict: bool = False) -> int:
@@ -55,7 +56,7 @@ def run(arguments: list[str] | None = None) -> tuple[int, bool]:
         parser.error(f"--{error}")
     chosen = {"batches": options.batches, "timeout": options.timeout, "step": not options.no_step, "device": device}
     exam = examine(options.config, overrides, **chosen)
-    sys.stdout.write(table(exam))
+    sys.stdout.write(redact(table(exam)))
     if options.out is not None and (sheet := draw_sheet(exam, ", ".join(map(str, options.config)))) is not None:
         sheet.save(options.out, "PNG")
         sys.stdout.write(f"sheet: {options.out}\n")

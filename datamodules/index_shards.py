@@ -30,13 +30,14 @@ from typing import Any, NamedTuple
 from tqdm import tqdm
 from webdataset.shardlists import expand_urls
 
-from datamodules.remote.transports import file_name, is_remote, scheme, shown
+from datamodules.remote.transports import file_name, is_remote, scheme
 from datamodules.shards.manifest import JOURNAL, ManifestRow, Shard, index_path, read_manifest, write_rows
 from datamodules.shards.shard_specs import packing_advice
 from datamodules.shards.tar_index import check_ignorable
 from datamodules.writing.ordered_pool import ordered_map
 from datamodules.writing.tar_indexer import IndexedTar, TarPlace, try_index_tar
 from inpaint_module.commands.exit_codes import GOES_ON, exit_code_of
+from inpaint_module.redaction import redact, redacted
 
 
 class IndexReport(NamedTuple):
@@ -56,10 +57,10 @@ def find_tars(spec: str, base: str = "") -> list[str]:
     if is_remote(spec):
         urls = list(expand_urls(spec))
         if other := [url for url in urls if not is_remote(url)]:
-            raise ValueError(f"shards {shown(spec)!r}: expected URLs only, got {other[:3]}")
+            raise ValueError(f"shards {redact(spec)!r}: expected URLs only, got {redacted(other[:3])}")
         return urls
     if scheme(spec) is not None:
-        raise ValueError(f"shards {shown(spec)!r}: expected local tars or URLs of http, https, s3 or gs")
+        raise ValueError(f"shards {redact(spec)!r}: expected local tars or URLs of http, https, s3 or gs")
     path = os.path.join(base, spec)
     if os.path.isdir(path):
         found = sorted(glob(os.path.join(escape(path), "*.tar")))
@@ -71,7 +72,7 @@ def find_tars(spec: str, base: str = "") -> list[str]:
         for pattern in expand_urls(path):
             tars = [pattern] if os.path.exists(pattern) else sorted(glob(pattern))
             if not tars:
-                raise ValueError(f"shards {spec!r}: nothing found at {pattern}")
+                raise ValueError(redact(f"shards {spec!r}: nothing found at {pattern}"))
             found += tars
     if not found:
         raise ValueError(f"shards {spec!r}: no tars there{packing_advice(Path(path))}")
@@ -80,7 +81,7 @@ def find_tars(spec: str, base: str = "") -> list[str]:
 
 def _places(addresses: Sequence[str], out: Path) -> list[TarPlace]:
     """A name for every tar, its own unless another has the same."""
-    if twice := [shown(address) for address, count in Counter(addresses).items() if count > 1]:
+    if twice := [redact(address) for address, count in Counter(addresses).items() if count > 1]:
         raise ValueError(f"shards: expected every tar once, got {twice[:3]} more than once")
     stems = Counter(index_path(Path(file_name(address))).name for address in addresses)
     places = []

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 
 from inpaint_module.commands.config_files import read_config
 from inpaint_module.files import atomic_write_text
+from inpaint_module.redaction import redacted
 from inpaint_module.run_folder import (
     CONFIG,
     METRICS,
@@ -72,9 +73,9 @@ def read_run(folder: str | Path) -> Run:
             f"{folder}: expected a run folder with {METRICS} and {RECORD}, got none of {', '.join(missing)}: add the "
             "callback inpaint_module.callbacks.run_record.RunRecord to the run's config"
         )
-    record = flatten(read_record(folder / RECORD))
+    record = flatten(redacted(read_record(folder / RECORD)))
     config = folder / CONFIG
-    settings = flatten(read_config(config)) if config.is_file() else {}
+    settings = flatten(redacted(read_config(config))) if config.is_file() else {}
     settings |= {f"run.{name}": value for name, value in record.items() if not name.startswith(_IGNORED)}
     metrics = {row.metric: row.value for row in read_metrics(rows)} | _scores(folder / REPORT)
     grids = sorted((folder / "grids").glob("*.png"))

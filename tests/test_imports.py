@@ -9,6 +9,8 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 FLOORS = {
+    "inpaint_module.redaction": -2,
+    "inpaint_module.parsing": -1,
     "inpaint_module.batch": 0,
     "inpaint_module.checkpoints": 2,
     "inpaint_module.commands": 0,

@@ -10,6 +10,8 @@ from typing import Any, NamedTuple
 
 from torch.utils.data import get_worker_info
 
+from inpaint_module.redaction import redact
+
 QUARANTINE = "quarantine.jsonl"
 _REASON_CHARACTERS = 1000
 
@@ -53,6 +55,6 @@ class Quarantine:
             return
         self._written.add((bad.shard, bad.key))
         info = get_worker_info()
-        reason = bad.reason[:_REASON_CHARACTERS]
+        reason = redact(bad.reason)[:_REASON_CHARACTERS]
         place = {"time": round(time.time(), 3), "rank": self.rank, "worker": info.id if info else None}
         append_line(self.path, **bad._replace(reason=reason)._asdict(), **place)

@@ -16,7 +16,8 @@ from io import FileIO
 from typing import TypeVar
 
 from datamodules.remote.patience import Patience, Tries, WrongContentError
-from datamodules.remote.transports import Body, RemoteError, shown, transport
+from datamodules.remote.transports import Body, RemoteError, transport
+from inpaint_module.redaction import redact
 
 _CHUNK = 1 << 18
 _SLOWEST = 1024  # bytes a second: anything slower has stalled
@@ -30,7 +31,7 @@ def _check_pace(url: str, began: float, count: int, stall_seconds: float) -> boo
     """Whether a stretch of reading has ended; raises if it was a trickle, which no time-out of single reads notices."""
     seconds = time.monotonic() - began
     if seconds > stall_seconds and count < _SLOWEST * seconds:
-        raise TimeoutError(f"{shown(url)}: stalled, {count} bytes in {seconds:.1f} s")
+        raise TimeoutError(f"{redact(url)}: stalled, {count} bytes in {seconds:.1f} s")
     return seconds > stall_seconds
 
 
@@ -60,7 +61,7 @@ def fetch(url: str, parse: Callable[[str], T], patience: Patience = Patience()) 
                 _copy(url, body, parts.append, _MAX_FETCH, patience.stall_seconds)
             content = b"".join(parts)
             if body.total is not None and len(content) < body.total:
-                raise OSError(f"{shown(url)}: expected {body.total} bytes, got {len(content)}")
+                raise OSError(f"{redact(url)}: expected {body.total} bytes, got {len(content)}")
             try:
                 return parse(content.decode())
             except ValueError as error:
@@ -91,18 +92,18 @@ def _append(url: str, file: FileIO, size: int, patience: Patience, report: Calla
     with closing(transport(url, stall_seconds=patience.stall_seconds).open(url, held)) as body:
         if body.total not in (None, size):
             file.truncate(0)
-            raise WrongContentError(f"{shown(url)}: expected {size} bytes by the manifest, got {body.total}")
+            raise WrongContentError(f"{redact(url)}: expected {size} bytes by the manifest, got {body.total}")
         if body.start != held:
             file.truncate(0)
             if body.start != 0:
-                raise OSError(f"{shown(url)}: asked for the bytes from {held} on, got others")
+                raise OSError(f"{redact(url)}: asked for the bytes from {held} on, got others")
             held = 0
         _copy(url, body, write, size - held, patience.stall_seconds)
         if (found := file.seek(0, os.SEEK_END)) < size:
-            raise OSError(f"{shown(url)}: the answer ends after {found} of {size} bytes")
+            raise OSError(f"{redact(url)}: the answer ends after {found} of {size} bytes")
         if body.total is None and body.read(1):
             file.truncate(0)
-            raise WrongContentError(f"{shown(url)}: expected {size} bytes by the manifest, got more")
+            raise WrongContentError(f"{redact(url)}: expected {size} bytes by the manifest, got more")
 
 
 def _check_digest(url: str, file: FileIO, sha256: str) -> None:
@@ -110,7 +111,7 @@ def _check_digest(url: str, file: FileIO, sha256: str) -> None:
     found = hashlib.file_digest(file, "sha256").hexdigest()
     if found != sha256:
         file.truncate(0)
-        raise WrongContentError(f"{shown(url)}: expected sha256 {sha256} by the manifest, got {found}")
+        raise WrongContentError(f"{redact(url)}: expected sha256 {sha256} by the manifest, got {found}")
 
 
 def download(

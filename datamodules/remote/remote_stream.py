@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from datamodules.remote.patience import Patience, Tries
-from datamodules.remote.transports import Body, RemoteError, shown, transport
+from datamodules.remote.transports import Body, RemoteError, transport
+from inpaint_module.redaction import redact
 
 
 class RemoteStream:
@@ -41,7 +42,7 @@ class RemoteStream:
             try:
                 data = self._body.read(size)
                 if not data and self._size is not None and self._position < self._size:
-                    raise OSError(f"{shown(self.url)}: the answer ends after {self._position} of {self._size} bytes")
+                    raise OSError(f"{redact(self.url)}: the answer ends after {self._position} of {self._size} bytes")
             except RemoteError:
                 raise
             except OSError as error:
@@ -67,15 +68,17 @@ class RemoteStream:
     def _go_on(self, body: Body) -> None:
         """Check that an answer is of the same file, and bring it to the position."""
         if self._position and body.total != self._size:
-            raise RemoteError(f"{shown(self.url)}: has changed while it was read: {self._size} bytes, now {body.total}")
+            raise RemoteError(
+                f"{redact(self.url)}: has changed while it was read: {self._size} bytes, now {body.total}"
+            )
         if body.start not in (0, self._position):
-            raise OSError(f"{shown(self.url)}: asked for the bytes from {self._position} on, got others")
+            raise OSError(f"{redact(self.url)}: asked for the bytes from {self._position} on, got others")
         self._size = body.total
         missing = self._position - body.start
         while missing:
             data = body.read(min(1 << 18, missing))
             if not data:
-                raise OSError(f"{shown(self.url)}: the answer ends before byte {self._position}")
+                raise OSError(f"{redact(self.url)}: the answer ends before byte {self._position}")
             missing -= len(data)
 
     def close(self) -> None:

@@ -9,12 +9,14 @@ from __future__ import annotations
 import re
 import ssl
 from abc import ABC, abstractmethod
+from base64 import b64encode
 from collections.abc import Callable
 from email.message import Message
 from http.client import HTTPException, HTTPMessage, InvalidURL
+from string import punctuation
 from typing import IO, Any, NamedTuple
 from urllib.error import HTTPError, URLError
-from urllib.parse import unquote, urlsplit, urlunsplit
+from urllib.parse import quote, unquote, urlsplit, urlunsplit
 from urllib.request import (
     HTTPDefaultErrorHandler,
     HTTPErrorProcessor,
@@ -25,6 +27,8 @@ from urllib.request import (
     ProxyHandler,
     Request,
 )
+
+from inpaint_module.redaction import redact
 
 SCHEMES = ("http", "https", "s3", "gs")
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):")
@@ -60,14 +64,6 @@ def scheme(address: str) -> str | None:
 def is_remote(address: str) -> bool:
     """Whether an address is one that a transport reads."""
     return scheme(address) in SCHEMES and "://" in address
-
-
-def shown(address: str) -> str:
-    """An address as messages may show it: a URL without its query and its user, which may be secrets."""
-    if not is_remote(address):
-        return address
-    parts = urlsplit(address)
-    return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
 
 
 def file_name(address: str) -> str:
@@ -112,12 +108,28 @@ class _Redirects(HTTPRedirectHandler):
     ) -> Request | None:
         there = scheme(newurl)
         if there not in ("http", "https") or (req.type == "https" and there == "http"):
-            raise HTTPError(req.full_url, code, f"redirection to {shown(newurl)} is not allowed", headers, fp)
-        return super().redirect_request(req, fp, code, msg, headers, newurl)
+            raise HTTPError(req.full_url, code, f"redirection to {redact(newurl)} is not allowed", headers, fp)
+        request = super().redirect_request(req, fp, code, msg, headers, newurl)
+        if request is not None and request.host != req.host:
+            request.remove_header("Authorization")  # the password is not for another host
+        return request
+
+
+def _request(url: str, offset: int) -> Request:
+    """Ask for the bytes from `offset` on; `user:password@` goes into a header, as http.client takes it for the host."""
+    headers = {"User-Agent": "inpaint-module", "Accept-Encoding": "identity"}
+    if offset:
+        headers["Range"] = f"bytes={offset}-"
+    parts = urlsplit(url)
+    user, at, host = parts.netloc.rpartition("@")
+    if at:
+        headers["Authorization"] = f"Basic {b64encode(unquote(user).encode()).decode()}"
+    bare = urlunsplit(parts._replace(netloc=host))
+    return Request(quote(bare, safe=punctuation + " "), headers=headers)  # http.client takes no letter like é
 
 
 def _failure(url: str, error: HTTPError) -> OSError:
-    text = f"{shown(url)}: HTTP {error.code} {error.msg}"
+    text = redact(f"{url}: HTTP {error.code} {error.msg}")
     if error.code in _ASK_AGAIN or error.code >= 500:
         return OSError(text)
     return MissingError(text) if error.code in _MISSING else RemoteError(text)
@@ -128,14 +140,12 @@ class HttpTransport(Transport):
 
     def open(self, url: str, offset: int = 0) -> Body:
         """As `Transport.open`; a server that knows no ranges starts at 0."""
-        headers = {"User-Agent": "inpaint-module", "Accept-Encoding": "identity"}
-        request = Request(url, headers=headers | ({"Range": f"bytes={offset}-"} if offset else {}))
         opener = OpenerDirector()
         for handler in (ProxyHandler, HTTPHandler, HTTPSHandler, HTTPDefaultErrorHandler, _Redirects):
             opener.add_handler(handler())
         opener.add_handler(HTTPErrorProcessor())
         try:
-            answer = opener.open(request, timeout=self.stall_seconds)
+            answer = opener.open(_request(url, offset), timeout=self.stall_seconds)
         except HTTPError as error:
             with error:
                 if error.code == 416:
@@ -143,18 +153,19 @@ class HttpTransport(Transport):
                 raise _failure(url, error) from None
         except URLError as error:
             kind = RemoteError if isinstance(error.reason, ssl.SSLCertVerificationError) else OSError
-            raise kind(f"{shown(url)}: {error.reason}") from error
-        except InvalidURL as error:
-            raise ValueError(f"{shown(url)}: expected a URL: {error}") from error
+            raise kind(f"{redact(url)}: {error.reason}") from error
+        except InvalidURL:
+            expected = "expected a URL: without spaces (write %20) or control characters, and a number as port"
+            raise ValueError(f"{redact(url)}: {expected}") from None  # the error's text has the query
         except (OSError, HTTPException) as error:
-            raise OSError(f"{shown(url)}: {error!r}") from error
+            raise OSError(f"{redact(url)}: {error!r}") from error
         start, total = self._range(answer.headers) if answer.status == 206 else (0, answer.length)
 
         def read(size: int) -> bytes:
             try:
                 return answer.read1(size)  # read() would wait for all of size
             except (OSError, HTTPException) as error:
-                raise OSError(f"{shown(url)}: {error!r}") from error
+                raise OSError(f"{redact(url)}: {error!r}") from error
 
         return Body(start, total, read, answer.close)
 
@@ -190,7 +201,8 @@ class FsspecTransport(Transport):
             return fsspec.filesystem(kind, **self._options(kind))
         except ImportError as error:
             raise ValueError(
-                f'{shown(url)}: {kind}:// needs the package {self.packages[kind]}: pip install "inpaint-module[remote]"'
+                f"{redact(url)}: {kind}:// needs the package {self.packages[kind]}: "
+                'pip install "inpaint-module[remote]"'
             ) from error
 
     def open(self, url: str, offset: int = 0) -> Body:
@@ -207,10 +219,10 @@ class FsspecTransport(Transport):
         except ValueError:
             raise
         except (FileNotFoundError, PermissionError) as error:
-            raise MissingError(f"{shown(url)}: {error!r}") from error
+            raise MissingError(redact(f"{url}: {error!r}")) from error
         except Exception as error:
             kind = RemoteError if type(error).__name__ == "NoCredentialsError" else OSError
-            raise kind(f"{shown(url)}: {error!r}") from error
+            raise kind(redact(f"{url}: {error!r}")) from error
 
 
 def transport(url: str, *, stall_seconds: float = 30.0) -> Transport:
@@ -220,6 +232,6 @@ def transport(url: str, *, stall_seconds: float = 30.0) -> Transport:
         ValueError: if none is allowed to read it.
     """
     if not is_remote(url):
-        raise ValueError(f"{shown(url)}: expected a URL of {', '.join(f'{name}://' for name in SCHEMES)}")
+        raise ValueError(f"{redact(url)}: expected a URL of {', '.join(f'{name}://' for name in SCHEMES)}")
     kind = HttpTransport if scheme(url) in ("http", "https") else FsspecTransport
     return kind(stall_seconds=stall_seconds)

@@ -19,6 +19,7 @@ from typing import Any
 
 from datamodules.shards.tar_index import Measure, ShardIndex, index_shard, is_safe, scan_tar
 from inpaint_module.files import atomic_write_text
+from inpaint_module.redaction import permissions_for, redact
 
 VERSION = 1
 MANIFEST = "manifest.json"
@@ -69,7 +70,8 @@ def write_index(path: Path, index: ShardIndex, size: int, **more: Any) -> None:
 def write_rows(folder: Path, rows: Sequence[ManifestRow]) -> None:
     """Write a folder's `manifest.json`."""
     shards = [{name: value for name, value in asdict(row).items() if value is not None} for row in rows]
-    atomic_write_text(folder / MANIFEST, json.dumps({"version": VERSION, "shards": shards}, indent=1) + "\n")
+    text = json.dumps({"version": VERSION, "shards": shards}, indent=1) + "\n"
+    atomic_write_text(folder / MANIFEST, text, permissions=permissions_for(text))  # a URL may hold a secret
 
 
 def write_manifest(folder: str | Path, *, measure: Measure | None = None) -> list[Shard]:
@@ -121,7 +123,7 @@ def parse_manifest(text: str, origin: str) -> list[ManifestRow]:
         try:
             rows.append(_row(content))
         except (ValueError, TypeError) as error:
-            raise ValueError(f"{origin}: not a valid row: {content!r}: {error}; make it again") from error
+            raise ValueError(redact(f"{origin}: not a valid row: {content!r}: {error}; make it again")) from None
     names = [row.name for row in rows]
     if twice := sorted({name for name in names if names.count(name) > 1} if len(set(names)) < len(names) else ()):
         raise ValueError(f"{origin}: expected every shard once, got {twice} more than once; make it again")

@@ -6,8 +6,9 @@ from urllib.parse import quote
 
 from datamodules.remote.downloads import fetch
 from datamodules.remote.patience import Patience
-from datamodules.remote.transports import MissingError, is_remote, scheme, shown, with_path
+from datamodules.remote.transports import MissingError, is_remote, scheme, with_path
 from datamodules.shards.manifest import MANIFEST, ManifestRow, Shard, parse_manifest
+from inpaint_module.redaction import redact
 
 
 def in_folder(folder: str, name: str) -> str:
@@ -20,7 +21,8 @@ def in_folder(folder: str, name: str) -> str:
 def _shard(folder: str, row: ManifestRow) -> Shard:
     url = in_folder(folder, row.name) if row.url is None else row.url
     if row.path is not None or not is_remote(url):
-        raise ValueError(f"{shown(in_folder(folder, MANIFEST))}: expected shards at URLs, got {row.path or row.url!r}")
+        came = redact(f"{in_folder(folder, MANIFEST)}: expected shards at URLs, got {row.path or row.url!r}")
+        raise ValueError(came)
     return Shard(url, row.count, row.bytes, row.sha256)
 
 
@@ -33,7 +35,7 @@ def read_remote_manifest(folder: str, patience: Patience = Patience()) -> dict[s
     """
     url = in_folder(folder, MANIFEST)
     try:
-        rows = fetch(url, lambda text: parse_manifest(text, shown(url)), patience)
+        rows = fetch(url, lambda text: parse_manifest(text, redact(url)), patience)
     except MissingError as error:
         raise ValueError(f"expected a {MANIFEST} beside remote shards: {error}") from error
     return {row.name: _shard(folder, row) for row in rows}

@@ -21,10 +21,11 @@ from datamodules.remote.downloads import DISK_FULL, download, fetch
 from datamodules.remote.patience import Patience
 from datamodules.remote.prefetcher import Prefetcher
 from datamodules.remote.progress_line import ProgressLine
-from datamodules.remote.transports import file_name, shown, with_path
+from datamodules.remote.transports import file_name, with_path
 from datamodules.shards.file_locks import open_in_use, open_to_write, release, remove_unused
 from datamodules.shards.manifest import Shard, parse_index
 from datamodules.shards.tar_index import ShardIndex
+from inpaint_module.redaction import redact
 
 _OURS = re.compile(r"[0-9a-f]{40}-.*")  # never touch what else lies in the folder
 _PART = re.compile(r".*\.(\d+)\.part")
@@ -79,7 +80,7 @@ class ShardCache:
 
     def path(self, shard: Shard) -> Path:
         """Where a remote shard lies once it is here."""
-        return self.folder / f"{shard.digest[:40]}-{re.sub(r'[^A-Za-z0-9._-]', '_', file_name(shard.path))}"
+        return self.folder / f"{shard.digest[:40]}-{re.sub(r'[^A-Za-z0-9._-]', '_', file_name(redact(shard.path)))}"
 
     def check(self, shards: Iterable[Shard]) -> None:
         """Refuse shards that cannot be cached.
@@ -90,7 +91,7 @@ class ShardCache:
         for shard in shards:
             if shard.bytes > self.max_bytes:
                 raise ValueError(
-                    f"data.cache_bytes: expected room for {shown(shard.path)} of {shard.bytes} bytes, "
+                    f"data.cache_bytes: expected room for {redact(shard.path)} of {shard.bytes} bytes, "
                     f"got {self.max_bytes}"
                 )
 
@@ -132,11 +133,11 @@ class ShardCache:
         except FileNotFoundError:
             pass
         url = with_path(shard.path, lambda old: re.sub(r"\.[^./]*$", "", old) + ".index.json")
-        text = fetch(url, lambda text: parse_index(text, shown(url), shard) and text, self.patience)
+        text = fetch(url, lambda text: parse_index(text, redact(url), shard) and text, self.patience)
         temporary = path.with_name(f"{path.name}.{os.getpid()}-{time.monotonic_ns()}.tmp")
         temporary.write_text(text)
         temporary.replace(path)
-        return parse_index(text, shown(url), shard)
+        return parse_index(text, redact(url), shard)
 
     def prefetch(self, shards: Iterable[Shard]) -> None:
         """Download these in the background, in this order, instead of those asked for before.
@@ -244,11 +245,11 @@ class ShardCache:
             part.unlink()
         if excess <= 0:
             raise ValueError(
-                f"data.cache_dir: expected room on the disk of {self.folder} for {shown(shard.path)} of "
+                f"data.cache_dir: expected room on the disk of {self.folder} for {redact(shard.path)} of "
                 f"{shard.bytes} bytes, got {lacking} too few"
             )
         raise CacheFullError(
-            f"{self.folder}: expected room for {shown(shard.path)} of {shard.bytes} bytes, and all but so much of "
+            f"{self.folder}: expected room for {redact(shard.path)} of {shard.bytes} bytes, and all but so much of "
             f"the {self.max_bytes} bytes of data.cache_bytes is in use; raise it, or lower data.window"
         )
 
@@ -259,7 +260,7 @@ class ShardCache:
         if lock is None:
             yield lambda held: None
             return
-        line = ProgressLine(file_name(shard.path), shard.bytes)
+        line = ProgressLine(file_name(redact(shard.path)), shard.bytes)
         try:
             yield line
         finally:

@@ -14,12 +14,13 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from datamodules.remote.transports import RemoteError, file_name, is_remote, shown
+from datamodules.remote.transports import RemoteError, file_name, is_remote
 from datamodules.shards.file_locks import release
 from datamodules.shards.manifest import Shard, load_index
 from datamodules.shards.open_files import OpenFiles
 from datamodules.shards.shard_cache import CacheFullError, ShardCache
 from datamodules.shards.tar_index import ShardIndex
+from inpaint_module.redaction import redact
 
 _OPEN_SHARDS = 64
 _OPEN_REMOTE = 8  # or as many as a window has: an open shard cannot leave the cache
@@ -63,7 +64,7 @@ class ShardSet:
         self.cache = ShardCache() if cache is None and remote else cache
         self._begin()
         if not len(self):
-            raise ValueError(f"expected at least one sample, got none in {[shown(s.path) for s in self.shards]}")
+            raise ValueError(f"expected at least one sample, got none in {[redact(s.path) for s in self.shards]}")
         if self.cache is not None:
             self.cache.check(remote)
 
@@ -135,7 +136,7 @@ class ShardSet:
         short = [name for name, (_, size) in index.fields[row].items() if len(fields[name]) != size]
         if short:
             raise OSError(f"sample {index.keys[row]!r}: the file ends inside its fields {short}")
-        return RawSample(shown(path), index.keys[row], fields)
+        return RawSample(redact(path), index.keys[row], fields)
 
     def read(self, sample: int) -> RawSample:
         """The fields of sample number `sample`; a failing read is tried again, on a file opened anew.
@@ -153,6 +154,6 @@ class ShardSet:
                 self._local.drop(number)
                 self._remote.drop(number)
                 if pause is None:
-                    raise OSError(f"{shown(self.shards[number].path)}: {error}") from error
+                    raise OSError(f"{redact(self.shards[number].path)}: {error}") from error
                 time.sleep(pause)
         raise AssertionError("the last pause is None")

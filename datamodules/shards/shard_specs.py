@@ -10,16 +10,18 @@ from fnmatch import fnmatchcase
 from glob import glob
 from itertools import islice
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from webdataset.shardlists import expand_urls
 
 from datamodules.remote.patience import Patience
-from datamodules.remote.transports import SCHEMES, file_name, is_remote, scheme, shown, with_path
+from datamodules.remote.transports import SCHEMES, file_name, is_remote, scheme, with_path
 from datamodules.shards.manifest import MANIFEST, Shard, index_digest, read_manifest
 from datamodules.shards.remote_manifest import read_remote_manifest
 from datamodules.shards.shard_cache import ShardCache
 from datamodules.shards.shard_set import ShardSet
 from datamodules.shards.tar_index import index_shard
+from inpaint_module.redaction import redact
 
 _EMBEDDED = Path(__file__).parents[1] / "assets"
 _LOOKED_AT = 10_000  # files of a folder without shards, to see whether there are pictures
@@ -36,9 +38,13 @@ def _check_scheme(address: str) -> None:
     if (kind := scheme(address)) is not None and not is_remote(address):
         reason = f": {_REASONS[kind]}" if kind in _REASONS else ""
         raise ValueError(
-            f"shards {address!r}: expected a local folder, tar, brace pattern or glob, a URL of "
+            f"shards {redact(address)!r}: expected a local folder, tar, brace pattern or glob, a URL of "
             f"{', '.join(f'{name}://' for name in SCHEMES)}, or embedded:train; {kind}: is not supported{reason}"
         )
+    try:
+        urlsplit(address if is_remote(address) else "")
+    except ValueError:
+        raise ValueError(f"shards {redact(address)!r}: expected a URL") from None  # the error's text has the password
 
 
 def packing_advice(path: Path) -> str:
@@ -61,7 +67,7 @@ def _scan(path: Path) -> Shard:
 
 
 def _advice(item: str) -> str:
-    return f"make one with: python -m datamodules.index_shards {shlex.quote(shown(item))} FOLDER"
+    return f"make one with: python -m datamodules.index_shards {shlex.quote(redact(item))} FOLDER"
 
 
 class _Finder:
@@ -102,19 +108,19 @@ class _Finder:
             return shards
         patterns = list(expand_urls(place))
         found = {pattern: [pattern] if os.path.exists(pattern) else sorted(glob(pattern)) for pattern in patterns}
-        if missing := [pattern for pattern in patterns if not found[pattern]]:
-            raise ValueError(f"shards {item!r}: nothing found at {missing[:3]} (from {os.getcwd()})")
+        if missing := [redact(pattern) for pattern in patterns if not found[pattern]]:
+            raise ValueError(f"shards {redact(item)!r}: nothing found at {missing[:3]} (from {os.getcwd()})")
         return [self._tar(Path(path)) for pattern in patterns for path in found[pattern]]
 
     def _remote(self, item: str) -> list[Shard]:
         shards, urls = [], list(expand_urls(item))
         if others := [url for url in urls if not is_remote(url)]:
-            raise ValueError(f"shards {shown(item)!r}: expected URLs only, got {others[0]!r}")
+            raise ValueError(f"shards {redact(item)!r}: expected URLs only, got {redact(others[0])!r}")
         for url in urls:
             try:
                 shards += self._at(url)
             except ValueError as error:
-                raise ValueError(f"shards {shown(item)!r}: {error}; {_advice(item)}") from error
+                raise ValueError(f"shards {redact(item)!r}: {error}; {_advice(item)}") from error
         return shards
 
     def _at(self, url: str) -> list[Shard]:
@@ -126,7 +132,7 @@ class _Finder:
         known = self.there[folder]
         found = [known[name]] if name in known else [shard for key, shard in known.items() if fnmatchcase(key, name)]
         if not found:
-            raise ValueError(f"no shard {name!r} in the {MANIFEST} of {shown(folder)}")
+            raise ValueError(f"no shard {name!r} in the {MANIFEST} of {redact(folder)}")
         return found
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from datamodules.remote.transports import shown
 from datamodules.shards.shard_set import ShardSet
+from inpaint_module.redaction import redact
 
 
 class ShardAspects:
@@ -26,7 +26,7 @@ class ShardAspects:
         """Width and height of each image of one shard."""
         if (sizes := self.shards.index(number).sizes) is None:
             raise ValueError(
-                f"data.bucket_step: {shown(self.shards.shards[number].path)}: expected image sizes in its index, got "
+                f"data.bucket_step: {redact(self.shards.shards[number].path)}: expected image sizes in its index, got "
                 "none; write it with python -m datamodules.index_shards"
             )
         return sizes

@@ -10,9 +10,10 @@ from typing import Any, NamedTuple
 
 from datamodules.images.image_sizes import image_size
 from datamodules.remote.remote_stream import RemoteStream
-from datamodules.remote.transports import is_remote, shown
+from datamodules.remote.transports import is_remote
 from datamodules.shards.manifest import ManifestRow, Shard, load_index, write_index
 from datamodules.shards.tar_index import ScannedTar, ShardIndex, scan_tar
+from inpaint_module.redaction import redact
 
 
 class TarPlace(NamedTuple):
@@ -55,7 +56,7 @@ def _read_again(place: TarPlace, source: dict[str, Any]) -> ScannedTar | None:
 def _scan(place: TarPlace, ignore: frozenset[str]) -> ScannedTar:
     if is_remote(place.address):
         with closing(RemoteStream(place.address)) as stream:
-            return scan_tar(stream, shown(place.address), ignore=ignore, measure=image_size)
+            return scan_tar(stream, redact(place.address), ignore=ignore, measure=image_size)
     with open(place.address, "rb") as file:
         return scan_tar(file, place.address, ignore=ignore, measure=image_size)
 
@@ -81,12 +82,12 @@ def index_tar(place: TarPlace, *, ignore: frozenset[str], strict: bool) -> Index
     tar = known or _scan(place, ignore)
     if known is None:
         if {**_state(place), "ignore": sorted(ignore)} != source or source["size"] not in (None, tar.bytes):
-            raise ValueError(f"{shown(place.address)}: has changed while it was read")
+            raise ValueError(f"{redact(place.address)}: has changed while it was read")
         write_index(place.index_file, tar.index, tar.bytes, sha256=tar.sha256, source=source)
     unreadable = _unreadable(tar.index)
     if strict and unreadable:
         fields = next(fields for key, fields in zip(*tar.index[:2], strict=True) if key == unreadable[0])
-        at = f"{shown(place.address)}: member of {unreadable[0]!r} ({', '.join(fields)})"
+        at = f"{redact(place.address)}: member of {unreadable[0]!r} ({', '.join(fields)})"
         raise ValueError(f"{at}: expected an image, its header cannot be read ({len(unreadable)} such images)")
     return IndexedTar(ManifestRow(place.name, len(tar.index.keys), tar.bytes, tar.sha256), unreadable, known is None)
 
@@ -97,4 +98,4 @@ def try_index_tar(place: TarPlace, *, ignore: frozenset[str], strict: bool) -> I
         return index_tar(place, ignore=ignore, strict=strict)
     except (ValueError, OSError) as error:
         text = str(error)
-        return text if shown(place.address) in text else f"{shown(place.address)}: {text}"
+        return text if redact(place.address) in text else f"{redact(place.address)}: {text}"

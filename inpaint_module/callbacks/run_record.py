@@ -16,6 +16,7 @@ from lightning.pytorch.cli import SaveConfigCallback
 from lightning.pytorch.utilities import rank_zero_info
 
 from inpaint_module.files import atomic_write_text
+from inpaint_module.redaction import permissions_for, redacted, redacted_command
 from inpaint_module.run_folder import (
     CONFIG,
     RECORD,
@@ -116,7 +117,8 @@ class RunRecord(Callback):
 class RunConfig(SaveConfigCallback):
     """Writes `config.yaml` into the run folder when `fit` starts to train; the other verbs leave it alone.
 
-    It names no checkpoint: every command takes the file, and `fit` goes on from the newest one.
+    It names no checkpoint: every command takes the file, and `fit` goes on from the newest one. A config with a secret
+    in it, such as the token of a shard's URL, is written as it is, and its owner alone may read the file.
     """
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -129,19 +131,20 @@ class RunConfig(SaveConfigCallback):
             self.folder.mkdir(parents=True, exist_ok=True)
             config = self.config.clone()
             config["ckpt_path"] = None
-            atomic_write_text(self.folder / CONFIG, self.parser.dump(config, skip_none=False))
+            text = self.parser.dump(config, skip_none=False)
+            atomic_write_text(self.folder / CONFIG, text, permissions=permissions_for(text))
 
 
 def describe_run(trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
     """What a run is made of, in plain values."""
     encoder, data = getattr(pl_module, "encoder", None), getattr(trainer, "datamodule", None)
     return {
-        "command": sys.argv,
+        "command": redacted_command(sys.argv),
         "seed": os.environ.get("PL_GLOBAL_SEED"),
         "versions": {"python": platform.python_version()} | {name: version(name) for name in _PACKAGES},
         "device": device_name(trainer.strategy.root_device),
         "ranks": trainer.world_size,
-        "data": data.state_dict() if data is not None else {},
+        "data": redacted(data.state_dict()) if data is not None else {},
         "vae": {"vae_sha256": encoder.vae.fingerprint().hex()} if encoder is not None else {},
         "parameters": sum(value.numel() for value in pl_module.parameters() if value.requires_grad),
     }

@@ -6,6 +6,8 @@ import argparse
 import sys
 from collections.abc import Callable
 
+from inpaint_module.redaction import redact
+
 FAILED, STOPPED = 1, 130
 GOES_ON = "stopped; the same command goes on from here"
 
@@ -20,7 +22,7 @@ def exit_code_of(command: Callable[[], int], stopped: str = "stopped") -> int:
     try:
         return command()
     except (ValueError, OSError, argparse.ArgumentError) as error:
-        sys.stderr.write(f"{error}\n")
+        sys.stderr.write(f"{redact(str(error))}\n")
         return FAILED
     except KeyboardInterrupt:
         sys.stderr.write(f"{stopped}\n")

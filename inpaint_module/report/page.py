@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 from PIL import Image
 
 from inpaint_module.metrics.fill_scores import FillScores, ScoredPhoto, ScoredPreset, mean_scores
+from inpaint_module.redaction import redacted_command
 from inpaint_module.report.line_chart import Line, line_chart, smoothed
 from inpaint_module.report.style import STYLE
 from inpaint_module.run_folder import MetricRow
@@ -251,7 +252,7 @@ def _about(record: Mapping[str, Any]) -> str:
         return ""
     starts, ranks = record.get("starts") or [], record.get("ranks", 1)
     facts = {
-        "Command": " ".join(map(str, record.get("command", []))),
+        "Command": " ".join(redacted_command(list(map(str, record.get("command", []))))),
         "Started": ", ".join(f"{start['time']} at step {start['step']:,}" for start in starts),
         "Device": f"{record.get('device', '–')}, {ranks} rank{'s' * (ranks != 1)}",
         "Seed": record.get("seed"),
