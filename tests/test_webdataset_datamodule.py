@@ -14,6 +14,7 @@ from recorded_fits import COUNT, Recorder, fit, module
 from torch import Tensor
 
 from datamodules.webdataset_datamodule import WebDatasetDataModule
+from inpaint_module.batch import SIZE_FIELDS
 
 pytestmark = QUIET
 
@@ -30,6 +31,7 @@ def test_batch_shapes_and_types(shards: str) -> None:
         "image": torch.uint8,
         "position": torch.int64,
         "mask": torch.bool,
+        **dict.fromkeys(SIZE_FIELDS, torch.int64),
     }
     assert batch["image"].shape == (3, 3, 16, 24)
     assert batch["mask"].shape == (3, 1, 16, 24)
