@@ -8,6 +8,7 @@ from torch import Tensor
 
 from inpaint_module.batch import LatentsTag
 from inpaint_module.encoder import InpaintEncoder, InpaintLatents, to_unit_float
+from inpaint_module.sizing import centre_crop
 
 
 def check_clean(tag: LatentsTag, encoder: InpaintEncoder) -> None:
@@ -27,7 +28,7 @@ def check_clean(tag: LatentsTag, encoder: InpaintEncoder) -> None:
 
 def encode_clean(encoder: InpaintEncoder, images: Tensor) -> Tensor:
     """Whole images, uint8 (B, 3, H, W), to their unscaled latents, float32 (B, C, h, w): the posterior's mode."""
-    pixels = encoder.crop(to_unit_float(images))
+    pixels = centre_crop(to_unit_float(images), encoder.vae.ratio)
     parts = pixels.split(encoder.max_batch or len(pixels))
     return torch.cat([encoder.vae.posterior(part).mean for part in parts])
 
@@ -42,9 +43,14 @@ def encode_beside(encoder: InpaintEncoder, images: Tensor, masks: Tensor, clean:
         clean: of `encode_clean`, (B, C, h, w), any dtype.
 
     Raises:
-        ValueError: the encoder draws from the posterior.
+        ValueError: the encoder draws from the posterior, or resizes images where the cached ones were cropped.
     """
     _check_posterior(encoder)
+    if encoder.sizing != "comfyui" and any(side % encoder.vae.ratio for side in images.shape[-2:]):
+        raise ValueError(
+            f"encoder.sizing: expected comfyui with cached latents of images {images.shape[-2]} x {images.shape[-1]}, "
+            f"which were cropped to multiples of {encoder.vae.ratio}; got {encoder.sizing}"
+        )
     latents = encoder(images, masks)
     clean = clean.to(latents.samples)
     return latents._replace(target=encoder.vae.normalize(clean) if encoder.normalize else clean)

@@ -7,10 +7,10 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from inpaint_module import morphology, randomness
+from inpaint_module.sizing import SIZINGS
 from inpaint_module.vae.loading import FrozenVAE, as_vae
 
 KERNELS: dict[str, Callable[[int], Tensor]] = {
@@ -66,6 +66,10 @@ class InpaintEncoder(nn.Module):
         cells: grow by this many latent cells in every direction instead: a radius of cells * ratio.
         fill: what the hole is filled with, 0..1 in pixel space; 0.5 is grey, 0 black.
         posterior: "mode" (the reference's) or "sample", which needs `generator` at each call.
+        sizing: "comfyui" (the reference's) crops images and masks, centred, to multiples of the VAE's ratio, resizes
+            masks of another size bilinearly, and takes over 0.5 for the hole. "diffusers" resizes both to the multiples
+            below, by Lanczos in bytes on the CPU, and takes 0.5 and over, as its pipelines do with PIL images. Of sizes
+            that are multiples and masks without grey both make the same.
         normalize: scale latents to the denoiser's space, as the VAE's config says; the reference does not.
         max_batch: encode at most this many images at once, to bound memory; None for all in one pass.
 
@@ -94,6 +98,7 @@ class InpaintEncoder(nn.Module):
         cells: int | None = None,
         fill: float = 0.5,
         posterior: str = "mode",
+        sizing: str = "comfyui",
         normalize: bool = False,
         max_batch: int | None = None,
     ):
@@ -102,10 +107,13 @@ class InpaintEncoder(nn.Module):
             raise ValueError(f"fill must be in 0..1 (pixel space), got {fill}")
         if posterior not in ("mode", "sample"):
             raise ValueError(f"posterior must be 'mode' or 'sample', got {posterior!r}")
+        if sizing not in SIZINGS:
+            raise ValueError(f"sizing must be one of {', '.join(SIZINGS)}; got {sizing!r}")
         if max_batch is not None and max_batch < 1:
             raise ValueError(f"max_batch must be at least 1 or None, got {max_batch}")
         self.__dict__["vae"] = as_vae(vae)  # past nn.Module's registration: see the class docstring
         self.fill, self.posterior, self.normalize, self.max_batch = fill, posterior, normalize, max_batch
+        self.sizing, self._sizing = sizing, SIZINGS[sizing]
         element = _structuring_element(kernel, grow_mask_by, radius, cells, self.vae.ratio)
         self.register_buffer("kernel", element, persistent=False)
         self._plan = morphology.plan_dilation(element)
@@ -121,7 +129,7 @@ class InpaintEncoder(nn.Module):
         Args:
             pixels: (B, 3 or 4, H, W), uint8 or float in 0..1; a fourth channel (alpha) is dropped.
             mask: (H, W), (B, H, W) or (B, 1, H, W), any dtype, in 0..1; over 0.5 = inpaint. Another size than the
-                image's is resized bilinearly. Either batch may be 1.
+                image's is resized, see `sizing`. Either batch may be 1.
             target: also encode the whole image, in the same VAE pass.
             generator: for posterior="sample": int64 keys (B,), which give the same noise on every device and in any
                 batch, or a `torch.Generator`.
@@ -145,7 +153,7 @@ class InpaintEncoder(nn.Module):
             raise ValueError(
                 f"pixels and mask must have the same batch, or one of them 1; got {len(pixels)} and {len(mask)}"
             )
-        hole = self.crop(_resize_mask(mask.to(pixels.device), pixels.shape[-2:]))
+        hole = self._sizing.masks(mask.to(pixels.device), pixels.shape[-2:], self.vae.ratio)
         image = self.crop(to_unit_float(pixels))
         noise_mask = morphology.dilate(hole, self._current_plan()).float()
         # on a CPU 5 times faster than torch.where, and as exact: weights of 0 and 1 give either end to the bit
@@ -153,8 +161,9 @@ class InpaintEncoder(nn.Module):
         return FilledImages(image, masked_image, noise_mask)
 
     def crop(self, images: Tensor) -> Tensor:
-        """Pixels or masks (..., H, W) as `forward` crops them: centred, to multiples of the VAE's ratio."""
-        return _centre_crop(images, self.vae.ratio)
+        """Float pixels in 0..1, or bool masks, (..., H, W) at the sizes that `forward` gives them; see `sizing`."""
+        sized = self._sizing.images(images, self.vae.ratio)
+        return sized >= 0.5 if images.dtype == torch.bool and sized.dtype != torch.bool else sized
 
     def decode(self, latents: Tensor) -> Tensor:
         """Latents of this encoder's space (B, C, h, w) to float32 pixels (B, 3, h * ratio, w * ratio) in 0..1."""
@@ -265,20 +274,6 @@ def _check_range(name: str, x: Tensor, hint: str) -> None:
 def to_unit_float(pixels: Tensor) -> Tensor:
     """uint8, or float in 0..1, to float32 in 0..1: the one place where bytes become numbers."""
     return pixels.float().div_(255) if pixels.dtype == torch.uint8 else pixels.float()
-
-
-def _resize_mask(mask: Tensor, size: torch.Size) -> Tensor:
-    """Bilinear to (H, W), then round half to even, which in 0..1 is: over 0.5. Returns bool."""
-    if mask.shape[-2:] == size:
-        return mask if mask.dtype == torch.bool else mask > 0.5
-    return F.interpolate(mask.float(), size=tuple(size), mode="bilinear") > 0.5
-
-
-def _centre_crop(x: Tensor, ratio: int) -> Tensor:
-    """To multiples of `ratio`; an odd pixel is lost at the bottom and right."""
-    height, width = x.shape[-2:]
-    top, left = height % ratio // 2, width % ratio // 2
-    return x[..., top : top + height // ratio * ratio, left : left + width // ratio * ratio]
 
 
 def _posterior_noise(groups: list[Tensor], shape: torch.Size, generator: torch.Generator | Tensor | None) -> Tensor:

@@ -2,6 +2,10 @@
 
 The encoder is made before the pipeline runs: it puts the shared VAE's weights in channels_last, and then both give the
 same bits. In another memory format they differ by rounding, about 1e-6.
+
+The pipelines sample the posterior of the masked image, but for Z-Image's, which takes its mode. With posterior="sample"
+and the same draws the encoder makes the same; its own draws in training are of keys. The mode, which training takes by
+default, is compared through autoencoders whose posterior has no variance.
 """
 
 from __future__ import annotations
@@ -34,22 +38,35 @@ def text(pooled: bool = False) -> dict[str, Tensor]:
     return {"prompt_embeds": embeds, **({"pooled_prompt_embeds": embeds[:, 0]} if pooled else {})}
 
 
-def encoded(vae: nn.Module, layout: Layout) -> InpaintLatents:
-    encoder = InpaintEncoder(vae, grow_mask_by=0, fill=layout.fill, normalize=True)
+@pytest.fixture(params=["mode", "sample"])
+def posterior(request: pytest.FixtureRequest) -> str:
+    """The mode under autoencoders without variance, or a sample under those with it."""
+    return request.param
+
+
+def encoded(vae: nn.Module, layout: Layout, posterior: str = "mode") -> InpaintLatents:
+    if posterior == "sample":
+        tiny.give_variance(vae)
+    encoder = InpaintEncoder(vae, grow_mask_by=0, fill=layout.fill, normalize=True, posterior=posterior)
     layout.check(encoder)
-    return encoder(images(), holes())
+    latents = encoder(images(), holes(), generator=tiny.generator())
+    encoder.posterior = "mode"
+    assert torch.equal(latents.samples, encoder(images(), holes()).samples) is (posterior == "mode")
+    return latents
 
 
 def inputs(pipeline: DiffusionPipeline, latents: Tensor) -> dict[str, Any]:
     """What most inpaint pipelines are called with."""
     sizes = {"height": HEIGHT, "width": WIDTH, "strength": 1.0}
-    return {"pipeline": pipeline, "image": images(), "mask_image": holes(), "latents": latents, **sizes}
+    pictures = {"image": images(), "mask_image": holes(), "latents": latents, "generator": tiny.generator()}
+    return {"pipeline": pipeline, **pictures, **sizes}
 
 
 def control_inputs(pipeline: DiffusionPipeline, latents: Tensor) -> dict[str, Any]:
     """For the pipelines with a control mask, which take tensors as they are: -1..1, not 0..1."""
     control = {"control_image": images() * 2 - 1, "control_mask": holes()}
-    return {"pipeline": pipeline, "latents": latents, "height": HEIGHT, "width": WIDTH, **control}
+    drawn = {"latents": latents, "generator": tiny.generator()}
+    return {"pipeline": pipeline, **drawn, "height": HEIGHT, "width": WIDTH, **control}
 
 
 def assert_same(ours: Tensor, theirs: Tensor) -> None:
@@ -66,10 +83,10 @@ def assert_same(ours: Tensor, theirs: Tensor) -> None:
     ],
 )
 def test_stable_diffusion_input_is_the_pipelines(
-    make: Callable[[], DiffusionPipeline], layout: Layout, channels: int, denoiser: str, argument: str
+    make: Callable[[], DiffusionPipeline], layout: Layout, channels: int, denoiser: str, argument: str, posterior: str
 ) -> None:
     pipeline = make()
-    ours = layout(noise(channels), encoded(pipeline.vae, layout))
+    ours = layout(noise(channels), encoded(pipeline.vae, layout, posterior))
     prompt = text(pooled=make is not tiny.stable_diffusion)
     latents = inputs(pipeline, noise(channels))
     call = tiny.first_call(getattr(pipeline, denoiser), **latents, **prompt, guidance_scale=1.0)
@@ -77,18 +94,18 @@ def test_stable_diffusion_input_is_the_pipelines(
 
 
 @needs_pipelines
-def test_flux_fill_tokens_are_the_pipelines() -> None:
+def test_flux_fill_tokens_are_the_pipelines(posterior: str) -> None:
     pipeline, layout = tiny.flux_fill(), layouts.FluxFillLayout()
-    ours = layout(noise(16), encoded(pipeline.vae, layout))
+    ours = layout(noise(16), encoded(pipeline.vae, layout, posterior))
     tokens = pipeline._pack_latents(noise(16), 2, 16, HEIGHT // 8, WIDTH // 8)
     call = tiny.first_call(pipeline.transformer, **inputs(pipeline, tokens), **text(pooled=True))
     assert_same(ours, call["hidden_states"])
 
 
 @needs_pipelines
-def test_stable_diffusion_3_controlnet_condition_is_the_pipelines() -> None:
+def test_stable_diffusion_3_controlnet_condition_is_the_pipelines(posterior: str) -> None:
     pipeline, layout = tiny.stable_diffusion_3_controlnet(), layouts.StableDiffusion3ControlNetLayout()
-    ours = layout(noise(16), encoded(pipeline.vae, layout))
+    ours = layout(noise(16), encoded(pipeline.vae, layout, posterior))
     prompt = text(pooled=True)
     call = tiny.first_call(pipeline.controlnet, **control_inputs(pipeline, noise(16)), **prompt, guidance_scale=1.0)
     assert torch.equal(call["hidden_states"], noise(16))
@@ -96,9 +113,9 @@ def test_stable_diffusion_3_controlnet_condition_is_the_pipelines() -> None:
 
 
 @needs_pipelines
-def test_qwen_image_controlnet_condition_is_the_pipelines() -> None:
+def test_qwen_image_controlnet_condition_is_the_pipelines(posterior: str) -> None:
     pipeline, layout = tiny.qwen_image_controlnet(), layouts.QwenImageControlNetLayout()
-    ours = layout(noise(16), encoded(pipeline.vae, layout))
+    ours = layout(noise(16), encoded(pipeline.vae, layout, posterior))
     tokens = pipeline._pack_latents(noise(16), 2, 16, HEIGHT // 8, WIDTH // 8)
     known = torch.ones(2, 4, dtype=torch.int64)
     arguments = {**control_inputs(pipeline, tokens), **text(), "prompt_embeds_mask": known}
@@ -109,9 +126,9 @@ def test_qwen_image_controlnet_condition_is_the_pipelines() -> None:
 
 @needs_pipelines
 @flux_controlnet_warning
-def test_flux_controlnet_condition_is_the_pipelines() -> None:
+def test_flux_controlnet_condition_is_the_pipelines(posterior: str) -> None:
     pipeline, layout = tiny.flux_controlnet(), layouts.FluxControlNetLayout()
-    ours = layout(noise(16), encoded(pipeline.vae, layout))
+    ours = layout(noise(16), encoded(pipeline.vae, layout, posterior))
     arguments = {**inputs(pipeline, noise(16)), **text(pooled=True)}
     grey_hole = torch.where(holes() > 0.5, 0.0, images() * 2 - 1)
     call = tiny.first_call(pipeline.controlnet, **arguments, control_image=grey_hole)
@@ -143,8 +160,11 @@ def pipeline_call(pipeline: DiffusionPipeline, **arguments: Any) -> None:
 
 
 @needs_pipelines
-def test_z_image_controlnet_condition_is_the_pipelines() -> None:
+@pytest.mark.parametrize("variance", [False, True])
+def test_z_image_controlnet_condition_is_the_pipelines(variance: bool) -> None:
     pipeline, layout = tiny.z_image_controlnet(), layouts.ZImageControlNetLayout()
+    if variance:  # its pipeline takes the mode
+        tiny.give_variance(pipeline.vae)
     pose = images().flip(-1)
     hint = InpaintEncoder(pipeline.vae, normalize=True)(pose, torch.zeros(HEIGHT, WIDTH)).samples
     ours = layout(noise(16), encoded(pipeline.vae, layout), hint)

@@ -38,6 +38,17 @@ def test_another_vae_or_posterior_is_refused() -> None:
             refused()
 
 
+def test_images_that_are_resized_beside_cropped_ones_are_refused() -> None:
+    layer, clean = InpaintEncoder(tiny_vae(), sizing="diffusers"), torch.zeros(2, 4, 4, 5)
+    batch = tiny_batch(2, 32, 40)
+    encode_beside(layer, batch["image"], batch["mask"], clean)
+    batch = tiny_batch(2, 32, 44)
+    with pytest.raises(
+        ValueError, match="sizing: expected comfyui with cached latents of images 32 x 44, which were cr"
+    ):
+        encode_beside(layer, batch["image"], batch["mask"], clean)
+
+
 def test_mixed_sources_sizes_and_buckets_are_refused(cache: Path) -> None:
     with pytest.raises(ValueError, match=r"one kind everywhere, or nowhere, got .*: float32 .*; .*: none"):
         data_module([str(cache), "embedded:train"]).train_dataloader()
