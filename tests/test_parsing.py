@@ -54,7 +54,7 @@ VALUE = parse_json('{"n": 3, "f": 2.5, "t": "a", "b": true, "z": null, "l": [1, 
         (lambda v: v["l"].items(3), "l: expected a list of 3, got 2"),
         (
             lambda v: v["l"].items()[1]["x y"].whole(),
-            r"l\[1\]\.\['x y'\]: expected a whole number from 0 to .*, got -1",
+            r"l\[1\]\['x y'\]: expected a whole number from 0 to .*, got -1",
         ),
         (lambda v: v["b"].whole(), "b: expected a whole number from 0 to 9223372036854775807, got True"),
         (lambda v: v["f"].whole(), "f: expected a whole number .*, got 2.5"),
@@ -109,9 +109,7 @@ def test_mutated_json_gives_a_value_or_a_named_error() -> None:
         data = bytearray(source)
         for _ in range(draw.randint(1, 3)):
             at = draw.randrange(len(data))
-            data[at : at + draw.randint(0, 2)] = draw.choice(
-                [b"9" * 30, b"[", b'"', b"-", b"\x00", b"e999", b"\xff", b""]
-            )
+            data[at : at + draw.randint(0, 2)] = draw.choice(pieces)
         try:
             parse_json(bytes(data), "there")
         except ValueError as error:
