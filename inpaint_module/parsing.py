@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -187,7 +187,7 @@ def parse_json_lines(data: bytes | str, origin: str, *, advice: str = "") -> Ite
     Raises:
         ValueError: as `parse_json`.
     """
-    lines = data.split("\n") if isinstance(data, str) else data.split(b"\n")
+    lines: Sequence[bytes | str] = data.split("\n") if isinstance(data, str) else data.split(b"\n")
     for number, line in enumerate(lines, 1):
         if line.strip():
             yield parse_json(line, f"{origin}, line {number}", advice=advice)
