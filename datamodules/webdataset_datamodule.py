@@ -30,13 +30,13 @@ from datamodules.stream.order import PLAN_VERSION, Order, SampleOrder
 from datamodules.stream.sample_stream import SampleStream, evaluation_steps
 from datamodules.stream_datamodule import StreamDataModule
 from datamodules.trainer_checks import check_trainer
-from inpaint_module.batch import LatentsTag
+from inpaint_module.batch import DescribedData, LatentsTag
 from inpaint_module.masks import MaskGenerator
 
 _LAST_STEP = 2**62  # later than any optimizer step
 
 
-class WebDatasetDataModule(StreamDataModule):
+class WebDatasetDataModule(StreamDataModule, DescribedData):
     """Batches of images, captions and masks from webdataset shards.
 
     Training is one endless stream in which every sample comes once per pass, shuffled anew each time. What stands at
@@ -201,6 +201,14 @@ class WebDatasetDataModule(StreamDataModule):
         if tag is not None:
             check_use(tag, self.train_decoder.image_size, bucketed=self.buckets is not None)
         return tag
+
+    def image_sizes(self, stage: str) -> dict[str, list[tuple[int, int]]]:
+        """See `DescribedData`."""
+        size = self.train_decoder.image_size
+        if stage != "fit" or self.buckets is None:
+            return {"data.image_size": [size]}
+        validates = self.val_shards is not None and not (self.trainer and self.trainer.limit_val_batches == 0)
+        return {"data.bucket_step": self.buckets.shapes, "data.image_size": [size] if validates else []}
 
     @cached_property
     def val_set(self) -> ShardSet:

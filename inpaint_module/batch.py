@@ -1,8 +1,9 @@
-"""What a batch holds, and what a latent cache says of itself: the contracts between data and training, which import
-them from here."""
+"""What a batch holds, and what a data module says of its batches before the first: the contracts between data and
+training, which import them from here."""
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from typing import NamedTuple, Required, TypedDict
 
 from torch import Tensor
@@ -71,3 +72,16 @@ class LatentsTag(NamedTuple):
         height, width = self.image_size
         sizes = ", with original sizes and crops" if self.has_sizes else ""
         return f"{self.dtype} {self.shape} of {height} x {width} pixels by VAE {self.vae_sha256[:16]}...{sizes}"
+
+
+class DescribedData(ABC):
+    """A data module that says before the first step what its batches will be, so that a model can refuse them then."""
+
+    @abstractmethod
+    def image_sizes(self, stage: str) -> dict[str, list[tuple[int, int]]]:
+        """(H, W) of all images that a stage (fit, validate, test, predict) has, by the argument that sets them."""
+
+    @property
+    @abstractmethod
+    def latents(self) -> LatentsTag | None:
+        """What the clean latents in the training batches are of; None if there are none."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
@@ -9,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from inpaint_module.batch import Batch
+from inpaint_module.denoisers.denoiser_call import latent_multiple
 from inpaint_module.denoisers.tiling import TiledCall
 
 if TYPE_CHECKING:
@@ -75,7 +77,7 @@ def inpaint_image(
         margin: pixels of context around the mask's bounding box; None for half a tile.
         working_side: bring the longer side of the surroundings down to this before inpainting, and the fill back up;
             None works at full resolution.
-        multiple: sides that the denoiser takes are multiples of this many pixels.
+        multiple: the surroundings are padded to multiples of this many pixels, and of what the denoiser takes.
 
     Returns:
         uint8 (3, H, W) on the image's device.
@@ -83,6 +85,7 @@ def inpaint_image(
     Raises:
         ValueError: another dtype or shape, a tile that is smaller than `multiple`, or a model that makes NaN.
     """
+    multiple = math.lcm(multiple, module.encoder.vae.ratio * latent_multiple(module.denoiser, module.layout))
     _check(image, mask, tile, multiple)
     region = mask_region(mask, tile // 2 if margin is None else margin)
     if region is None:

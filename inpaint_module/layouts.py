@@ -1,5 +1,8 @@
 """How each base model wants its conditioning: one class per layout, from the encoder's result to the model's input.
 
+There are two kinds: a `DenoiserLayout` is all that a denoiser eats, noisy latents included; a `ControlNetCondition` is
+what a second network beside it is told, which eats the noisy latents apart.
+
 Defaults are those of the pipeline that the layout matches: with `grow_mask_by=0`, `normalize=True` and the layout's
 `fill` in the encoder, what comes out equals tensor for tensor what that pipeline hands its denoiser.
 """
@@ -38,10 +41,7 @@ def unpack(tokens: Tensor, height: int, width: int) -> Tensor:
 
 
 class Layout(ABC):
-    """From noisy latents and the encoder's result to what a denoiser, or a ControlNet beside it, eats.
-
-    A denoiser's input starts with the noisy latents, on which `denoisers.surgery` relies. A ControlNet gets them
-    apart from its condition: its layout makes the condition only, with the dtype and device of `noisy`.
+    """What the two kinds have in common.
 
     Args:
         reduce: how the mask comes to the latent grid: max, area, bilinear, nearest or nearest-exact. The pipelines
@@ -49,12 +49,14 @@ class Layout(ABC):
 
     Attributes:
         fill: what the encoder must fill holes with, in pixel space 0..1.
+        multiple: latent rows and columns must be multiples of it, for models that take latents in patches.
 
     Raises:
         ValueError: an unknown reduction.
     """
 
     fill = GREY
+    multiple = 1
 
     def __init__(self, reduce: str = "nearest"):
         known = [name for name in REDUCTIONS if name != "space-to-depth"]
@@ -62,17 +64,13 @@ class Layout(ABC):
             raise ValueError(f"reduce must be one of {', '.join(known)}; got {reduce!r}")
         self.reduce = reduce
 
-    def __call__(self, noisy: Tensor, latents: InpaintLatents) -> Tensor:
-        """Assemble the input from noisy latents (B, C, h, w) and the encoder's result."""
-        return self.assemble(noisy, self.cells(latents).to(noisy), latents.samples.to(noisy))
-
     @abstractmethod
-    def assemble(self, noisy: Tensor, cells: Tensor, masked: Tensor) -> Tensor:
-        """The input from noisy latents and masked image (B, C, h, w) and mask cells (B, 1, h, w), 1 = inpaint."""
+    def __call__(self, noisy: Tensor, latents: InpaintLatents) -> Tensor:
+        """From noisy latents (B, C, h, w) and the encoder's result to what a model eats."""
 
     @abstractmethod
     def in_channels(self, channels: int) -> int:
-        """Input channels of a denoiser, or of a ControlNet's condition, over latents of C = `channels`."""
+        """Channels of what comes out, over latents of C = `channels`."""
 
     def cells(self, latents: InpaintLatents) -> Tensor:
         """The noise mask on the latent grid: (B, 1, h, w), the batch that of the latents."""
@@ -92,8 +90,43 @@ class Layout(ABC):
         if not encoder.normalize:
             raise ValueError(f"{name} expects an encoder with normalize=True, got normalize=False")
 
+    def _parts(self, noisy: Tensor, latents: InpaintLatents) -> tuple[Tensor, Tensor]:
+        """Mask cells and masked image, with the dtype and device of the noisy latents."""
+        (height, width), multiple = latents.samples.shape[-2:], self.multiple
+        if height % multiple or width % multiple:
+            pixels = multiple * (latents.noise_mask.shape[-1] // width)
+            raise ValueError(
+                f"{type(self).__name__} expects latent rows and columns that are multiples of {multiple}, got "
+                f"{height} x {width}; image sides must be multiples of {pixels} pixels"
+            )
+        return self.cells(latents).to(noisy), latents.samples.to(noisy)
 
-class StableDiffusionLayout(Layout):
+
+class DenoiserLayout(Layout):
+    """All that a denoiser eats, which starts with the noisy latents: `denoisers.surgery` relies on that."""
+
+    def __call__(self, noisy: Tensor, latents: InpaintLatents) -> Tensor:
+        """The denoiser's input, from noisy latents (B, C, h, w) and the encoder's result."""
+        return self.assemble(noisy, *self._parts(noisy, latents))
+
+    @abstractmethod
+    def assemble(self, noisy: Tensor, cells: Tensor, masked: Tensor) -> Tensor:
+        """The input from noisy latents and masked image (B, C, h, w) and mask cells (B, 1, h, w), 1 = inpaint."""
+
+
+class ControlNetCondition(Layout):
+    """What a ControlNet, or a network like it, is told beside a denoiser; it gets the noisy latents apart from this."""
+
+    def __call__(self, noisy: Tensor, latents: InpaintLatents) -> Tensor:
+        """The condition, from the encoder's result; of the noisy latents (B, C, h, w) it takes dtype and device."""
+        return self.assemble(*self._parts(noisy, latents))
+
+    @abstractmethod
+    def assemble(self, cells: Tensor, masked: Tensor) -> Tensor:
+        """The condition from mask cells (B, 1, h, w), 1 = inpaint, and masked image (B, C, h, w)."""
+
+
+class StableDiffusionLayout(DenoiserLayout):
     """Stable Diffusion 1.5, 2 and XL inpainting, 9 channels: noisy, mask (1 = inpaint), masked image.
 
     Matches `StableDiffusionInpaintPipeline` and `StableDiffusionXLInpaintPipeline` of diffusers.
@@ -113,6 +146,8 @@ class StableDiffusion3Layout(StableDiffusionLayout):
 
     Matches `StableDiffusion3InpaintPipeline` of diffusers with a 33-channel transformer.
     """
+
+    multiple = 2  # patches of 2 x 2
 
 
 class PowerPaintLayout(StableDiffusionLayout):
@@ -138,13 +173,14 @@ class LatentDiffusionLayout(StableDiffusionLayout):
         return torch.cat([noisy, masked, 2 * cells - 1], dim=1)
 
 
-class FluxFillLayout(Layout):
+class FluxFillLayout(DenoiserLayout):
     """Flux.1 Fill, 384 channels a token: noisy 64, masked image 64, all 8 x 8 mask pixels of its 2 x 2 cells 256.
 
     Matches `FluxFillPipeline` of diffusers. No mask pixel is lost, so there is no reduction to choose.
     """
 
     RATIO = 8
+    multiple = 2
 
     def __init__(self) -> None:
         super().__init__()
@@ -165,15 +201,16 @@ class FluxFillLayout(Layout):
             raise ValueError(f"FluxFillLayout expects a VAE of ratio {self.RATIO}, got ratio {encoder.vae.ratio}")
 
 
-class StableDiffusion3ControlNetLayout(Layout):
+class StableDiffusion3ControlNetLayout(ControlNetCondition):
     """Condition of the Stable Diffusion 3 inpaint ControlNet, 17 channels: masked image, mask (1 = keep), hole black.
 
     Matches `StableDiffusion3ControlNetInpaintingPipeline` of diffusers (`controlnet_cond`).
     """
 
     fill = BLACK
+    multiple = 2
 
-    def assemble(self, noisy: Tensor, cells: Tensor, masked: Tensor) -> Tensor:
+    def assemble(self, cells: Tensor, masked: Tensor) -> Tensor:
         """To (B, C + 1, h, w)."""
         return torch.cat([masked, 1 - cells], dim=1)
 
@@ -188,6 +225,8 @@ class BrushNetLayout(StableDiffusion3ControlNetLayout):
     Follows TencentARC/BrushNet `pipeline_brushnet.py` (`brushnet_cond`), and so does PowerPaint v2.
     """
 
+    multiple = 1
+
 
 class QwenImageControlNetLayout(StableDiffusion3ControlNetLayout):
     """Condition of the Qwen-Image inpaint ControlNet, 68 channels a token: masked image, mask (1 = keep), hole black.
@@ -195,9 +234,9 @@ class QwenImageControlNetLayout(StableDiffusion3ControlNetLayout):
     Matches `QwenImageControlNetInpaintPipeline` of diffusers (`controlnet_cond`).
     """
 
-    def assemble(self, noisy: Tensor, cells: Tensor, masked: Tensor) -> Tensor:
+    def assemble(self, cells: Tensor, masked: Tensor) -> Tensor:
         """To (B, h/2 * w/2, 4 (C + 1))."""
-        return pack(super().assemble(noisy, cells, masked))
+        return pack(super().assemble(cells, masked))
 
     def in_channels(self, channels: int) -> int:
         """4 (C + 1)."""
@@ -211,14 +250,16 @@ class FluxInpaintControlNetLayout(QwenImageControlNetLayout):
     """
 
 
-class FluxControlNetLayout(Layout):
+class FluxControlNetLayout(ControlNetCondition):
     """Condition of a Flux ControlNet in diffusers, 64 channels a token: the masked image alone.
 
     Matches `FluxControlNetInpaintPipeline` of diffusers when its `control_image` is the image with a grey hole. That
     pipeline also packs the mask, but for blending and callbacks: its ControlNet is never told.
     """
 
-    def assemble(self, noisy: Tensor, cells: Tensor, masked: Tensor) -> Tensor:
+    multiple = 2
+
+    def assemble(self, cells: Tensor, masked: Tensor) -> Tensor:
         """To (B, h/2 * w/2, 4 C)."""
         return pack(masked)
 
@@ -227,20 +268,22 @@ class FluxControlNetLayout(Layout):
         return 4 * channels
 
 
-class ZImageControlNetLayout(Layout):
+class ZImageControlNetLayout(ControlNetCondition):
     """Condition of the Z-Image inpaint ControlNet, 33 channels, one frame: control, mask (1 = keep), masked image.
 
     Matches `ZImageControlNetInpaintPipeline` of diffusers (`control_context`), which always has a control image;
     without one the control is zero, as in aigc-apps/VideoX-Fun `pipeline_z_image_control.py`.
     """
 
+    multiple = 2
+
     def __call__(self, noisy: Tensor, latents: InpaintLatents, control: Tensor | None = None) -> Tensor:
-        """As `Layout.__call__`, with normalized latents (B, C, h, w) of a control image, such as a pose, or None."""
+        """As `ControlNetCondition`; `control` are normalized latents (B, C, h, w), such as of a pose, or None."""
         condition = super().__call__(noisy, latents)
         control = torch.zeros_like(noisy) if control is None else control.to(noisy)
         return torch.cat([control, condition], dim=1).unsqueeze(2)
 
-    def assemble(self, noisy: Tensor, cells: Tensor, masked: Tensor) -> Tensor:
+    def assemble(self, cells: Tensor, masked: Tensor) -> Tensor:
         """The part after the control: (B, C + 1, h, w)."""
         return torch.cat([1 - cells, masked], dim=1)
 

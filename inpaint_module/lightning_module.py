@@ -14,11 +14,11 @@ from lightning.pytorch.utilities import GradClipAlgorithmType
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from inpaint_module.batch import Batch, without_sizes
+from inpaint_module.batch import Batch, DescribedData, without_sizes
 from inpaint_module.clean_latents import check_clean, encode_beside
 from inpaint_module.conditioning.conditioning import Conditioning, NoConditioning, check_captions, drop_mask
 from inpaint_module.denoisers.compiled_forward import CompiledForward
-from inpaint_module.denoisers.denoiser_call import DenoiserCall
+from inpaint_module.denoisers.denoiser_call import DenoiserCall, check_image_sizes, denoiser_layout
 from inpaint_module.denoisers.sharding import shard
 from inpaint_module.denoisers.surgery import check_input_channels
 from inpaint_module.encoder import InpaintEncoder, InpaintLatents, to_unit_float
@@ -40,7 +40,7 @@ class InpaintDiffusion(LightningModule):
     Args:
         denoiser: diffusers model.
         encoder: from image and mask to latents; `normalize` should be true.
-        layout: what the denoiser eats.
+        layout: what the denoiser eats; a `DenoiserLayout`.
         scheduler: diffusers scheduler, for the noise in training and for sampling in validation.
         conditioning: frozen text encoders; null for a denoiser that takes input and timestep alone.
         call: how the denoiser is called; null for a U-Net.
@@ -57,9 +57,9 @@ class InpaintDiffusion(LightningModule):
         seed: of noise, timesteps and dropped captions.
 
     Raises:
-        ValueError: the encoder's fill or space is not the layout's, the denoiser takes other channels than it makes,
-            captions are dropped or guided without a conditioning, or, when training, a sharded denoiser is to be
-            compiled.
+        ValueError: the layout is a ControlNet's, the encoder's fill or space is not the layout's, the denoiser takes
+            other channels than it makes, captions are dropped or guided without a conditioning, or, when training, a
+            sharded denoiser is to be compiled, or images have sizes that the denoiser does not take.
     """
 
     conditioning: Conditioning
@@ -85,7 +85,7 @@ class InpaintDiffusion(LightningModule):
     ):
         super().__init__()
         self.denoiser: Any = denoiser
-        self.encoder, self.layout, self.scheduler = encoder, layout, scheduler
+        self.encoder, self.layout, self.scheduler = encoder, denoiser_layout(layout), scheduler
         layout.check(encoder)
         check_input_channels(denoiser, layout.in_channels(encoder.vae.channels))
         check_captions(conditioning, caption_dropout, guidance_scale)
@@ -99,13 +99,15 @@ class InpaintDiffusion(LightningModule):
         self.grid_losses = GridLosses(encoder.vae.ratio, layout.reduce)
 
     def setup(self, stage: str) -> None:
-        """Refuse ranks with different frozen models, see `check_ranks`, and cached latents of another VAE."""
+        """Refuse ranks with different frozen models, cached latents of another VAE, and sizes that do not fit."""
         for name, frozen in (("VAE", self.encoder.vae), ("conditioning", self.conditioning)):
             digest = torch.tensor(list(frozen.fingerprint()), device=self.trainer.strategy.root_device)
             check_ranks(name, cast(Tensor, self.all_gather(digest)).reshape(-1, len(digest)).tolist())
-        cached = getattr(self.trainer.datamodule, "latents", None) if stage == "fit" else None  # type: ignore[attr-defined]
-        if cached is not None:
-            check_clean(cached, self.encoder)
+        data = self.trainer.datamodule  # type: ignore[attr-defined]
+        if isinstance(data, DescribedData):
+            if stage == "fit" and data.latents is not None:
+                check_clean(data.latents, self.encoder)
+            check_image_sizes(self.denoiser, self.layout, self.encoder.vae.ratio, data.image_sizes(stage))
 
     def configure_model(self) -> None:
         """Under a sharding strategy, split the denoiser's weights over the ranks."""

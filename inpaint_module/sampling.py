@@ -10,9 +10,9 @@ import torch
 from diffusers import SchedulerMixin
 from torch import Tensor, nn
 
-from inpaint_module.denoisers.denoiser_call import DenoiserCall
+from inpaint_module.denoisers.denoiser_call import DenoiserCall, denoiser_layout
 from inpaint_module.encoder import InpaintLatents
-from inpaint_module.layouts import Layout
+from inpaint_module.layouts import DenoiserLayout
 from inpaint_module.objectives.timesteps import resolution_mu
 
 
@@ -40,7 +40,7 @@ class InpaintedImages(NamedTuple):
 def inpaint_latents(
     denoiser: nn.Module,
     scheduler: SchedulerMixin,
-    layout: Layout,
+    layout: DenoiserLayout,
     latents: InpaintLatents,
     noise: Tensor,
     steps: int,
@@ -69,11 +69,11 @@ def inpaint_latents(
         float32 (B, C, h, w), latents in the space of `latents.samples`.
 
     Raises:
-        ValueError: a guidance scale other than 1 without `unconditional`.
+        ValueError: a guidance scale other than 1 without `unconditional`, or a layout that is a ControlNet's condition.
     """
     if guidance_scale != 1 and unconditional is None:
         raise ValueError(f"guidance_scale must be 1 without unconditional conditions, got {guidance_scale}")
-    size = (noise.shape[-2], noise.shape[-1])
+    layout, size = denoiser_layout(layout), (noise.shape[-2], noise.shape[-1])
     scheduler = scheduled(scheduler, steps, size, noise.device)
     call = call or DenoiserCall()
     noisy = noise * getattr(scheduler, "init_noise_sigma", 1.0)

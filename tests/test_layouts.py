@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import tiny_pipelines as tiny
 import torch
+from diffusers import DDIMScheduler
 from layout_inputs import HEIGHT, WIDTH, holes, noise
+from tiny_models import tiny_denoiser
 from torch import Tensor
 
 from inpaint_module import layouts
 from inpaint_module.encoder import InpaintEncoder, InpaintLatents
-from inpaint_module.layouts import Layout, pack, unpack
+from inpaint_module.layouts import ControlNetCondition, DenoiserLayout, Layout, pack, unpack
+from inpaint_module.lightning_module import InpaintDiffusion
+from inpaint_module.sampling import inpaint_latents
 
 DENOISER_LAYOUTS = {
     layouts.StableDiffusionLayout: 9,
@@ -81,6 +87,59 @@ def test_noisy_latents_come_first(kind: type[Layout]) -> None:
     if made.ndim == 3:
         made = unpack(made, HEIGHT // 8, WIDTH // 8)
     assert torch.equal(made[:, :4], noise(4))
+
+
+@pytest.mark.parametrize("kind", DENOISER_LAYOUTS | CONTROL_LAYOUTS)
+def test_a_condition_does_not_know_the_noise_and_a_denoiser_does(kind: type[Layout]) -> None:
+    latents = InpaintLatents(noise(4) + 1, holes())
+    first, second = (kind()(noisy, latents) for noisy in (noise(4), noise(4).flip(0)))
+    assert torch.equal(first, second) == (kind in CONTROL_LAYOUTS)
+    wanted = ControlNetCondition if kind in CONTROL_LAYOUTS else DenoiserLayout
+    assert [base for base in (DenoiserLayout, ControlNetCondition) if issubclass(kind, base)] == [wanted]
+
+
+@pytest.mark.parametrize("kind", CONTROL_LAYOUTS)
+def test_a_module_is_not_built_with_a_condition(kind: type[Layout]) -> None:
+    encoder = InpaintEncoder(tiny.autoencoder(4, 0.18215), fill=kind.fill, normalize=True)
+    denoiser = tiny_denoiser(in_channels=kind().in_channels(4))
+    message = (
+        "layout: expected a DenoiserLayout, such as .*StableDiffusion3Layout or FluxFillLayout, "
+        f"got {kind.__name__}, the condition of a ControlNet: .* never sees the noisy latents"
+    )
+    with pytest.raises(ValueError, match=message):
+        InpaintDiffusion(denoiser, encoder, kind(), DDIMScheduler())
+    latents = InpaintLatents(noise(4), holes())
+    with pytest.raises(ValueError, match=message):
+        inpaint_latents(denoiser, DDIMScheduler(), kind(), latents, noise(4), 1)  # type: ignore[arg-type]
+
+
+def test_what_is_no_layout_is_not_built_either() -> None:
+    encoder: Any = InpaintEncoder(tiny.autoencoder(4, 0.18215), normalize=True)
+    with pytest.raises(ValueError, match=r"expected a DenoiserLayout, .* or FluxFillLayout, got str$"):
+        InpaintDiffusion(tiny_denoiser(), encoder, "sd", DDIMScheduler())  # type: ignore[arg-type]
+
+
+IN_PATCHES = (
+    layouts.StableDiffusion3Layout,
+    layouts.FluxFillLayout,
+    layouts.StableDiffusion3ControlNetLayout,
+    layouts.ZImageControlNetLayout,
+    layouts.FluxControlNetLayout,
+    layouts.FluxInpaintControlNetLayout,
+    layouts.QwenImageControlNetLayout,
+)
+
+
+@pytest.mark.parametrize("kind", DENOISER_LAYOUTS | CONTROL_LAYOUTS)
+def test_odd_latents_are_refused_where_models_take_patches(kind: type[Layout]) -> None:
+    """72 x 64 pixels: 9 rows of latents."""
+    latents = InpaintLatents(torch.zeros(1, 4, 9, 8), torch.zeros(1, 1, 72, 64))
+    if kind in IN_PATCHES:
+        message = f"{kind.__name__} expects latent .* of 2, got 9 x 8; image sides must be multiples of 16 pixels"
+        with pytest.raises(ValueError, match=message):
+            kind()(latents.samples, latents)
+    else:
+        assert kind()(latents.samples, latents).shape[-2:] == (9, 8)
 
 
 def test_packing_by_hand() -> None:

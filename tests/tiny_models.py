@@ -32,18 +32,16 @@ def tiny_vae(seed: int = 0, **config: Any) -> AutoencoderKL:
 def tiny_denoiser(seed: int = 0, in_channels: int = 9, out_channels: int = 4, **config: Any) -> UNet2DModel:
     """UNet2DModel over 4-channel latents."""
     torch.manual_seed(seed)
-    return UNet2DModel(
-        sample_size=8,
-        in_channels=in_channels,
-        out_channels=out_channels,
-        block_out_channels=(8, 16),
-        layers_per_block=1,
-        down_block_types=("DownBlock2D", "AttnDownBlock2D"),
-        up_block_types=("AttnUpBlock2D", "UpBlock2D"),
-        attention_head_dim=8,
-        norm_num_groups=4,
-        **config,
-    )
+    small = {
+        "sample_size": 8,
+        "block_out_channels": (8, 16),
+        "layers_per_block": 1,
+        "down_block_types": ("DownBlock2D", "AttnDownBlock2D"),
+        "up_block_types": ("AttnUpBlock2D", "UpBlock2D"),
+        "attention_head_dim": 8,
+        "norm_num_groups": 4,
+    }
+    return UNet2DModel(in_channels=in_channels, out_channels=out_channels, **small | config)
 
 
 class ClassConditioning(Conditioning):

@@ -179,7 +179,10 @@ def _arrive(data: LightningDataModule, batch: Any, number: int, device: torch.de
 
 def _measure_batches(exam: Examination, own: list[Tensor], module: InpaintDiffusion | None) -> None:
     seen = sorted({(batch["image"].shape[-2], batch["image"].shape[-1]) for batch in exam.batches})
-    ratio, factor = (module.encoder.vae.ratio, model_measures.denoiser_factor(module.denoiser)) if module else (1, 1)
+    ratio, factor = 1, 1
+    if module is not None:
+        ratio = module.encoder.vae.ratio
+        factor = math.lcm(model_measures.denoiser_factor(module.denoiser), module.layout.multiple)
     exam.sizes = Sizes(seen, ratio, factor)
     exam.pixels = data_measures.measure_pixels(exam.batches)
     exam.masks = data_measures.measure_masks(exam.batches, own)

@@ -15,7 +15,7 @@ from torch import Tensor
 from inpaint_module.batch import Batch
 from inpaint_module.conditioning.conditioning import Conditioning
 from inpaint_module.conditioning.text_encoder import FrozenTextEncoder
-from inpaint_module.layouts import FluxFillLayout, Layout, StableDiffusion3Layout, StableDiffusionLayout
+from inpaint_module.layouts import DenoiserLayout, FluxFillLayout, StableDiffusion3Layout, StableDiffusionLayout
 
 _OLD_CACHE = (
     "data.train_shards: expected cached latents with the original_size and crop of each image, got some of an older "
@@ -35,7 +35,7 @@ class TextConditioning(Conditioning):
 
     encoders: tuple[FrozenTextEncoder | None, ...]
     pipeline: str
-    layout: type[Layout]
+    layout: type[DenoiserLayout]
 
     @abstractmethod
     def read(self, captions: list[str]) -> dict[str, Tensor]:

@@ -1,11 +1,15 @@
-"""How a denoiser is called: the one place that knows its argument names, time scale and output shape."""
+"""How a denoiser is called: the one place that knows its argument names, time scale and output shape, and what it
+refuses: the condition of a ControlNet, and sizes that it cannot compute with."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
+
+from inpaint_module.layouts import ControlNetCondition, DenoiserLayout, Layout
 
 
 class DenoiserCall:
@@ -44,3 +48,62 @@ def _matched(value: Any, dtype: Any) -> Any:
     if isinstance(value, Mapping):
         return matched(value, dtype)
     return value.to(dtype) if isinstance(value, Tensor) and value.is_floating_point() else value
+
+
+def denoiser_layout(layout: Layout) -> DenoiserLayout:
+    """The layout, if it is one that feeds a denoiser.
+
+    Raises:
+        ValueError: it is another, such as the condition of a ControlNet.
+    """
+    if isinstance(layout, DenoiserLayout):
+        return layout
+    reason = ""
+    if isinstance(layout, ControlNetCondition):
+        reason = ", the condition of a ControlNet: a denoiser that is fed with it never sees the noisy latents"
+    raise ValueError(
+        "layout: expected a DenoiserLayout, such as StableDiffusionLayout (1.x, 2.x and XL), StableDiffusion3Layout or "
+        f"FluxFillLayout, got {type(layout).__name__}{reason}"
+    )
+
+
+def latent_multiple(denoiser: nn.Module, layout: DenoiserLayout) -> int:
+    """What the rows and columns of the latents must be multiples of: patches, or the coarsest grid of a U-Net.
+
+    A `UNet2DConditionModel` takes any size: it tells its upsamplers theirs.
+    """
+    from diffusers import UNet2DModel
+
+    config = getattr(denoiser, "config", {})
+    patch = config.get("patch_size") or 1
+    needed = math.lcm(*patch[-2:]) if isinstance(patch, Sequence) else patch  # of a video, the first is of frames
+    if isinstance(denoiser, UNet2DModel):
+        needed = 2 ** (len(config["block_out_channels"]) - 1)
+    return math.lcm(needed, layout.multiple)
+
+
+def check_image_sizes(
+    denoiser: nn.Module, layout: DenoiserLayout, ratio: int, sizes: Mapping[str, Sequence[tuple[int, int]]]
+) -> None:
+    """Refuse images that the encoder takes, cropped to `ratio`, but the denoiser does not.
+
+    Args:
+        denoiser: a diffusers model.
+        layout: what it eats.
+        ratio: pixels per latent and side.
+        sizes: (H, W) pixels, by the argument that they come from.
+
+    Raises:
+        ValueError: naming the argument, and what the sides must be.
+    """
+    multiple = latent_multiple(denoiser, layout)
+    for argument, shapes in sizes.items():
+        for shape in shapes:
+            rows, columns = (side // ratio for side in shape)
+            if not (rows and columns) or rows % multiple or columns % multiple:
+                raise ValueError(
+                    f"{argument}: expected images whose sides are multiples of {ratio * multiple} pixels, got "
+                    f"{shape[0]} x {shape[1]}: {type(denoiser).__name__} with {type(layout).__name__} takes latents "
+                    f"with rows and columns in multiples of {multiple}, and these would be {rows} x {columns}, of "
+                    f"{ratio} pixels each; take multiples of {ratio * multiple}"
+                )
