@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from lightning.pytorch import LightningDataModule, LightningModule
+import sys
 
-from inpaint_module.cli import ResumingCLI, help_of
+from inpaint_module.commands.errors import GOES_ON, exit_code_of, take_debug
 
 
-def main() -> None:
-    """Run the command line: fit, validate, test or predict, with the model and the data that the config names."""
+def _run() -> int:
+    from lightning.pytorch import LightningDataModule, LightningModule
+
+    from inpaint_module.cli import ResumingCLI, help_of
+
     ResumingCLI(
         LightningModule,
         LightningDataModule,
@@ -18,7 +21,18 @@ def main() -> None:
         seed_everything_default=0,
         parser_kwargs=help_of("python -m train", __doc__),
     )
+    return 0
+
+
+def main() -> int:
+    """Run the command line: fit, validate, test or predict, with the model and the data that the config names.
+
+    Returns:
+        The exit code: 0, 1 after an error, 2 for options that are not there, 130 after Ctrl-C.
+    """
+    take_debug(sys.argv)
+    return exit_code_of(_run, GOES_ON)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

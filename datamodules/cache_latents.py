@@ -34,7 +34,7 @@ from datamodules.writing.shard_writer import ShardWriter
 from inpaint_module.commands.config_command import ConfigCommand
 from inpaint_module.commands.config_files import make_parts, read_parts
 from inpaint_module.commands.devices import add_device, device_of
-from inpaint_module.commands.exit_codes import GOES_ON, exit_code_of
+from inpaint_module.commands.errors import GOES_ON, exit_code_of
 from inpaint_module.encoder import InpaintEncoder
 from inpaint_module.files import atomic_write_text
 from inpaint_module.redaction import redacted

@@ -36,7 +36,7 @@ from datamodules.shards.shard_specs import packing_advice
 from datamodules.shards.tar_index import check_ignorable
 from datamodules.writing.ordered_pool import ordered_map
 from datamodules.writing.tar_indexer import IndexedTar, TarPlace, try_index_tar
-from inpaint_module.commands.exit_codes import GOES_ON, exit_code_of
+from inpaint_module.commands.errors import GOES_ON, exit_code_of
 from inpaint_module.redaction import redact, redacted
 
 

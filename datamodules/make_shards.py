@@ -32,7 +32,7 @@ from datamodules.writing.shard_options import SHARD_BYTES, add_shard_options
 from datamodules.writing.shard_writer import ShardWriter
 from datamodules.writing.source_lists import Columns, Source, find_sources, fingerprint
 from datamodules.writing.source_samples import EncodedSample, Resize, try_source
-from inpaint_module.commands.exit_codes import GOES_ON, exit_code_of
+from inpaint_module.commands.errors import GOES_ON, exit_code_of
 
 
 class Report(NamedTuple):

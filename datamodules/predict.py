@@ -23,7 +23,7 @@ from datamodules.images.reading import open_image, to_rgb, upright
 from datamodules.shards.tar_index import IMAGE_FIELDS, MASK_FIELDS
 from datamodules.writing.source_lists import is_image
 from inpaint_module.commands.config_command import ConfigCommand
-from inpaint_module.commands.exit_codes import exit_code_of
+from inpaint_module.commands.errors import exit_code_of
 from inpaint_module.embedded import ASSETS
 from inpaint_module.export import load_weights, module_from_configs
 from inpaint_module.inpaint_image import inpaint_image

@@ -19,7 +19,7 @@ from inpaint_module.conditioning.text_conditioning import (
 from inpaint_module.conditioning.text_encoder import FrozenTextEncoder
 from inpaint_module.denoisers.lora import LoRA, add_lora
 from inpaint_module.denoisers.surgery import grow_input_channels
-from inpaint_module.embedded import local_folder
+from inpaint_module.embedded import loading_options, local_folder
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -189,8 +189,9 @@ def _pipeline_index(path: str) -> dict[str, Any] | None:
 
     if Path(path).is_dir() and not (Path(path) / DiffusionPipeline.config_name).is_file():
         return None
+    options = loading_options(path, "base model")
     try:
-        return dict(DiffusionPipeline.load_config(path))
+        return dict(DiffusionPipeline.load_config(path, **options))
     except OSError:
         return None
 
@@ -198,6 +199,7 @@ def _pipeline_index(path: str) -> dict[str, Any] | None:
 def _loaded(
     source: Any, path: str, subfolder: str | None, what: str, call: str = "from_pretrained", **options: Any
 ) -> Any:
+    options |= loading_options(path, what)
     try:
         return getattr(source, call)(path, subfolder=subfolder or "", **options)
     except (OSError, ValueError) as error:

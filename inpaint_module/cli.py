@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import sys
 import warnings
+from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import lightning
+from jsonargparse import Namespace
 from lightning.pytorch import Callback, LightningDataModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.plugins import CheckpointIO
@@ -19,8 +23,25 @@ from inpaint_module.checkpoints.checkpoint_io import VerifiedCheckpointIO, newes
 from inpaint_module.checkpoints.leftovers import Leftovers
 from inpaint_module.checkpoints.resume import ExactResume, model_checkpoints
 from inpaint_module.commands.config_action import ConfigFile
+from inpaint_module.commands.errors import parser_message
 from inpaint_module.run_folder import keep_csv_logs, names_folder, run_folder
 from inpaint_module.run_lock import claim, release
+
+_LOAD_TEXT = "inpaint_module.base_models.load_text"
+
+
+class Parser(LightningArgumentParser):
+    """LightningCLI's parser, which reports what is wrong in one paragraph."""
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        """End with code 2."""
+        if not self.exit_on_error:
+            super().error(message, ex)
+        parser = getattr(ex, "subcommand_parser", None) or self
+        sys.stderr.write(
+            f"{parser_message(message, parser)}\nAll options: {parser.prog.replace(' [options]', '')} --help\n"
+        )
+        self.exit(2)
 
 
 class ResumingCLI(LightningCLI):
@@ -37,7 +58,11 @@ class ResumingCLI(LightningCLI):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self._claims: list[Path] = []
-        super().__init__(*args, **{"save_config_callback": RunConfig} | kwargs)
+        super().__init__(*args, **{"save_config_callback": RunConfig, "parser_class": Parser} | kwargs)
+
+    def before_instantiate_classes(self) -> None:
+        """Refuse a config that needs a package which is not installed, before anything is downloaded."""
+        check_extras(self._get(self.config, "model"))
 
     def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
         """A parser whose `--config` also takes the configs that ship, named as in a clone: configs/quickstart.yaml."""
@@ -133,6 +158,27 @@ def help_of(prog: str, description: str | None) -> dict[str, Any]:
     options = "--config FILE [--config OVERLAY ...] [--ckpt_path FILE]\n    [--{trainer,model,data}.NAME=VALUE ...]"
     parsers = {verb: {"usage": f"{prog} {verb} {options}", "description": told} for verb, told in verbs.items()}
     return {"prog": prog, "description": description, **parsers}
+
+
+def check_extras(config: Any, installed: Callable[[str], object] = find_spec) -> None:
+    """Refuse a model's config whose text encoders or LoRA need packages that are not installed.
+
+    Args:
+        config: as parsed, of any depth.
+        installed: the name of a package -> whether it is there.
+
+    Raises:
+        ValueError: naming the entry, the package and how to install it.
+    """
+    entries = vars(config) if isinstance(config, Namespace) else config if isinstance(config, dict) else {}
+    for name, value in entries.items():
+        package = "transformers" if name == "class_path" and value == _LOAD_TEXT else "peft" if name == "lora" else ""
+        if package and value is not None and not installed(package):
+            raise ValueError(
+                f"model: {value if package == 'transformers' else name} needs the package {package}, which is not "
+                "installed: pip install 'inpaint-module[text]'"
+            )
+        check_extras(value, installed)
 
 
 def checkpoint_folders(trainer: Trainer) -> list[Path]:

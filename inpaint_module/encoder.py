@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -90,7 +90,7 @@ class InpaintEncoder(nn.Module):
 
     def __init__(
         self,
-        vae: FrozenVAE | Any,
+        vae: FrozenVAE | nn.Module,
         grow_mask_by: int = 6,
         *,
         kernel: str | Tensor = "square",

@@ -29,7 +29,7 @@ from inpaint_module.base_models import DTYPES
 from inpaint_module.checkpoints.checkpoint_io import VerifiedCheckpointIO
 from inpaint_module.commands.config_command import ConfigCommand
 from inpaint_module.commands.config_files import make_parts, read_parts
-from inpaint_module.commands.exit_codes import exit_code_of
+from inpaint_module.commands.errors import exit_code_of
 from inpaint_module.conditioning.text_conditioning import TextConditioning
 from inpaint_module.denoisers.lora import has_lora, lora_weights, remove_lora, trains_first_layer
 from inpaint_module.files import atomic_write_text

@@ -91,7 +91,7 @@ def test_load_vae_refuses(tmp_path: Any) -> None:
     with pytest.raises(ValueError, match="vae dtype must be one of float32, bfloat16, float16; got 'fp32'"):
         load_vae(str(tmp_path), dtype="fp32")
     with pytest.raises(
-        ValueError, match=r"no diffusers autoencoder at .*missing/folder': expected a folder with config"
+        ValueError, match=r"VAE: expected a folder, or a name on the hub.*missing/folder': there is no such folder"
     ):
         load_vae(str(tmp_path / "missing" / "folder"))
     with pytest.raises(ValueError, match="no diffusers autoencoder at "):

@@ -24,10 +24,3 @@ def precision_of(configs: Sequence[Path]) -> str:
     """`trainer.precision` of config files, of which the last that names one counts."""
     trainers = [read_config(path).get("trainer") or {} for path in configs]
     return str(next((each["precision"] for each in reversed(trainers) if each.get("precision")), "32-true"))
-
-
-def cause_of(error: BaseException) -> BaseException:
-    """What is behind jsonargparse's list of all that it tried."""
-    while "Union subtypes" in str(error) and error.__cause__ is not None:
-        error = error.__cause__
-    return error

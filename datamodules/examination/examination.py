@@ -17,7 +17,7 @@ from lightning.pytorch import LightningDataModule
 from torch import Tensor
 
 from datamodules.examination import data_measures, findings, model_checks, model_measures
-from datamodules.examination.config_parts import cause_of, data_from_configs, precision_of
+from datamodules.examination.config_parts import data_from_configs, precision_of
 from datamodules.examination.data_measures import Captions, Masks, Pixels, Sizes, StoredSamples
 from datamodules.examination.findings import ERROR, Finding
 from datamodules.examination.model_measures import Encoded, Grid, Latents, Speeds, autocast
@@ -27,6 +27,7 @@ from datamodules.stream.sample_stream import SampleStream
 from datamodules.webdataset_datamodule import WebDatasetDataModule
 from inpaint_module.batch import Batch
 from inpaint_module.clean_latents import check_clean
+from inpaint_module.commands.errors import cause_of
 from inpaint_module.conditioning.conditioning import NoConditioning
 from inpaint_module.export import module_from_configs
 from inpaint_module.lightning_module import InpaintDiffusion

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from inpaint_module.embedded import local_folder
+from inpaint_module.embedded import loading_options, local_folder
 from inpaint_module.vae.comfy_vae import ComfyVAE
 from inpaint_module.vae.diffusers_vae import DiffusersVAE
 from inpaint_module.vae.frozen_vae import FrozenVAE, Posterior
@@ -60,10 +60,11 @@ def load_vae(
     if dtype not in _DTYPES:
         raise ValueError(f"vae dtype must be one of {', '.join(_DTYPES)}; got {dtype!r}")
     path = local_folder(path)
+    options = loading_options(path, "VAE")
     try:
         # low_cpu_mem_usage needs accelerate, which a VAE does not
         module = AutoModel.from_pretrained(
-            path, subfolder=subfolder, torch_dtype=_DTYPES[dtype], low_cpu_mem_usage=False
+            path, subfolder=subfolder, torch_dtype=_DTYPES[dtype], low_cpu_mem_usage=False, **options
         )
     except OSError as error:
         raise ValueError(
