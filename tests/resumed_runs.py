@@ -59,12 +59,12 @@ def run_rank(setup: Setup, kill: str, environment: dict[str, str]) -> NoReturn:
     try:
         if not setup.guard:
             unguarded.start()
-        train.main()
+        code = train.main()
     except BaseException:
         traceback.print_exc()
-        sys.stderr.flush()
-        os._exit(1)
-    os._exit(0)
+        code = 1
+    sys.stderr.flush()
+    os._exit(code)
 
 
 def start(setup: Setup, kill: str) -> list[int]:

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -70,15 +71,15 @@ def picture_size(path: Path) -> tuple[int, int]:
         return picture.size
 
 
-def quickstart(verb: str, *arguments: str) -> None:
+def quickstart(verb: str, *arguments: str, code: int = 0) -> None:
     options = QUICK if verb == "fit" else [o for o in QUICK if not o.startswith(("--trainer.max", "--trainer.log"))]
-    run(verb, ROOT / "configs" / "quickstart.yaml", *options, *arguments)
+    run(verb, ROOT / "configs" / "quickstart.yaml", *options, *arguments, code=code)
 
 
-def run(verb: str, config: Path, *options: str) -> None:
+def run(verb: str, config: Path, *options: str, code: int = 0) -> None:
     os.environ.pop("PL_GLOBAL_SEED", None)  # of the run before
     with mock.patch.object(sys, "argv", ["train.py", verb, "--config", str(config), *options]):
-        train.main()
+        assert train.main() == code
 
 
 def test_fit_validate_test_and_predict(run_folder: Path) -> None:
@@ -117,6 +118,7 @@ def test_an_overlay_of_settings_trains_two_steps(name: str, run_folder: Path, tm
 @pytest.mark.filterwarnings("ignore:a caption fills all")  # the tiny tokenizers make a token of each letter
 @pytest.mark.parametrize("lora", [False, True], ids=["whole", "lora"])
 @pytest.mark.parametrize("name", BASES)
+@pytest.mark.filterwarnings("ignore:StableDiffusion3InpaintPipeline of the installed")
 def test_an_overlay_trains_two_steps(name: str, lora: bool, run_folder: Path, tmp_path: Path) -> None:
     overlays = [f"--config={config_over(name, tmp_path)}"]
     overlays += [f"--config={ROOT / 'configs' / 'lora.yaml'}"] if lora else []
@@ -161,9 +163,10 @@ def test_every_config_is_thin_says_its_command_and_is_trained(path: Path) -> Non
     ],
 )
 def test_mistakes_are_named(run_folder: Path, capfd: pytest.CaptureFixture[str], argument: str, message: str) -> None:
-    with pytest.raises((SystemExit, ValueError)) as error:
-        quickstart("fit", argument)
-    assert message in str(error.value) + capfd.readouterr().err
+    with suppress(SystemExit):
+        quickstart("fit", argument, code=1)
+    last = capfd.readouterr().err.strip().splitlines()[-2:]
+    assert message in "\n".join(last)
 
 
 def test_help_is_readable() -> None:

@@ -78,8 +78,9 @@ def fit(*options: str) -> None:
     Path("saves.yaml").write_text(yaml.safe_dump({"trainer": {"callbacks": callbacks}}))
     configs = [f"--config={CONFIGS / name}" for name in ("quickstart.yaml", "latent_cache.yaml")]
     configs.append("--config=saves.yaml")
-    with mock.patch.object(sys, "argv", ["train.py", "fit", *configs, *TRAIN, *options]):
-        train.main()
+    arguments = ["train.py", "fit", "--debug", *configs, *TRAIN, *options]
+    with mock.patch.dict(os.environ), mock.patch.object(sys, "argv", arguments):
+        assert train.main() == 0
 
 
 def losses(run: Path) -> list[MetricRow]:
