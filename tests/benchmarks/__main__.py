@@ -47,6 +47,7 @@ BENCHMARKS = {
     "step": Benchmark(),
     "resume": Benchmark(takes_device=False, one_thread=True),
     "latent_cache": Benchmark(),
+    "serving": Benchmark(takes_device=False),
 }
 
 
