@@ -186,6 +186,11 @@ def bilinear_cells(mask: Tensor, ratio: int) -> Tensor:
     return F.interpolate(mask, size=_grid(mask, ratio), mode="bilinear")
 
 
+def comfyui_cells(mask: Tensor, ratio: int) -> Tensor:
+    """`bilinear_cells`, rounded half to even, as ComfyUI tells a U-Net of 9 channels: -> (B, 1, H/r, W/r) of 0 and 1."""
+    return bilinear_cells(mask, ratio).round()
+
+
 def nearest_cells(mask: Tensor, ratio: int) -> Tensor:
     """The top-left pixel of each cell, as diffusers' inpaint pipelines shrink a mask: -> (B, 1, H/r, W/r)."""
     return F.interpolate(mask, size=_grid(mask, ratio), mode="nearest")
@@ -205,6 +210,7 @@ REDUCTIONS: dict[str, Reduction] = {
     "max": max_cells,
     "area": area_cells,
     "bilinear": bilinear_cells,
+    "comfyui": comfyui_cells,
     "nearest": nearest_cells,
     "nearest-exact": nearest_exact_cells,
     "space-to-depth": space_to_depth,

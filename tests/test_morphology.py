@@ -136,6 +136,15 @@ def test_one_pixel_on_the_latent_grid() -> None:
     assert cells["space-to-depth"][0, :, 0, 1].nonzero().item() == 4 * 8 + 4
 
 
+@pytest.mark.parametrize(("pixels", "told"), [(1, 0), (2, 0), (3, 1), (4, 1)])
+def test_comfyui_looks_at_the_middle_four_pixels(pixels: int, told: int) -> None:
+    """Half of them is not enough: it rounds half to even. Its own U-Net of 9 channels was told the same 50 times."""
+    mask = torch.ones(1, 1, 8, 8)
+    mask[..., 3:5, 3:5] = 0
+    mask[..., [3, 3, 4, 4][:pixels], [3, 4, 3, 4][:pixels]] = 1
+    assert reduce_mask(mask, 8, "comfyui").item() == told
+
+
 def test_leak_and_overcover() -> None:
     mask = torch.zeros(2, 1, 8, 16, dtype=torch.bool)
     mask[0, :, :, :12] = True  # one cell and a half

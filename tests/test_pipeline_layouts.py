@@ -10,6 +10,7 @@ default, is compared through autoencoders whose posterior has no variance.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from importlib.util import find_spec
 from typing import Any
@@ -91,6 +92,21 @@ def test_stable_diffusion_input_is_the_pipelines(
     latents = inputs(pipeline, noise(channels))
     call = tiny.first_call(getattr(pipeline, denoiser), **latents, **prompt, guidance_scale=1.0)
     assert_same(ours, call[argument])
+
+
+@needs_pipelines
+def test_a_pipeline_in_bfloat16_encodes_as_a_vae_in_bfloat16_does() -> None:
+    """Its denoiser, which computes in bfloat16, is fed the same bits; by a VAE in float32 it is not."""
+    pipeline, layout = tiny.stable_diffusion(), layouts.StableDiffusionLayout()
+    exact = encoded(copy.deepcopy(pipeline.vae), layout)
+    for part in (pipeline.vae, pipeline.unet):
+        nn.Module.to(part, torch.bfloat16)  # diffusers' own `to` warns of every cast
+    ours = layout(noise(4).bfloat16(), encoded(pipeline.vae, layout))
+    latents, prompt = inputs(pipeline, noise(4).bfloat16()), {"prompt_embeds": text()["prompt_embeds"].bfloat16()}
+    fed = tiny.first_call(pipeline.unet, **latents, **prompt, guidance_scale=1.0)["input"]
+    assert torch.equal(ours, fed)
+    apart = (layout(noise(4).bfloat16(), exact) - fed)[:, 5:].float()
+    assert 0 < apart.std() / exact.samples.std() < 0.1
 
 
 @needs_pipelines
