@@ -18,13 +18,13 @@ from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.model_helpers import is_overridden
 
 from inpaint_module.callbacks.nonfinite_guard import NonFiniteGuard
-from inpaint_module.callbacks.run_record import RunConfig
+from inpaint_module.callbacks.run_record import RunConfig, RunRecord
 from inpaint_module.checkpoints.checkpoint_io import VerifiedCheckpointIO, newest_valid_checkpoint, read_seal
 from inpaint_module.checkpoints.leftovers import Leftovers
 from inpaint_module.checkpoints.resume import ExactResume, model_checkpoints
 from inpaint_module.commands.config_action import ConfigFile
 from inpaint_module.commands.errors import parser_message
-from inpaint_module.run_folder import keep_csv_logs, names_folder, run_folder
+from inpaint_module.run_folder import CONFIG_HEAD, keep_csv_logs, names_folder, run_folder
 from inpaint_module.run_lock import claim, release
 
 _LOAD_TEXT = "inpaint_module.base_models.load_text"
@@ -66,7 +66,7 @@ class ResumingCLI(LightningCLI):
 
     def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
         """A parser whose `--config` also takes the configs that ship, named as in a clone: configs/quickstart.yaml."""
-        kwargs.setdefault("dump_header", [f"lightning.pytorch=={lightning.__version__}"])
+        kwargs.setdefault("dump_header", [f"{CONFIG_HEAD}{lightning.__version__}"])
         parser = self.parser_class(**kwargs)
         told = "YAML file of a run, of the working folder or one that ships; again for an overlay over those before it"
         parser.add_argument("-c", "--config", action=ConfigFile, metavar="FILE", help=told)
@@ -144,6 +144,9 @@ class ResumingCLI(LightningCLI):
         """If there was nothing left to train, validate: a kill may have cut off the last validation."""
         if self.trainer.fit_loop.restarting and self.trainer.enable_validation:
             self.exact_resume.ckpt_path = None
+            for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
+                if isinstance(callback, RunRecord):
+                    callback.completes = True
             self.trainer.validate(self.model, datamodule=self.datamodule)
 
 

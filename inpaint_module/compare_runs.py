@@ -21,6 +21,7 @@ from inpaint_module.redaction import redacted
 from inpaint_module.run_folder import (
     CONFIG,
     METRICS,
+    OTHER_CONFIG,
     RECORD,
     REPORT,
     metrics_path,
@@ -74,8 +75,8 @@ def read_run(folder: str | Path) -> Run:
             "callback inpaint_module.callbacks.run_record.RunRecord to the run's config"
         )
     record = flatten(redacted(read_record(folder / RECORD)))
-    config = folder / CONFIG
-    settings = flatten(redacted(read_config(config))) if config.is_file() else {}
+    configs = [folder / name for name in (OTHER_CONFIG, CONFIG) if (folder / name).is_file()]
+    settings = flatten(redacted(read_config(configs[0]))) if configs else {}
     settings |= {f"run.{name}": value for name, value in record.items() if not name.startswith(_IGNORED)}
     metrics = {row.metric: row.value for row in read_metrics(rows)} | _scores(folder / REPORT)
     grids = sorted((folder / "grids").glob("*.png"))

@@ -10,7 +10,6 @@ from diffusers import SchedulerMixin
 from lightning.pytorch import LightningModule
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.plugins.precision import MixedPrecision, Precision
-from lightning.pytorch.utilities import GradClipAlgorithmType
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -220,8 +219,7 @@ class InpaintDiffusion(LightningModule):
         """As Lightning; a fused optimizer, which it refuses in mixed precision, too if there is no loss scaler."""
         plugin = self.trainer.precision_plugin
         if isinstance(plugin, MixedPrecision) and plugin.scaler is None:
-            algorithm = GradClipAlgorithmType(gradient_clip_algorithm or GradClipAlgorithmType.NORM)
-            Precision.clip_gradients(plugin, optimizer, gradient_clip_val or 0, algorithm)
+            Precision.clip_gradients(plugin, optimizer, gradient_clip_val or 0, gradient_clip_algorithm)
         else:
             self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
 

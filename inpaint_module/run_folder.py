@@ -20,7 +20,9 @@ from inpaint_module.files import append_lines, atomic_write_text, set_aside
 from inpaint_module.run_lock import claim, holder
 
 CONFIG, RECORD, METRICS, REPORT = "config.yaml", "run.json", "metrics.csv", "report.json"
-OTHER_METRICS = "run_metrics.csv"  # the name of ours where Lightning's CSVLogger writes a metrics.csv
+OTHER_CONFIG = "run_config.yaml"  # its name where there is a config.yaml of the user's
+OTHER_METRICS = "run_metrics.csv"  # their name where Lightning's CSVLogger writes a metrics.csv
+CONFIG_HEAD = "lightning.pytorch=="  # in a comment at the beginning of each config that a run has written
 _RECORD = {"starts": list, "command": list, "versions": dict, "device": str, "ranks": int, "data": dict, "vae": dict}
 _RECORD |= {"parameters": int}
 
@@ -78,6 +80,13 @@ def claim_on_all_ranks(trainer: Trainer, folder: Path) -> None:
             refusal = str(error)
     if refusal := trainer.strategy.broadcast(refusal):
         raise ValueError(refusal)
+
+
+def config_path(folder: Path) -> Path:
+    """The file of a run's config: `config.yaml`, but `run_config.yaml` where the former is not a run's."""
+    own, other = folder / OTHER_CONFIG, folder / CONFIG
+    foreign = other.exists() and not other.read_bytes().startswith(f"# {CONFIG_HEAD}".encode())
+    return own if own.exists() or foreign else other
 
 
 def read_json(path: Path, fields: Mapping[str, type]) -> dict[str, Any]:

@@ -15,6 +15,8 @@ from typing import NamedTuple
 
 from lightning.pytorch.utilities import rank_zero_info
 
+from inpaint_module.redaction import redacted_command
+
 LOCK = "run.lock"
 _TRIES = 10  # the holder may go between two questions
 _FLOCK = "hhlli"  # struct flock of Linux: type, whence, start, length, process
@@ -30,7 +32,7 @@ class Holder(NamedTuple):
     command: str
 
     def __str__(self) -> str:
-        return f"process {self.pid or '?'} on {self.host}, since {self.since}: {self.command}"
+        return f"process {self.pid or '?'} on {self.host}, since {self.since}: {self.command:.200}"
 
 
 def claim(folder: Path) -> None:
@@ -125,6 +127,7 @@ def _look(file: int) -> Holder | None:
 
 def _write(file: int) -> None:
     """For people, and for the message of a refusal."""
-    told = Holder(os.getpid(), socket.gethostname(), datetime.now(UTC).isoformat("T", "seconds"), " ".join(sys.argv))
+    since, command = datetime.now(UTC).isoformat("T", "seconds"), " ".join(redacted_command(sys.argv))
+    told = Holder(os.getpid(), socket.gethostname(), since, command)
     os.ftruncate(file, 0)
     os.pwrite(file, (json.dumps(told._asdict()) + "\n").encode(), 0)

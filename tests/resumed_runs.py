@@ -47,7 +47,7 @@ def run_rank(setup: Setup, kill: str, environment: dict[str, str]) -> NoReturn:
     from inpaint_module import cli
 
     os.environ |= {"KILL": kill, **environment} | ({"TMPDIR": setup.tmpdir} if setup.tmpdir else {})
-    rank, config = environment.get("RANK", "0"), Path("config.yaml").absolute()
+    rank, config = environment.get("RANK", "0"), Path("tiny.yaml").absolute()
     descriptor = os.open(f"printed{rank}.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(descriptor, 1)
     os.dup2(descriptor, 2)
@@ -136,7 +136,7 @@ def run(folder: Path, setup: Setup, starts: list[tuple[str, dict[str, Any]]]) ->
             flip(max(Path("checkpoints").glob("*.ckpt"), key=lambda path: path.stat().st_mtime_ns))
             continue
         now = replace(setup, **changes)
-        Path("config.yaml").write_text(yaml.safe_dump(tiny_config(now)))
+        Path("tiny.yaml").write_text(yaml.safe_dump(tiny_config(now)))
         begin, before = time.monotonic(), log_size()
         pids = start(now, kill)
         if kill.startswith("moment:"):

@@ -15,6 +15,7 @@ from tiny_run import Setup
 from torch import Tensor
 
 from inpaint_module.checkpoints.checkpoint_io import VerifiedCheckpointIO
+from inpaint_module.run_folder import CONFIG, METRICS, RECORD, REPORT, read_metrics, read_record
 
 ROOT = Path(__file__).parents[1]
 Starts = list[tuple[str, dict[str, Any]]]
@@ -134,6 +135,26 @@ def assert_same_run(folder: Path, whole: Path, setup: Setup) -> None:
     for rank in range(setup.ranks):
         assert steps(folder, rank) == steps(whole, rank)
     assert_same_bits(final(folder, setup), final(whole, setup))
-    files = {path.name for path in (folder / "checkpoints").iterdir()}
-    assert {"last.ckpt", "epoch=1-step=8.ckpt"} <= files
-    assert not [name for name in files if "-v" in name]
+    for name in ("checkpoints", *(("grids", "report") * setup.record)):
+        assert names(folder / name) == names(whole / name)
+    if setup.record:
+        assert_same_record(folder, whole)
+
+
+def names(folder: Path) -> list[str]:
+    """Of all files in a folder."""
+    return sorted(path.name for path in folder.iterdir())
+
+
+def assert_same_record(folder: Path, whole: Path) -> None:
+    """Whole files, equal but for what they say of times."""
+    assert sorted(read_metrics(folder / METRICS)) == sorted(read_metrics(whole / METRICS))
+    assert {name for name in names(folder) if "." in name} == {name for name in names(whole) if "." in name}
+    for name in (CONFIG, REPORT, *(f"grids/{name}" for name in names(whole / "grids"))):
+        assert (folder / name).read_bytes() == (whole / name).read_bytes(), name
+    found, expected = read_record(folder / RECORD), read_record(whole / RECORD)
+    differing = {name for name in expected if found[name] != expected[name]}
+    assert differing <= {"command", "starts", "data"}  # the folder; where each start was, and since when
+    assert [start["step"] for start in expected["starts"]] == [0]
+    for page in ((folder / "report.html").read_text(), (whole / "report.html").read_text()):
+        assert page.endswith("</html>\n")

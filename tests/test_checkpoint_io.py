@@ -203,6 +203,20 @@ def test_a_kill_leaves_the_old_file_or_the_new_one(tmp_path: Path) -> None:
         assert list(found.parent.iterdir()) == [found]
 
 
+def test_the_name_reaches_the_disk_after_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without the folder, a power cut takes a checkpoint away that `save_checkpoint` has promised."""
+    synced: list[tuple[str, bool]] = []
+    path, fsync = tmp_path / "a.ckpt", os.fsync
+
+    def recorded(descriptor: int) -> None:
+        synced.append((os.readlink(f"/proc/self/fd/{descriptor}"), path.exists()))
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", recorded)
+    save(path)
+    assert synced == [(str(tmp_path / "a.ckpt.tmp"), False), (str(tmp_path), True)]
+
+
 def test_the_last_written_is_the_newest(tmp_path: Path) -> None:
     assert newest_valid_checkpoint(tmp_path, tmp_path / "nowhere") is None
     save(tmp_path / "epoch=0-step=20.ckpt", 20)

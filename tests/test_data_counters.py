@@ -117,12 +117,19 @@ def test_totals_of_a_training_and_after_a_resume(shards: str, tmp_path: Path, mo
     assert rest.rows == whole.rows[1:]
 
 
-def counted(batch: dict[str, Any], world: int = 1) -> dict[str, int]:
+def equal_ranks(world: int) -> Any:
+    """A trainer whose other ranks have counted the same."""
+
+    def reduce(tensor: Tensor, reduce_op: str) -> Tensor:
+        return getattr(torch.stack([tensor] * world), reduce_op)(0)
+
+    return SimpleNamespace(strategy=SimpleNamespace(root_device=torch.device("cpu"), reduce=reduce))
+
+
+def counted(batch: dict[str, Any]) -> dict[str, int]:
     counters = DataCounters()
     counters._count(batch)
-    reduce = lambda tensor, reduce_op: tensor * world  # noqa: E731
-    trainer: Any = SimpleNamespace(strategy=SimpleNamespace(root_device=torch.device("cpu"), reduce=reduce))
-    return counters.totals(trainer)
+    return counters.totals(equal_ranks(1))
 
 
 def test_notes_of_all_kinds() -> None:
@@ -151,8 +158,7 @@ def test_ranks_are_summed_and_a_checkpoint_is_not() -> None:
     counters = DataCounters()
     counters.on_load_checkpoint(None, None, {"data_counters": {"samples": 10, "full_masks": 4}})  # type: ignore[arg-type]
     counters._count({"__key__": ["k"] * 3, "mask": torch.ones(3, 1, 2, 2, dtype=torch.bool)})
-    strategy = SimpleNamespace(root_device=torch.device("cpu"), reduce=lambda tensor, reduce_op: tensor * 2)
-    found = counters.totals(SimpleNamespace(strategy=strategy))  # type: ignore[arg-type]
+    found = counters.totals(equal_ranks(2))
     assert (found["samples"], found["full_masks"], found["empty_masks"]) == (16, 10, 0)
 
 

@@ -7,8 +7,9 @@ import stat
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
-from inpaint_module.files import atomic_write, atomic_write_text
+from inpaint_module.files import append_lines, atomic_write, atomic_write_picture, atomic_write_text, set_aside
 
 
 def test_an_error_leaves_the_old_file_and_no_other(tmp_path: Path) -> None:
@@ -51,3 +52,33 @@ def test_a_link_in_the_place_of_the_temporary_file_is_not_followed(tmp_path: Pat
 def test_private_files_are_their_owners_alone(tmp_path: Path) -> None:
     atomic_write_text(tmp_path / "secret", "new", permissions=0o600)
     assert stat.S_IMODE((tmp_path / "secret").stat().st_mode) == 0o600
+
+
+def test_lines_are_appended_and_one_that_was_cut_stays_alone(tmp_path: Path) -> None:
+    path = tmp_path / "log"
+    append_lines(path, "one\n")
+    append_lines(path, "two\nthr")
+    append_lines(path, "four\n")
+    assert path.read_text() == "one\ntwo\nthr\nfour\n"
+
+
+def test_nothing_that_was_set_aside_is_replaced(tmp_path: Path) -> None:
+    for content in "abc":
+        (tmp_path / "file").write_text(content)
+        set_aside(tmp_path / "file", "old")
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {
+        "file.old": "a",
+        "file.old-2": "b",
+        "file.old-3": "c",
+    }
+
+
+def test_pictures_are_of_the_format_of_their_name(tmp_path: Path) -> None:
+    picture = Image.new("RGB", (2, 2))
+    for name, kind in {"a.png": "PNG", "b.JPG": "JPEG"}.items():
+        atomic_write_picture(tmp_path / name, picture)
+        with Image.open(tmp_path / name) as written:
+            assert written.format == kind
+    with pytest.raises(ValueError, match=r"c\.txt: expected a name that ends with a picture format"):
+        atomic_write_picture(tmp_path / "c.txt", picture)
+    assert sorted(os.listdir(tmp_path)) == ["a.png", "b.JPG"]

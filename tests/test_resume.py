@@ -26,6 +26,8 @@ from inpaint_module.checkpoints.resume import ExactResume
 from inpaint_module.cli import ResumingCLI, checkpoint_folders, resume_line
 
 PLAIN, EPOCHS, VALIDATIONS = Setup(), Setup(saves="epochs"), Setup(saves="validations")
+RECORDED = Setup(record=True)
+FILES = ("write:run.json@0", "append:metrics.csv@4", "write:config.yaml@2", "write:report.html@8")
 CASES = {
     "whole": (PLAIN, starts()),
     "window": (PLAIN, starts("batch@5", "backward@5", "save:epoch@6")),  # twice in a window; half a file
@@ -34,7 +36,10 @@ CASES = {
     "averaged": (Setup(ema=True), starts()),
     "epochs": (EPOCHS, starts()),
     "epoch": (EPOCHS, starts("batch@7")),  # goes on from an epoch's end
+    "recorded": (RECORDED, starts()),
+    "files": (RECORDED, starts(*FILES)),
 }
+WHOLE = {"window": "whole", "flip": "whole", "last": "averaged", "epoch": "epochs", "files": "recorded"}
 
 
 def killed_after(lines: int, folder: Path) -> None:
@@ -51,7 +56,7 @@ def killed_after(lines: int, folder: Path) -> None:
 
 def test_killed_runs_end_as_one_that_was_not(tmp_path: Path) -> None:
     run_cases(tmp_path, CASES)
-    for name, whole in {"window": "whole", "flip": "whole", "last": "averaged", "epoch": "epochs"}.items():
+    for name, whole in WHOLE.items():
         if name != "flip":
             assert_ended_as_told(tmp_path / name)
         assert_same_run(tmp_path / name, tmp_path / whole, CASES[name][0])

@@ -9,14 +9,18 @@ from typing import Any
 import pytest
 from lightning.pytorch.callbacks import ModelCheckpoint
 from quiet_trainer import QUIET, quiet_trainer
+from run_processes import child
 from tiny_models import tiny_module
 
 from datamodules import WebDatasetDataModule
 from inpaint_module.callbacks import RunRecord
+from inpaint_module.checkpoints.resume import ExactResume
 from inpaint_module.compare_runs import flatten, main, read_run
 from inpaint_module.masks import Boxes
-from inpaint_module.run_folder import MetricRow, read_metrics, write_metrics
+from inpaint_module.run_folder import MetricRow, read_metrics, read_record, write_metrics
+from inpaint_module.run_lock import claim
 
+NAMES = ("train/loss", "val/psnr_inside")
 pytestmark = [
     *QUIET,
     pytest.mark.filterwarnings("ignore:Checkpoint directory.*exists and is not empty"),
@@ -32,7 +36,7 @@ def fit(folder: Path, steps: int, ckpt_path: Path | None = None, size: int = 32)
     trainer = quiet_trainer(
         steps,
         default_root_dir=folder,
-        callbacks=[RunRecord(), saves],
+        callbacks=[ExactResume(), RunRecord(), saves],
         val_check_interval=2,
         check_val_every_n_epoch=None,
         limit_val_batches=1,
@@ -54,6 +58,47 @@ def test_a_resumed_run_has_the_metrics_of_one_in_one_go(tmp_path: Path) -> None:
     record = json.loads((parts / "run.json").read_text())
     assert [start["step"] for start in record["starts"]] == [0, 2]
     assert len(record["data"]["dataset_fingerprint"]) == len(record["vae"]["vae_sha256"]) == 64
+
+
+def test_what_came_after_the_checkpoint_is_forgotten(tmp_path: Path) -> None:
+    """As of a run that has gone on by other values."""
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    fit(whole, 4)
+    fit(parts, 4)
+    path = parts / "metrics.csv"
+    write_metrics(path, [row._replace(value=9.0) if row.step > 1 else row for row in read_metrics(path)])
+    fit(parts, 4, ckpt_path=parts / "c" / "epoch=0-step=1.ckpt")
+    assert sorted(read_metrics(path)) == sorted(read_metrics(whole / "metrics.csv"))
+
+
+@pytest.mark.parametrize(
+    ("record", "metrics"),
+    [(None, None), ('{"starts": [', ""), ('{"starts": 1}', "epoch,loss\n1,2\n")],
+)
+def test_damaged_files_are_no_reason_not_to_go_on(record: str | None, metrics: str | None, tmp_path: Path) -> None:
+    """From the checkpoint of a step with a validation, which runs again."""
+    fit(tmp_path, 2)
+    for name, content in {"run.json": record, "metrics.csv": metrics}.items():
+        if content is None:
+            (tmp_path / name).unlink()
+        else:
+            (tmp_path / name).write_text(content)
+    fit(tmp_path, 3, ckpt_path=tmp_path / "c" / "epoch=0-step=2.ckpt")
+    steps = {name: [row.step for row in read_metrics(tmp_path / "metrics.csv") if row.metric == name] for name in NAMES}
+    assert steps == {"train/loss": [3], "val/psnr_inside": [2]}
+    assert [start["step"] for start in read_record(tmp_path / "run.json")["starts"]] == [2]
+    if record is not None and metrics is not None:
+        assert (tmp_path / "run.json.damaged").read_text() == record
+        assert (tmp_path / "metrics.csv.damaged").read_text() == metrics
+
+
+def test_two_processes_do_not_train_in_one_folder(tmp_path: Path) -> None:
+    with child(lambda: claim(tmp_path)) as pid, pytest.raises(ValueError, match=f"in use by process {pid} on"):
+        fit(tmp_path, 1)
+    assert {path.name for path in tmp_path.iterdir()} == {"run.lock"}
+    fit(tmp_path, 1)
+    with child(lambda: claim(tmp_path)):  # it has given the folder up
+        pass
 
 
 def test_a_line_cut_short_is_left_out(tmp_path: Path) -> None:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from itertools import count
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 from lightning.pytorch import Callback, LightningDataModule, Trainer
 from quiet_trainer import QUIET, quiet_trainer
 from tiny_models import tiny_batch, tiny_module
@@ -86,6 +88,21 @@ def test_shares_add_up_to_the_whole(window: int) -> None:
     found = logged(0.0, accumulate_grad_batches=window)
     assert sum(found[name] for name in (*SHARES, "other")) == pytest.approx(1, abs=1e-6)
     assert all(found[name] > 0 for name in ("encoder", "denoiser", "optimizer"))
+
+
+def test_images_are_those_of_all_ranks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two batches of 2 on each of 3 ranks in 4 seconds."""
+    callback, seen, clock = Throughput(), dict[str, float](), SimpleNamespace(now=0.0)
+    trainer: Any = SimpleNamespace(world_size=3, log_every_n_steps=1, accumulate_grad_batches=2)
+    trainer.fit_loop = SimpleNamespace(total_batch_idx=0)
+    trainer.strategy = SimpleNamespace(root_device=torch.device("cpu"))
+    module: Any = SimpleNamespace(log=lambda name, value, **options: seen.update({name: value}))
+    monkeypatch.setattr(HostTimer, "mark", lambda self: clock.now)
+    callback.on_train_start(trainer, module)
+    for number in range(2):
+        clock.now, trainer.fit_loop.total_batch_idx = 2.0 * (number + 1), number
+        callback.on_train_batch_end(trainer, module, None, tiny_batch(2), 0)
+    assert seen["throughput/images_per_s"] == 2 * 2 * 3 / 4
 
 
 def test_stopwatch_sums_and_forgets(monkeypatch: pytest.MonkeyPatch) -> None:

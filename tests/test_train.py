@@ -15,6 +15,7 @@ from unittest import mock
 import pytest
 import torch
 import yaml
+from lightning.pytorch import LightningDataModule, LightningModule
 from PIL import Image
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -24,6 +25,7 @@ import train
 from datamodules import cache_latents, doctor, index_shards, make_shards, predict
 from inpaint_module import compare_runs, export
 from inpaint_module.checkpoints.checkpoint_io import VerifiedCheckpointIO
+from inpaint_module.commands.config_files import read_parts
 from inpaint_module.masks.__main__ import main as gallery
 
 ROOT = Path(__file__).parents[1]
@@ -95,8 +97,13 @@ def test_fit_validate_test_and_predict(run_folder: Path) -> None:
     assert {"run.json", "metrics.csv", "report.html", "report.json", "config.yaml"} <= {
         f.name for f in run_folder.iterdir()
     }
+    config = (run_folder / "config.yaml").read_bytes()
     for verb in ("validate", "test", "predict"):
-        quickstart(verb, small, f"--ckpt_path={checkpoint}")
+        run(verb, run_folder / "config.yaml", f"--ckpt_path={checkpoint}")
+    run("fit", run_folder / "config.yaml", "--trainer.limit_val_batches=0")  # finished, and accepted
+    assert (run_folder / "config.yaml").read_bytes() == config
+    parts = read_parts([run_folder / "config.yaml"], model=LightningModule, data=LightningDataModule)
+    assert parts.data.init_args.batch_size == 2  # as export, predict, doctor and cache_latents read it
     written = sorted((run_folder / "predictions").glob("*.png"))
     assert len(written) == 16
     assert picture_size(written[0]) == (64, 64)

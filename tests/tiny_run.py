@@ -14,7 +14,7 @@ import torch
 import yaml
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from inpaint_module import files
+from inpaint_module import files, run_folder
 from inpaint_module.checkpoints import checkpoint_io
 
 CONFIG = Path(__file__).parents[1] / "configs" / "quickstart.yaml"
@@ -42,6 +42,7 @@ class Setup:
     tmpdir: str = ""
     timeout: str = ""  # of the strategy
     local_disks: bool = False  # each rank works in a folder of its own
+    record: bool = False  # all that writes into the run folder
     guard: bool = True  # NonFiniteGuard
     max_dropped: int = 20
     verb: str = "fit"
@@ -94,6 +95,13 @@ def _callbacks(setup: Setup) -> list[dict[str, Any]]:
         {"class_path": "lightning.pytorch.callbacks.ModelCheckpoint", "init_args": checkpoint},
         {"class_path": "tiny_run.Recorder"},
     ]
+    if setup.record:
+        report = {"presets": ["sd"], "photos": 1}
+        callbacks += [
+            {"class_path": "inpaint_module.callbacks.ImageGrid", "init_args": {"rows": 2}},
+            {"class_path": "inpaint_module.callbacks.RunRecord"},
+            {"class_path": "inpaint_module.report.ValidationReport", "init_args": report},
+        ]
     if setup.ema:
         ema = {"class_path": "inpaint_module.callbacks.ema.EMA", "init_args": {"decay": 0.5}}
         callbacks.insert(1, ema)
@@ -118,7 +126,9 @@ class Recorder(Callback):
     """Appends what each batch was and gave to `steps<rank>.jsonl`, and acts where the variable KILL says.
 
     KILL is `point@step`, where all processes of the group are killed; or `rank1@step` or `stop1@step`, where rank 1
-    alone is killed or stopped; or `poison1@step`, where its activations are NaN, and `poison1@` for every step.
+    alone is killed or stopped; or `poison1@step`, where its activations are NaN, and `poison1@` for every step. Points
+    `write:NAME`, `before:NAME` and `after:NAME` are when half of a file is written, and before and after it is put in
+    its place; `append:NAME` when half of what is appended is.
     """
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -133,8 +143,17 @@ class Recorder(Callback):
                     self.at(f"save:{kind(path_of(inner.file.fileno()))}")
                 return super().write(data)
 
+        append = run_folder.append_lines
+
+        def dying_append(path: Path, lines: str) -> None:
+            if self.told(point := f"append:{path.name}"):
+                append(path, lines[: len(lines) // 2])
+                self.at(point)
+            append(path, lines)
+
         checkpoint_io._HashingWriter = DyingWriter  # type: ignore[misc]
-        files.os = SimpleNamespace(**vars(os) | {"fsync": self.fsync, "replace": self.replace})  # type: ignore[assignment]
+        run_folder.append_lines = dying_append
+        files.os = SimpleNamespace(**vars(os) | {"fsync": self.fsync, "replace": self.replace})  # type: ignore
 
     def fsync(self, descriptor: int) -> None:
         """Leave half of the file and die, if the kill is to come inside the writing."""

@@ -18,10 +18,10 @@ from lightning.pytorch.utilities import rank_zero_info
 from inpaint_module.files import atomic_write_text
 from inpaint_module.redaction import permissions_for, redacted, redacted_command
 from inpaint_module.run_folder import (
-    CONFIG,
     RECORD,
     Metrics,
     claim_on_all_ranks,
+    config_path,
     metrics_path,
     or_aside,
     read_record,
@@ -44,6 +44,7 @@ class RunRecord(Callback):
     """
 
     def __init__(self) -> None:
+        self.completes = False  # that `validate` measures what a killed `fit` could not, in its place
         self._folder = Path()
         self._metrics: Metrics | None = None
         self._claims = False
@@ -95,7 +96,7 @@ class RunRecord(Callback):
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write the metrics of the validation."""
-        if not trainer.sanity_checking and trainer.state.fn == "fit":
+        if not trainer.sanity_checking and (trainer.state.fn == "fit" or self.completes):
             self._write(trainer, "val/")
 
     def _write(self, trainer: Trainer, prefix: str) -> None:
@@ -118,7 +119,8 @@ class RunConfig(SaveConfigCallback):
     """Writes `config.yaml` into the run folder when `fit` starts to train; the other verbs leave it alone.
 
     It names no checkpoint: every command takes the file, and `fit` goes on from the newest one. A config with a secret
-    in it, such as the token of a shard's URL, is written as it is, and its owner alone may read the file.
+    in it, such as the token of a shard's URL, is written as it is, and its owner alone may read the file. A file of
+    that name that no run has written stays, and the run's is `run_config.yaml`.
     """
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -132,7 +134,7 @@ class RunConfig(SaveConfigCallback):
             config = self.config.clone()
             config["ckpt_path"] = None
             text = self.parser.dump(config, skip_none=False)
-            atomic_write_text(self.folder / CONFIG, text, permissions=permissions_for(text))
+            atomic_write_text(config_path(self.folder), text, permissions=permissions_for(text))
 
 
 def describe_run(trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
