@@ -44,9 +44,9 @@ class Layout(ABC):
     """What the two kinds have in common.
 
     Args:
-        reduce: how the mask comes to the latent grid: max, area, bilinear, comfyui, nearest or nearest-exact. The pipelines
-            take "nearest", which forgets strokes that miss the top-left pixel of a cell; ComfyUI looks at the middle
-            four, rounded ("comfyui"); "max" forgets nothing.
+        reduce: how the mask comes to the latent grid: max, area, bilinear, comfyui, nearest or nearest-exact. The
+            pipelines take "nearest", which forgets strokes that miss the top-left pixel of a cell; ComfyUI looks at the
+            middle four, rounded ("comfyui"); "max" forgets nothing.
 
     Attributes:
         fill: what the encoder must fill holes with, in pixel space 0..1.

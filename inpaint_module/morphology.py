@@ -187,7 +187,7 @@ def bilinear_cells(mask: Tensor, ratio: int) -> Tensor:
 
 
 def comfyui_cells(mask: Tensor, ratio: int) -> Tensor:
-    """`bilinear_cells`, rounded half to even, as ComfyUI tells a U-Net of 9 channels: -> (B, 1, H/r, W/r) of 0 and 1."""
+    """`bilinear_cells`, rounded half to even, as ComfyUI tells a U-Net of 9 channels: -> (B, 1, H/r, W/r), 0 or 1."""
     return bilinear_cells(mask, ratio).round()
 
 
