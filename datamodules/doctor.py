@@ -21,6 +21,7 @@ from datamodules.examination.examination import Examination, examine
 from datamodules.examination.findings import ERROR
 from inpaint_module.commands.config_command import ConfigCommand
 from inpaint_module.commands.devices import add_device, device_of
+from inpaint_module.files import atomic_write
 from inpaint_module.redaction import redact
 
 
@@ -58,7 +59,8 @@ def run(arguments: list[str] | None = None) -> tuple[int, bool]:
     exam = examine(options.config, overrides, **chosen)
     sys.stdout.write(redact(table(exam)))
     if options.out is not None and (sheet := draw_sheet(exam, ", ".join(map(str, options.config)))) is not None:
-        sheet.save(options.out, "PNG")
+        with atomic_write(options.out) as file:
+            sheet.save(file, "PNG")
         sys.stdout.write(f"sheet: {options.out}\n")
     return exit_code(exam, strict=options.strict), exam.stalled
 

@@ -26,6 +26,7 @@ from inpaint_module.commands.config_command import ConfigCommand
 from inpaint_module.commands.errors import exit_code_of
 from inpaint_module.embedded import ASSETS
 from inpaint_module.export import load_weights, module_from_configs
+from inpaint_module.files import atomic_write_picture
 from inpaint_module.inpaint_image import inpaint_image
 from inpaint_module.lightning_module import InpaintDiffusion
 from inpaint_module.masks import MaskGenerator, preset
@@ -185,7 +186,8 @@ def predict(options: argparse.Namespace, overrides: Sequence[str]) -> int:
             module, image.to(device), mask.to(device), position=picture.number, caption=caption, **sizes
         )
         picture.out.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(np.ascontiguousarray(result.cpu().movedim(0, -1).numpy())).save(picture.out)
+        filled = Image.fromarray(np.ascontiguousarray(result.cpu().movedim(0, -1).numpy()))
+        atomic_write_picture(picture.out, filled)
     sys.stdout.write(f"{len(pictures)} pictures in {options.out}\n")
     return empty
 

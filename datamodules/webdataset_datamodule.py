@@ -32,6 +32,7 @@ from datamodules.stream_datamodule import StreamDataModule
 from datamodules.trainer_checks import check_trainer
 from inpaint_module.batch import DescribedData, LatentsTag
 from inpaint_module.masks import MaskGenerator
+from inpaint_module.run_folder import run_folder
 
 _LAST_STEP = 2**62  # later than any optimizer step
 
@@ -252,7 +253,7 @@ class WebDatasetDataModule(StreamDataModule, DescribedData):
 
     def _run_folder(self) -> Path | None:
         """Where `quarantine.jsonl` and `crashes.jsonl` go: beside the logs; nowhere without a trainer."""
-        return Path(self.trainer.log_dir or self.trainer.default_root_dir) if self.trainer else None
+        return run_folder(self.trainer) if self.trainer else None
 
     def val_dataloader(self) -> EvaluationLoader:
         """The validation samples in their order, equally many batches on every rank."""

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 import time
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from torch.utils.data import get_worker_info
 
+from inpaint_module.files import append_lines
 from inpaint_module.redaction import redact
 
 QUARANTINE = "quarantine.jsonl"
@@ -26,14 +26,9 @@ class BadSample(NamedTuple):
 
 
 def append_line(path: Path, **content: Any) -> None:
-    """Append one JSON line with a single write, so that several processes may share the file."""
+    """Append one JSON line; several processes may share the file."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    line = json.dumps(content) + "\n"
-    descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
-    try:
-        os.write(descriptor, line.encode())
-    finally:
-        os.close(descriptor)
+    append_lines(path, json.dumps(content) + "\n")
 
 
 class Quarantine:

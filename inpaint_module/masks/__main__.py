@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from inpaint_module.commands.config_files import make_parts, read_config
+from inpaint_module.files import atomic_write_picture
 from inpaint_module.masks import MaskGenerator, preset, presets
 from inpaint_module.masks.gallery import draw_sheet, load_photos
 
@@ -51,7 +52,7 @@ def main(arguments: list[str] | None = None) -> None:
     except (ValueError, argparse.ArgumentError) as error:
         parser.error(str(error))
     given.out.parent.mkdir(parents=True, exist_ok=True)
-    sheet.save(given.out)
+    atomic_write_picture(given.out, sheet)
     sys.stdout.write(f"{given.out}\n")
 
 
