@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import resource
 import signal
+import struct
 import subprocess
 import sys
 import time
@@ -17,6 +19,7 @@ import torch
 
 from inpaint_module.checkpoints import checkpoint_io
 from inpaint_module.checkpoints.checkpoint_io import (
+    Seal,
     VerifiedCheckpointIO,
     local_path,
     newest_valid_checkpoint,
@@ -95,7 +98,7 @@ def test_the_file_is_an_ordinary_checkpoint_too(tmp_path: Path) -> None:
     assert torch.load(path, weights_only=True, mmap=True)["state_dict"]["weight"][-1] == 1000
     with zipfile.ZipFile(path) as archive:
         assert archive.testzip() is None
-        assert archive.comment.startswith(b"step:00000000000000000001 time:")
+        assert archive.comment.startswith(b"step:00000000000000000001 position:")
 
 
 def test_every_flipped_bit_is_found(tmp_path: Path) -> None:
@@ -217,12 +220,42 @@ def test_the_name_reaches_the_disk_after_the_file(tmp_path: Path, monkeypatch: p
     assert synced == [(str(tmp_path / "a.ckpt.tmp"), False), (str(tmp_path), True)]
 
 
-def test_the_last_written_is_the_newest(tmp_path: Path) -> None:
+def test_the_latest_step_is_the_newest_whatever_the_clock_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A clock that was years ahead, and one that stands still; a copy has any time."""
     assert newest_valid_checkpoint(tmp_path, tmp_path / "nowhere") is None
-    save(tmp_path / "epoch=0-step=20.ckpt", 20)
-    path = save(tmp_path / "deeper" / "epoch=0-val" / "x=1.ckpt", 10)  # gone back by --ckpt_path
-    os.utime(path, (0, 0))  # as a copy may have it
+    monkeypatch.setattr(checkpoint_io.time, "time_ns", lambda: 2 * 10**18)
+    save(tmp_path / "last.ckpt", 9)
+    monkeypatch.setattr(checkpoint_io.time, "time_ns", lambda: 10**18)
+    path = save(tmp_path / "deeper" / "epoch=0-val" / "x=1.ckpt", 10)
+    os.utime(path, (0, 0))
     assert newest_valid_checkpoint(tmp_path) == path
+
+
+def test_of_one_step_the_latest_position_is_the_newest_and_then_last(tmp_path: Path) -> None:
+    for name, position in {"z": 40, "a": 48, "b": 47}.items():
+        data = {"position": position, "seed": 0}
+        VerifiedCheckpointIO().save_checkpoint(checkpoint(3) | {"Data": data}, tmp_path / f"{name}.ckpt")
+    assert newest_valid_checkpoint(tmp_path) == tmp_path / "a.ckpt"
+    assert read_seal(tmp_path / "a.ckpt").position == 48
+    last = tmp_path / "last.ckpt"
+    last.write_bytes((tmp_path / "a.ckpt").read_bytes())
+    assert newest_valid_checkpoint(tmp_path) == last
+
+
+def test_checkpoints_of_the_first_release_are_read(tmp_path: Path) -> None:
+    """Their seal has no position; written as that release did."""
+    path, head = tmp_path / "old.ckpt", b"step:%020d time:%020d" % (7, 10**18)
+    torch.save(checkpoint(7), path)
+    data = path.read_bytes()
+    digest = hashlib.sha256(data + head).hexdigest().encode()
+    path.write_bytes(data[:-2] + struct.pack("<H", 123) + head + b" sha256:" + digest)
+    assert verify_checkpoint(path) == Seal(7, 10**18, digest.decode(), 0)
+    assert VerifiedCheckpointIO().load_checkpoint(path)["global_step"] == 7
+    save(tmp_path / "new.ckpt", 6)
+    assert newest_valid_checkpoint(tmp_path) == path
+    flip(path, 100)
+    with pytest.raises(ValueError, match="it is damaged"):
+        verify_checkpoint(path)
 
 
 def test_a_damaged_one_gives_way_to_the_one_before(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

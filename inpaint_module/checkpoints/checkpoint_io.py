@@ -16,8 +16,9 @@ from lightning.pytorch.utilities import rank_zero_info
 
 from inpaint_module.files import atomic_write
 
-SEAL = re.compile(rb"(step:(\d{20}) time:(\d{20})) sha256:([0-9a-f]{64})")
-SEAL_BYTES = len("step: time: sha256:") + 20 + 20 + 64
+SEAL = re.compile(rb"(step:(\d{20}) (?:position:(\d{20}) )?time:(\d{20})) sha256:([0-9a-f]{64})")
+SEAL_BYTES = len("step: position: time: sha256:") + 3 * 20 + 64
+OLD_SEAL_BYTES = SEAL_BYTES - len(" position:") - 20  # before positions were in it
 CHUNK_BYTES = 1 << 22
 
 
@@ -25,8 +26,9 @@ class Seal(NamedTuple):
     """The end of a checkpoint file, which `torch.load` and unzip take for the zip archive's comment."""
 
     step: int  # optimizer steps
-    time: int  # when it was written, ns since 1970
-    sha256: str  # of the archive as `torch.save` wrote it, and of step and time
+    time: int  # when it was written, ns since 1970, by a clock that may have been wrong
+    sha256: str  # of the archive as `torch.save` wrote it, and of what stands before
+    position: int = 0  # in the stream of samples; 0 where the checkpoint holds none
 
 
 class VerifiedCheckpointIO(CheckpointIO):
@@ -77,9 +79,10 @@ class VerifiedCheckpointIO(CheckpointIO):
 
 
 def newest_valid_checkpoint(*folders: Path) -> Path | None:
-    """The checkpoint (`*.ckpt`, at any depth) that was written last and verifies; None if there are no checkpoints.
+    """The checkpoint (`*.ckpt`, at any depth) of the latest step that verifies; None if there are no checkpoints.
 
-    Prints a line for each one that it refuses on the way.
+    Of one step, the one of the latest position in the stream; clocks, which may be wrong, count for nothing. Prints a
+    line for each one that it refuses on the way.
 
     Raises:
         ValueError: there are checkpoints, but none verifies: a run never starts from scratch in silence.
@@ -120,7 +123,7 @@ def read_seal(path: Path) -> Seal:
         ValueError: naming the file, if it has no seal.
     """
     with path.open("rb") as file:
-        return _read_seal(file, path)
+        return _parse_seal(file, path)[0]
 
 
 def local_path(path: str | Path) -> Path:
@@ -162,43 +165,54 @@ def _write(checkpoint: dict[str, Any], file: BinaryIO) -> None:
         if writer.error is None:
             raise
         raise writer.error from error
-    head = f"step:{checkpoint.get('global_step', 0):020d} time:{time.time_ns():020d}".encode()
+    step, position = checkpoint.get("global_step", 0), _position(checkpoint)
+    head = f"step:{step:020d} position:{position:020d} time:{time.time_ns():020d}".encode()
     writer.hash.update(head)
     file.seek(-2, os.SEEK_END)  # an archive ends with the length of its comment
     file.write(struct.pack("<H", SEAL_BYTES) + head + b" sha256:" + writer.hash.hexdigest().encode())
 
 
-def _read_seal(file: BinaryIO, path: Path) -> Seal:
+def _position(checkpoint: dict[str, Any]) -> int:
+    """That of the data module, the only part with one."""
+    states = (state for state in checkpoint.values() if isinstance(state, dict))
+    return max((state["position"] for state in states if isinstance(state.get("position"), int)), default=0)
+
+
+def _parse_seal(file: BinaryIO, path: Path) -> tuple[Seal, bytes]:
+    """The seal, and the part of it that is hashed."""
     size = file.seek(0, os.SEEK_END)
-    file.seek(max(0, size - SEAL_BYTES - 2))
-    length, text = file.read(2), file.read()
-    found = SEAL.fullmatch(text)
-    if found is None or length != struct.pack("<H", SEAL_BYTES):
-        raise ValueError(
-            f"checkpoint {path}: expected a sha256 at its end, got none: cut short, or not of this program"
-        )
-    return Seal(int(found[2]), int(found[3]), found[4].decode())
+    for length in (SEAL_BYTES, OLD_SEAL_BYTES):
+        file.seek(max(0, size - length - 2))
+        written, text = file.read(2), file.read()
+        found = SEAL.fullmatch(text)
+        if found is not None and written == struct.pack("<H", length):
+            return Seal(int(found[2]), int(found[4]), found[5].decode(), int(found[3] or 0)), found[1]
+    raise ValueError(f"checkpoint {path}: expected a sha256 at its end, got none: cut short, or not of this program")
 
 
 def _verify(file: BinaryIO, path: Path) -> Seal:
     """Refuse a file that differs in any bit from what was saved."""
-    seal = _read_seal(file, path)
-    left = file.tell() - SEAL_BYTES - 2
+    seal, head = _parse_seal(file, path)
+    left = file.tell() - len(head) - len(" sha256:") - 64 - 2
     digest = hashlib.sha256()
     file.seek(0)
     while left > 0:
         chunk = file.read(min(left, CHUNK_BYTES))
         digest.update(chunk)
         left -= len(chunk) or left  # shrinks under our hands: the digest will tell
-    digest.update(b"\0\0" + f"step:{seal.step:020d} time:{seal.time:020d}".encode())
+    digest.update(b"\0\0" + head)
     if digest.hexdigest() != seal.sha256:
         raise ValueError(f"checkpoint {path}: expected sha256 {seal.sha256}, got {digest.hexdigest()}: it is damaged")
     return seal
 
 
-def _age(path: Path) -> tuple[int, str]:
-    """Sorts the newest first, and those that cannot be read before all, so that they are told of."""
+def _age(path: Path) -> tuple[int, int, bool, str]:
+    """Sorts the newest first, and those that cannot be read before all, so that they are told of.
+
+    Of equal ones, that of `save_last` goes before, which a ModelCheckpoint writes last.
+    """
     try:
-        return -read_seal(path).time, path.name
+        seal = read_seal(path)
+        return -seal.step, -seal.position, not path.name.startswith("last"), str(path)
     except (ValueError, OSError):
-        return -(10**20), path.name
+        return -(10**20), 0, False, str(path)
