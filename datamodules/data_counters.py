@@ -14,6 +14,7 @@ _NOTED = {
     "substituted": "substituted",
     "animated": "animated",
     "upscaled": "upscaled",
+    "bad_profile": "bad_profiles",
 }
 _NAMES = ("samples", *_NOTED.values(), "other_notes", "empty_masks", "full_masks")
 _CHECKPOINT = "data_counters"
@@ -28,8 +29,9 @@ def count_masks(mask: Tensor) -> Tensor:
 class DataCounters(Callback):
     """Logs running totals over all ranks and restarts, every `log_every_n_steps` optimizer steps, as `data/...`.
 
-    `samples` trained on; `bad` ones met, `substituted`; `animated` images (their first frame was
-    taken), `upscaled` ones; `other_notes` of a decoder; `empty_masks` and `full_masks`, painted or not.
+    `samples` trained on; `bad` ones met, `substituted`; `animated` images (their first frame was taken), `upscaled`
+    ones, those of `bad_profiles` (colour profiles that cannot be used); `other_notes` of a decoder; `empty_masks` and
+    `full_masks`, painted or not.
     Masks are counted on their device, which is not waited for until the totals are logged or saved.
     """
 

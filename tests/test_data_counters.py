@@ -138,6 +138,7 @@ def test_notes_of_all_kinds() -> None:
         "substituted": ["a"],
         "animated": ["d"],
         "upscaled": ["e"],
+        "bad_profile": ["g", "h", "i"],
         "new": ["f"],
     }
     found = counted({"__key__": ["k"] * 3, "notes": notes})
@@ -147,6 +148,7 @@ def test_notes_of_all_kinds() -> None:
         "substituted": 1,
         "animated": 1,
         "upscaled": 1,
+        "bad_profiles": 3,
         "other_notes": 1,
         "empty_masks": 0,
         "full_masks": 0,

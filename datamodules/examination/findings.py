@@ -191,6 +191,7 @@ def check_notes(notes: dict[str, list[str]], count: int) -> list[Finding]:
         ("bad", 0.0, "bad samples", "mend or remove them; a run writes all to quarantine.jsonl"),
         ("upscaled", 0.1, "small images", "set a smaller data.image_size, or upscale: false to refuse them"),
         ("animated", 0.0, "animated images", "their first frame is taken; remove them if that is not meant"),
+        ("bad_profile", 0.0, "colour profiles that cannot be used", "their colours are taken for sRGB; save them anew"),
     ]
     found = []
     for kind, few, title, advice in rules:

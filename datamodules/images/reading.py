@@ -1,7 +1,8 @@
-"""Images: bytes -> an upright RGB picture, cropped and resized.
+"""Images: bytes -> an upright picture in sRGB, cropped and resized.
 
 Files are opened by Pillow with the three formats named: no other codec is ever tried on a file that lies about its
-suffix. It decodes them too, but for the pixels of clean JPEGs, which `jpeg.read_pixels` has sooner.
+suffix. It decodes them too, but for the pixels of clean JPEGs, which `jpeg.read_pixels` has sooner. Colour profiles are
+applied before anything is resized, so that the pixels are those of a file that was converted beforehand.
 """
 
 from __future__ import annotations
@@ -18,6 +19,8 @@ from torch import Tensor
 
 from datamodules.images.crops import Box, Crop
 from datamodules.images.jpeg import cut_below, read_pixels, reduction
+from datamodules.images.limits import check_work
+from datamodules.images.profiles import colour_mode, pixels_to_srgb, profile_of, to_srgb
 
 FORMATS = ("JPEG", "PNG", "WEBP")
 _ORIENTATION = 0x0112  # the EXIF tag
@@ -47,8 +50,9 @@ def open_image(data: bytes, max_pixels: int) -> Image.Image:
     """Read the header of a JPEG, PNG or WEBP; no pixel is decoded yet.
 
     Raises:
-        ValueError: if the header announces more than `max_pixels` pixels, or none.
+        ValueError: if the header announces more than `max_pixels` pixels, or none, or as `limits.check_work`.
     """
+    check_work(data)
     with warnings.catch_warnings():
         warnings.simplefilter("error")  # of a damaged EXIF Pillow only warns; the picture may then lie on its side
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the check below says more
@@ -89,18 +93,22 @@ def is_animated(image: Image.Image) -> bool:
 
 
 def to_rgb(image: Image.Image, background: tuple[int, int, int] | None = (255, 255, 255)) -> Image.Image:
-    """Any mode -> RGB: 16-bit grey is scaled (Pillow's convert clips it), alpha is laid over `background`.
+    """Any mode -> RGB in sRGB: 16-bit grey is scaled (Pillow's convert clips it), alpha is laid over `background`.
 
     Without a background the colours hidden under transparent pixels come out as they are in the file.
     """
+    profile, mode = profile_of(image), colour_mode(image)
     if image.mode.startswith("I"):
         grey = np.asarray(image).astype(np.int64).clip(0, 65535)
         image = Image.fromarray(((grey + 128) // 257).astype(np.uint8))
-    if has_alpha(image):
-        image = image.convert("RGBA")
-        if background is not None:
-            image = Image.alpha_composite(Image.new("RGBA", image.size, (*background, 255)), image)
-    return image if image.mode == "RGB" else image.convert("RGB")
+    if not has_alpha(image):
+        return to_srgb(image if image.mode == mode else image.convert(mode), profile)
+    image = image.convert("RGBA")
+    colours = to_srgb(image.getchannel("R") if mode == "L" else image.convert("RGB"), profile)
+    if background is None:
+        return colours
+    colours.putalpha(image.getchannel("A"))
+    return Image.alpha_composite(Image.new("RGBA", image.size, (*background, 255)), colours).convert("RGB")
 
 
 class View(NamedTuple):
@@ -141,7 +149,7 @@ def plan_view(image: Image.Image, crop: Crop, size: tuple[int, int], reducing_ga
 
 
 def _read_box(image: Image.Image, data: bytes, view: View, background: tuple[int, int, int] | None) -> np.ndarray:
-    """Decode what lies in the view's box, in the file's orientation: uint8 RGB (h, w, 3)."""
+    """Decode what lies in the view's box, in the file's orientation: uint8 RGB (h, w, 3) in sRGB."""
     left, top, right, bottom = (side // view.scale for side in view.box)
     if image.format == "JPEG":
         shorter = cut_below(data, view.box[3])
@@ -150,7 +158,8 @@ def _read_box(image: Image.Image, data: bytes, view: View, background: tuple[int
         # of a file that was cut, libjpeg warns that there is more
         pixels = read_pixels(shorter, image.size, view.scale, coarse=view.coarse, strict=shorter is data)
         if pixels is not None:
-            return np.ascontiguousarray(pixels[top:bottom, left:right])
+            pixels = np.ascontiguousarray(pixels[top:bottom, left:right])
+            return pixels_to_srgb(pixels, colour_mode(image), profile_of(image))
     if view.scale > 1:
         image.draft(None, (image.width // view.scale, image.height // view.scale))
     return np.array(to_rgb(image.crop((left, top, right, bottom)), background))

@@ -15,6 +15,7 @@ from torch import nn
 
 from datamodules.images.augmentations import Augmentations
 from datamodules.images.crops import Crop, centre_crop, crop_draws, random_crop
+from datamodules.images.profiles import profile_fault
 from datamodules.images.reading import is_animated, open_image, plan_view, read_view, upright_size
 from datamodules.own_masks.mask_sources import FileMask, MaskSource, image_bytes
 from datamodules.own_masks.own_masks import OwnMasks
@@ -121,12 +122,14 @@ class SampleDecoder:
         return random_crop(*frame, size, draws, self.min_scale, self.flip)
 
     def _note(self, raw: RawSample, image: Image.Image, frame: Size, size: Size) -> list[tuple[str, str]]:
-        """What is worth counting: (kind, key) of an animated image and of one that is smaller than its target."""
+        """What is worth counting, (kind, key): an animated image, one smaller than its target, an unusable profile."""
         small = frame[0] < size[1] or frame[1] < size[0]
         if small and not self.upscale:
             need, got = f"{size[1]} x {size[0]}", f"{frame[0]} x {frame[1]}"
             raise ValueError(f"expected an image of at least {need} pixels (upscale: false), got {got}")
-        return [(kind, raw.key) for kind, true in (("animated", is_animated(image)), ("upscaled", small)) if true]
+        fault = profile_fault(image) is not None
+        kinds = (("animated", is_animated(image)), ("upscaled", small), ("bad_profile", fault))
+        return [(kind, raw.key) for kind, true in kinds if true]
 
     def _texts(self, raw: RawSample) -> dict[str, Any]:
         """Caption, key and, if wanted, the label."""
@@ -154,7 +157,8 @@ class SampleDecoder:
 
         "original_size" (rows, columns) and "crop" (top, left) of `Batch` are there in training, from a cache if it has
         them; "latents" (C,h,w) of the whole image with `for_cache`.
-        "notes", a list of (kind, key), is there if the image is "animated" or has been "upscaled".
+        "notes", a list of (kind, key), is there if the image is "animated", has been "upscaled", or has
+        a "bad_profile", one that cannot be used: its numbers are taken for sRGB.
 
         Raises:
             ValueError: naming shard and key, whatever is wrong with the content.
