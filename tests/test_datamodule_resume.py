@@ -12,7 +12,7 @@ from recorded_fits import COUNT, Recorder, fit, module
 from torch import Tensor
 
 from datamodules.webdataset_datamodule import WebDatasetDataModule
-from inpaint_module.masks import MaskGenerator
+from inpaint_module.masks import Curriculum, MaskGenerator, Mixture
 
 pytestmark = QUIET
 
@@ -35,6 +35,16 @@ class Schedule(MaskGenerator):
         return rows.expand(len(keys), 1, height, width)
 
 
+class Rows(MaskGenerator):
+    """The first so many rows."""
+
+    def __init__(self, count: int):
+        self.count = count
+
+    def paint(self, keys: Tensor, height: int, width: int) -> Tensor:
+        return (torch.arange(height) < self.count)[:, None].repeat(len(keys), 1, 1, width)
+
+
 def test_a_curriculum_follows_the_optimizer_steps_and_a_resume(shards: str, tmp_path: Path) -> None:
     seen = fit(module(shards, mask_generator=Schedule()), 2, tmp_path, accumulate_grad_batches=2)
     seen += fit(module(shards, mask_generator=Schedule()), 3, tmp_path, tmp_path / "2.ckpt", accumulate_grad_batches=2)
@@ -44,6 +54,16 @@ def test_a_curriculum_follows_the_optimizer_steps_and_a_resume(shards: str, tmp_
         recorder, module(shards, mask_generator=Schedule()), verbose=False
     )
     assert {row[-1] for row in recorder.validated} == {16 * 16}
+
+
+def test_a_curriculum_of_the_package_is_stepped_within_others(shards: str, tmp_path: Path) -> None:
+    """No row at step 0, half of them or all at step 1, all from step 2 on."""
+    course = Curriculum([Curriculum([Rows(0), Rows(8)], [0, 1]), Rows(16)], [0, 2])
+    seen = fit(module(shards, mask_generator=Mixture([course])), 4, tmp_path)
+    rows = [row[-1] // 16 for row in seen]
+    assert rows[:3] == [0] * 3
+    assert set(rows[3:6]) <= {8, 16}
+    assert rows[6:] == [16] * 6
 
 
 @pytest.mark.parametrize(("before", "after"), [(0, 0), (0, 2), (2, 0)])

@@ -14,9 +14,13 @@ import torch.nn.functional as F
 import yaml
 from diffusers import DDIMScheduler, DDPMScheduler, FlowMatchEulerDiscreteScheduler, SchedulerMixin, UNet2DModel
 from jsonargparse import ArgumentParser
+from lightning.pytorch import Callback, LightningModule, Trainer
+from quiet_trainer import quiet_trainer
 from tiny_models import ClassConditioning, tiny_batch, tiny_denoiser, tiny_module, tiny_vae
+from torch.nn.utils import get_total_norm
+from torch.utils.data import DataLoader
 
-from inpaint_module import InpaintEncoder
+from inpaint_module import InpaintEncoder, lightning_module
 from inpaint_module.conditioning.conditioning import drop_mask
 from inpaint_module.denoisers.surgery import grow_input_channels
 from inpaint_module.layouts import StableDiffusionLayout
@@ -25,6 +29,7 @@ from inpaint_module.objectives.loss_weights import LossWeights
 from inpaint_module.objectives.objectives import DiffusionObjective, FlowMatchingObjective
 from inpaint_module.objectives.timesteps import LogitNormal
 from inpaint_module.randomness import Stream, draw, integers, key, normal
+from inpaint_module.sampling import inpaint_latents
 
 CONFIG = Path(__file__).parents[1] / "configs" / "quickstart.yaml"
 
@@ -111,6 +116,39 @@ def test_inpaint_keeps_known_pixels_and_is_repeatable() -> None:
     assert first.inpainted.max() <= 1
     hole = first.mask.expand_as(first.image)
     assert (first.masked_image[hole] == 0.5).all()
+
+
+def test_sampling_starts_from_other_noise_than_training() -> None:
+    """A denoiser that has learned the noise of a training photo by heart must not be measured on it."""
+    module, batch = tiny_module(seed=3), tiny_batch()
+    with (
+        mock.patch.object(module, "objective", wraps=module.objective) as objective,
+        mock.patch.object(lightning_module, "inpaint_latents", wraps=inpaint_latents) as sample,
+    ):
+        module.loss(batch)
+        module.inpaint(batch)
+    trained, sampled = objective.call_args.args[1], sample.call_args.args[4]
+    assert torch.equal(sampled, normal(key(3, batch["position"], Stream.SAMPLER), trained.shape[1:]))
+    for photo in range(2):
+        assert torch.corrcoef(torch.stack([trained[photo].flatten(), sampled[photo].flatten()]))[0, 1].abs() < 0.3
+
+
+@pytest.mark.filterwarnings("ignore:.*does not have many workers.*", "ignore:.*LeafSpec.*")
+@pytest.mark.filterwarnings("ignore:.*no `val_dataloader`.*", "ignore:.*available but not used.*")
+@pytest.mark.parametrize(("order", "how"), [(2.0, None), (2.0, "norm"), (torch.inf, "value")])
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed", "bf16-true"])
+def test_gradients_are_clipped_in_every_precision(precision: str, order: float, how: str | None) -> None:
+    norms = []
+
+    class Look(Callback):
+        def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *arguments: Any) -> None:
+            norms.append(get_total_norm([each.grad for each in pl_module.parameters() if each.grad is not None], order))
+
+    module = tiny_module(optimizer=partial(torch.optim.AdamW, fused=precision == "bf16-mixed"))
+    clipped: Any = {"gradient_clip_val": 1e-3, "gradient_clip_algorithm": how}
+    trainer = quiet_trainer(2, precision=precision, callbacks=[Look()], **clipped)
+    trainer.fit(module, DataLoader([tiny_batch()] * 2, batch_size=None))  # type: ignore[arg-type]
+    assert [float(norm) for norm in norms] == pytest.approx([1e-3] * 2, rel=1e-2)
 
 
 def test_deepcopy_shares_the_vae_and_copies_the_denoiser() -> None:

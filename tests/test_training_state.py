@@ -168,6 +168,13 @@ def test_ddp_on_two_ranks(ranks: Path) -> None:
         assert "the VAE's weights on rank 1 are not those on rank 0" in rank["refused"]
 
 
+def test_a_step_that_one_rank_cannot_take_is_dropped_on_all(ranks: Path) -> None:
+    first, second = returned(ranks / "ddp")
+    assert first["dropped"] == second["dropped"] == 1
+    assert equal(first["guarded"], second["guarded"])
+    assert all(value.isfinite().all() for value in first["guarded"].values())
+
+
 @pytest.mark.skipif(not FSDP_RUNS, reason="FSDP2 of this torch (2.6) does not run on a CPU")
 def test_fsdp2_full_checkpoint_saves_and_resumes(ranks: Path) -> None:
     first, second = returned(ranks / "fsdp")

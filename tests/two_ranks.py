@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from diffusers import DDIMScheduler
-from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.strategies import ModelParallelStrategy
 from quiet_trainer import quiet_trainer
 from tiny_models import tiny_batch, tiny_denoiser, tiny_vae
@@ -20,6 +20,7 @@ from torch.distributed.tensor import DTensor
 from torch.utils.data import DataLoader, IterableDataset
 
 from inpaint_module import InpaintEncoder
+from inpaint_module.callbacks.nonfinite_guard import NonFiniteGuard
 from inpaint_module.layouts import StableDiffusionLayout
 from inpaint_module.lightning_module import InpaintDiffusion
 
@@ -74,6 +75,15 @@ def equal(first: dict[str, Tensor], second: dict[str, Tensor]) -> bool:
     return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
 
 
+class Poison(Callback):
+    """Makes the gradients of rank 1 NaN at step 1, when the ranks have averaged theirs."""
+
+    def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Any) -> None:
+        if trainer.global_rank == trainer.global_step == 1:
+            for weight in pl_module.parameters():
+                weight.grad = torch.full_like(weight, torch.nan)
+
+
 def refusal(*arguments: Any, **options: Any) -> str:
     """What the ValueError says that `fit` raises."""
     try:
@@ -84,11 +94,13 @@ def refusal(*arguments: Any, **options: Any) -> str:
 
 
 def ddp(rank: int, folder: Path) -> dict[str, Any]:
-    """Train; then try to, with another VAE on rank 1."""
+    """Train; with gradients of rank 1 that are NaN at step 1; and with another VAE on rank 1."""
     options: dict[str, Any] = {"strategy": "ddp", "devices": 2, "rank": rank}
-    module = tiny()
+    module, guarded, guard = tiny(), tiny(), NonFiniteGuard()
     fit(module, **options).save_checkpoint(folder / "full.ckpt")
-    return {"weights": weights(module), "refused": refusal(tiny(vae_seed=rank), **options)}
+    fit(guarded, 3, callbacks=[Poison(), guard], **options)
+    states = {"weights": weights(module), "guarded": weights(guarded), "dropped": guard.dropped}
+    return states | {"refused": refusal(tiny(vae_seed=rank), **options)}
 
 
 def fsdp(rank: int, folder: Path) -> dict[str, Any]:
