@@ -17,6 +17,7 @@ import torch
 import yaml
 from lightning.pytorch import LightningDataModule, LightningModule
 from PIL import Image
+from run_processes import child
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tiny_folders import BASES, config_over
@@ -27,6 +28,7 @@ from inpaint_module import compare_runs, export
 from inpaint_module.checkpoints.checkpoint_io import VerifiedCheckpointIO
 from inpaint_module.commands.config_files import read_parts
 from inpaint_module.masks.__main__ import main as gallery
+from inpaint_module.run_lock import claim
 
 ROOT = Path(__file__).parents[1]
 CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
@@ -174,6 +176,15 @@ def test_mistakes_are_named(run_folder: Path, capfd: pytest.CaptureFixture[str],
         quickstart("fit", argument, code=1)
     last = capfd.readouterr().err.strip().splitlines()[-2:]
     assert message in "\n".join(last)
+
+
+def test_a_second_process_in_a_run_folder_is_refused_before_it_writes(
+    run_folder: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    with child(lambda: claim(run_folder)) as pid:
+        quickstart("fit", code=1)
+    assert f"in use by process {pid} on " in capfd.readouterr().err.splitlines()[-1]
+    assert [path.name for path in run_folder.iterdir()] == ["run.lock"]
 
 
 def test_help_is_readable() -> None:
