@@ -32,7 +32,7 @@ from inpaint_module.commands.config_files import make_parts, read_parts
 from inpaint_module.commands.errors import exit_code_of
 from inpaint_module.conditioning.text_conditioning import TextConditioning
 from inpaint_module.denoisers.lora import has_lora, lora_weights, remove_lora, trains_first_layer
-from inpaint_module.files import atomic_write_text
+from inpaint_module.files import atomic_folder, atomic_write_text
 from inpaint_module.layouts import Layout
 from inpaint_module.lightning_module import InpaintDiffusion
 from inpaint_module.vae.loading import DiffusersVAE
@@ -46,6 +46,8 @@ def export(
     module: InpaintDiffusion, out: Path, *, fuse: bool = False, lora_only: bool = False, dtype: str | None = None
 ) -> None:
     """Write the folder of the diffusers pipeline that serves this module; it changes the module's denoiser.
+
+    The folder is whole or not there: until all is written its name is another one.
 
     Of a model without text encoders, for which diffusers has no pipeline, the parts alone: unet, vae and scheduler.
 
@@ -68,15 +70,16 @@ def export(
     denoiser, conditioning = module.denoiser, module.conditioning
     pipeline = _pipeline_class(conditioning, module.layout) if isinstance(conditioning, TextConditioning) else None
     base, trained = base_dtype(denoiser), _dtypes(module)
-    if has_lora(denoiser):
-        if not fuse:
-            save_lora(denoiser, pipeline, out)
-        remove_lora(denoiser, fuse=fuse)
-    if not lora_only:
-        for parameter in denoiser.parameters():  # channels_last is no order that safetensors writes
-            parameter.data = parameter.data.to(DTYPES.get(dtype or "", base), memory_format=torch.contiguous_format)
-        _save_parts(module, pipeline, out)
-    _record(module, pipeline, out, trained)
+    with atomic_folder(out) as folder:
+        if has_lora(denoiser):
+            if not fuse:
+                save_lora(denoiser, pipeline, folder)
+            remove_lora(denoiser, fuse=fuse)
+        if not lora_only:
+            for parameter in denoiser.parameters():  # channels_last is no order that safetensors writes
+                parameter.data = parameter.data.to(DTYPES.get(dtype or "", base), memory_format=torch.contiguous_format)
+            _save_parts(module, pipeline, folder)
+        _record(module, pipeline, folder, trained)
 
 
 def _save_parts(module: InpaintDiffusion, pipeline: Any, out: Path) -> None:
@@ -107,7 +110,6 @@ def _record(module: InpaintDiffusion, pipeline: Any, out: Path, trained: dict[st
         files = comfyui_files.places(out, _folder(pipeline))
         notes = comfyui_files.limits(denoiser, module.scheduler)
         record |= {"pipeline": pipeline.__name__, "differences": differ, "comfyui": {"files": files, "limits": notes}}
-    out.mkdir(parents=True, exist_ok=True)
     atomic_write_text(out / RECORD, json.dumps(record, indent=1) + "\n")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import chain, count
@@ -55,6 +56,29 @@ def sync_folder(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+@contextmanager
+def atomic_folder(path: Path) -> Iterator[Path]:
+    """Make a folder that takes the place of `path`, nothing or an empty folder, when the block ends without an error.
+
+    Until then it is `.<name>.unfinished` beside it. One of that name that an earlier kill has left is removed.
+    """
+    path = path.resolve()
+    part = path.with_name(f".{path.name}.unfinished")
+    shutil.rmtree(part, ignore_errors=True)
+    part.mkdir(parents=True)
+    try:
+        yield part
+        for file in part.rglob("*"):
+            if file.is_file():
+                with file.open("rb") as written:
+                    os.fsync(written.fileno())
+        part.rename(path)
+    except BaseException:
+        shutil.rmtree(part, ignore_errors=True)
+        raise
+    sync_folder(path.parent)
 
 
 def append_lines(path: Path, lines: str) -> None:

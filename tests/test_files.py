@@ -9,7 +9,14 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from inpaint_module.files import append_lines, atomic_write, atomic_write_picture, atomic_write_text, set_aside
+from inpaint_module.files import (
+    append_lines,
+    atomic_folder,
+    atomic_write,
+    atomic_write_picture,
+    atomic_write_text,
+    set_aside,
+)
 
 
 def test_an_error_leaves_the_old_file_and_no_other(tmp_path: Path) -> None:
@@ -52,6 +59,23 @@ def test_a_link_in_the_place_of_the_temporary_file_is_not_followed(tmp_path: Pat
 def test_private_files_are_their_owners_alone(tmp_path: Path) -> None:
     atomic_write_text(tmp_path / "secret", "new", permissions=0o600)
     assert stat.S_IMODE((tmp_path / "secret").stat().st_mode) == 0o600
+
+
+def test_a_folder_is_whole_or_not_there(tmp_path: Path) -> None:
+    out = tmp_path / "model"
+    out.mkdir()
+    with pytest.raises(FileNotFoundError), atomic_folder(out) as part:
+        (part / "half" / "file").write_text("there is no such folder")
+    assert os.listdir(tmp_path) == ["model"]
+    assert os.listdir(out) == []
+    (tmp_path / ".model.unfinished").mkdir()  # as a kill leaves it
+    (tmp_path / ".model.unfinished" / "half").touch()
+    with atomic_folder(out) as part:
+        (part / "deep").mkdir()
+        (part / "deep" / "whole").touch()
+        assert os.listdir(out) == []
+    assert os.listdir(tmp_path) == ["model"]
+    assert [path.name for path in out.rglob("*")] == ["deep", "whole"]
 
 
 def test_lines_are_appended_and_one_that_was_cut_stays_alone(tmp_path: Path) -> None:
