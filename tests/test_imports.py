@@ -45,6 +45,7 @@ FLOORS = {
     "inpaint_module.export": 8,
     "inpaint_module.inpaint_image": 8,
     "inpaint_module.report": 8,
+    "datamodules.account": 0,
     "datamodules.argument_checks": 0,
     "datamodules.data_counters": 0,
     "datamodules.remote": 0,
