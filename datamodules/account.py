@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 WIDTH = 80  # columns of a terminal
-FOUND = ("captions", "masks", "labels", "annotations")  # told even where there are none
+FOUND = ("captions", "masks", "labels", "json")  # told even where there are none
 SHOWN = 3  # names of each kind
 _REFUSED = 10  # reasons
 _LONGEST = 48  # characters of a name
@@ -21,7 +21,7 @@ class Account:
 
     Attributes:
         taken: how many files or samples were taken.
-        found: how many of them have a caption, a mask, a label, annotations.
+        found: how many of them have a caption, a mask, labels, a json.
         noted: kind -> (count, first names).
         aside: kind -> (count, first names).
         refused: a line for each that was meant to be taken and cannot be: its name and the reason.

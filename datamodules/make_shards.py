@@ -1,14 +1,21 @@
 """Make webdataset shards from images: python -m datamodules.make_shards photos data/train
 
-SOURCE is a folder (with its subfolders), a text file with one path a line, or a table: csv, tsv, jsonl, ndjson or
-parquet with a column of paths and, if you like, columns of captions, masks and class numbers. Paths in a list are
-relative to its folder.
+SOURCE is a folder (with its subfolders, linked ones too), a text file with one path a line, or a table: csv, tsv,
+jsonl, ndjson or parquet with a column of paths or of pictures and, if you like, columns of captions, masks and class
+numbers. Paths in a list are relative to its folder.
 
-Beside an image NAME.jpg (or png, webp) may lie its caption NAME.txt, its mask NAME.mask.png (or webp, jpg; white =
-inpaint), class numbers NAME.label.png or NAME.seg.png, and NAME.json with COCO annotations. What a table says wins.
+Beside an image NAME.jpg may lie its caption NAME.txt or NAME.caption, its mask NAME.mask.png (white = inpaint), class
+numbers NAME.label.png or NAME.seg.png, its class NAME.cls, and NAME.json with annotations of COCO or LabelMe; a table
+metadata.csv or metadata.jsonl in the folder may say more. Names fit in any case, and what a table says wins. Masks with
+other names are taken with --masks.
+
+JPEG, PNG and WEBP are copied byte for byte; TIFF, BMP, GIF, AVIF, HEIC and others become PNG without loss. An account
+at the end tells what was taken and found, what was left aside and why, and what cannot be used.
 
 The same input gives the same bytes, for any number of workers: sorted keys, no times, no owners. A run that was
 stopped or killed goes on when the same command is given again, and ends with the same bytes.
+
+Exit codes: 0 if something was taken and nothing refused (or with --skip-bad), else 1.
 """
 
 from __future__ import annotations
@@ -25,36 +32,63 @@ from typing import Any, NamedTuple
 import PIL
 from tqdm import tqdm
 
+from datamodules.account import Account
+from datamodules.samples.captions import check_encoding
 from datamodules.shards.manifest import Shard, read_manifest
+from datamodules.shards.tar_index import ScannedTar
 from datamodules.writing.ordered_pool import ordered_map
 from datamodules.writing.shard_journal import ShardJournal, open_journal
 from datamodules.writing.shard_options import SHARD_BYTES, add_shard_options
 from datamodules.writing.shard_writer import ShardWriter
 from datamodules.writing.source_lists import Columns, Source, find_sources, fingerprint
-from datamodules.writing.source_samples import EncodedSample, Resize, try_source
+from datamodules.writing.source_samples import PackedSample, Packing, Resize, try_source
 from inpaint_module.commands.errors import GOES_ON, exit_code_of
 
 
 class Report(NamedTuple):
-    """What was written, and the images left out with `skip_bad`, each with its reason."""
+    """What was written, the reasons of images left out with `skip_bad`, and the account of all files."""
 
     shards: list[Shard]
     skipped: list[str]
+    account: Account
+
+
+class RefusedError(ValueError):
+    """Images cannot be used; `account` is of all that were looked at."""
+
+    def __init__(self, message: str, account: Account) -> None:
+        super().__init__(message)
+        self.account = account
 
 
 def _write(
-    results: Iterator[EncodedSample | str], writer: ShardWriter, journal: ShardJournal, skip_bad: bool
+    results: Iterator[PackedSample | str], writer: ShardWriter, journal: ShardJournal, skip_bad: bool, account: Account
 ) -> list[str]:
-    """Write the samples of all sources from `journal.next_source` on; returns the reasons of those left out."""
-    bad, number = journal.skipped, journal.next_source
+    """Write the samples of all sources from `journal.next_source` on; returns the reasons of those left out.
+
+    Unless `skip_bad`, nothing more is written once something cannot be used.
+    """
+    bad, number, part = journal.skipped, journal.next_source, Account()
+    for shard in journal.shards:
+        account.add(Account.from_json(shard.account))
+
+    def note(finished: tuple[str, ScannedTar] | None) -> Account:
+        if finished:
+            journal.add(*finished, next_source=number, skipped=bad, account=part.as_json())
+        return Account() if finished else part
+
     for result in results:
         if isinstance(result, str):
             bad.append(result)
-        elif (not bad or skip_bad) and (finished := writer.write(*result)):
-            journal.add(*finished, next_source=number, skipped=bad)
+        else:
+            if skip_bad or not (bad or account.refused):
+                part = note(writer.write(*result.sample))
+            for each in (part, account):
+                each.take(result.found, result.notes)
         number += 1
-    if (not bad or skip_bad) and (finished := writer.finish()):
-        journal.add(*finished, next_source=number, skipped=bad)
+    if skip_bad or not (bad or account.refused):
+        note(writer.finish())
+    account.refused += bad
     return bad
 
 
@@ -68,10 +102,12 @@ def make_shards(
     out: str | Path,
     *,
     columns: Columns = Columns(),  # noqa: B008, immutable
+    masks: str | None = None,
     shard_bytes: int = SHARD_BYTES,
     samples_per_shard: int | None = None,
     resize: Resize = Resize(),  # noqa: B008, immutable
     max_pixels: int = 50_000_000,
+    caption_encoding: str = "utf-8",
     skip_bad: bool = False,
     workers: int = 1,
     progress: bool = False,
@@ -84,43 +120,48 @@ def make_shards(
         source: a folder, searched with its subfolders, a text file with one path a line, or a table.
         out: a folder without shards, or with an unfinished run; made if missing.
         columns: which columns of a table are used.
+        masks: where masks are besides NAME.mask.png: a pattern such as `{name}_mask*.png`, or a folder.
         shard_bytes: size of a tar, about.
         samples_per_shard: at most so many samples a tar.
         resize: shrink larger images; without it their bytes are copied unchanged.
         max_pixels: refuse larger images.
+        caption_encoding: of captions, tables and lists that have no byte-order mark.
         skip_bad: leave unusable images out and report them, instead of refusing all.
         workers: processes that read, shrink and encode.
         progress: show a progress bar.
 
     Raises:
         ValueError: if `out` has shards already, or an unfinished run of other arguments or of images that have
-            changed since, or naming every image that cannot be used.
+            changed since.
+        RefusedError: naming every image that cannot be used.
         OSError: if writing fails, or a worker dies; the same call goes on.
     """
-    out = Path(out)
-    sources = find_sources(source, columns)
+    out, account, packing = Path(out), Account(), Packing(resize, max_pixels, check_encoding(caption_encoding))
+    sources = find_sources(source, columns, masks=masks, encoding=packing.encoding, account=account)
     arguments = _arguments(
         sources,
         shard_bytes=shard_bytes,
         samples_per_shard=samples_per_shard,
         **resize._asdict(),
         max_pixels=max_pixels,
+        caption_encoding=packing.encoding,
         skip_bad=skip_bad,
     )
     with closing(open_journal(out, arguments)) as journal:
         number = journal.next_source
         bar = tqdm(sources[number:], initial=number, total=len(sources), unit="image", disable=not progress)
-        encode = partial(try_source, resize=resize, max_pixels=max_pixels)
+        encode = partial(try_source, packing=packing)
         with (
             closing(ordered_map(encode, bar, workers=workers, preload=try_source.__module__)) as results,
             closing(ShardWriter(out, shard_bytes, samples_per_shard, number=len(journal.shards))) as writer,
         ):
-            bad = _write(results, writer, journal, skip_bad)
-        if (bad and not skip_bad) or not journal.shards:
+            bad = _write(results, writer, journal, skip_bad, account)
+        if (account.refused and not skip_bad) or not journal.shards:
             journal.discard()
-            raise ValueError(f"{len(bad)} of {len(sources)} images cannot be used:\n" + "\n".join(bad))
+            reasons = "\n".join(account.refused)
+            raise RefusedError(f"{len(bad)} of {len(sources)} images cannot be used:\n{reasons}", account)
         journal.publish()
-    return Report(read_manifest(out), bad)
+    return Report(read_manifest(out), bad, account)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -139,6 +180,18 @@ def _parser() -> argparse.ArgumentParser:
     number("--max-pixels", default=50_000_000, help="refuse images of more than N pixels (default %(default)s)")
     parser.add_argument(
         "--skip-bad", action="store_true", help="leave out images that cannot be used (default: refuse all)"
+    )
+    parser.add_argument(
+        "--masks",
+        metavar="PATTERN",
+        help="where masks are besides NAME.mask.png: '{name}_mask*.png' or 'masks/{name}.png', from each photo's "
+        "folder, or a folder of masks with the photos' names (default: nowhere)",
+    )
+    parser.add_argument(
+        "--caption-encoding",
+        metavar="NAME",
+        default="utf-8",
+        help="of captions, tables and lists without a byte-order mark, such as latin-1 (default %(default)s)",
     )
     number("--workers", default=os.cpu_count(), help="processes (default: one per core)")
     _add_columns(parser)
@@ -167,11 +220,15 @@ def _columns(options: dict[str, Any]) -> Columns:
 def _run(options: dict[str, Any]) -> int:
     resize = Resize(options.pop("short_side"), options.pop("max_side"), options.pop("quality"))
     columns = _columns(options)
-    report = make_shards(**options, columns=columns, resize=resize, progress=True)
+    try:
+        report = make_shards(**options, columns=columns, resize=resize, progress=True)
+    except RefusedError as error:
+        sys.stdout.write(error.account.text("photos can be taken"))
+        raise
     for reason in report.skipped:
         sys.stderr.write(f"skipped: {reason}\n")
-    total = sum(shard.count for shard in report.shards)
-    sys.stdout.write(f"{total} samples in {len(report.shards)} shards, {len(report.skipped)} skipped\n")
+    count = len(report.shards)
+    sys.stdout.write(report.account.text(f"photos taken, in {count} shard{'s' * (count != 1)}"))
     return 0
 
 

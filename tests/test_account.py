@@ -19,7 +19,7 @@ def small() -> Account:
 def test_text() -> None:
     assert small().text() == (
         "2 photos taken\n"
-        "  captions 1, masks 1, labels 0, annotations 0\n"
+        "  captions 1, masks 1, labels 0, json 0\n"
         "  1 masks empty: a.mask.png\n"
         "4 left aside\n"
         "  4 hidden or system: ._a.jpg, .DS_Store, Thumbs.db and 1 more\n"
@@ -32,7 +32,7 @@ def test_parts_add_up_and_survive_a_file() -> None:
     both = small()
     both.add(Account.from_json(json.loads(json.dumps(small().as_json()))))
     assert both.taken == 4
-    assert both.found == {"captions": 2, "masks": 2, "labels": 0, "annotations": 0}
+    assert both.found == {"captions": 2, "masks": 2, "labels": 0, "json": 0}
     assert both.noted == {"masks empty": (2, ["a.mask.png", "a.mask.png"])}
     assert both.aside == {"hidden or system": (8, ["._a.jpg", ".DS_Store", "Thumbs.db"])}
     assert len(both.refused) == 2

@@ -3,13 +3,16 @@
 import builtins
 import json
 import os
+import unicodedata
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 import pytest
 from data_fixtures import photo, photo_folder
 
-from datamodules.writing.source_lists import Columns, Source, find_sources, fingerprint, make_key
+from datamodules.account import Account
+from datamodules.writing.source_lists import SAME_NAME, Columns, Source, find_sources, fingerprint, make_key
 from datamodules.writing.source_tables import read_table
 
 ROWS = [
@@ -43,16 +46,18 @@ def test_tables_say_the_same(tmp_path: Path, suffix: str) -> None:
         Source(
             "in/p000",
             tmp_path / "in/p000.jpg",
+            (),
             (("txt", "größe".encode()), ("cls", b"0"), ("json", b'{"note": "y"}')),
-            None,
             f"{table} row 2",
+            "in/p000.jpg",
         ),
         Source(
             "in/p001",
             tmp_path / "in/p001.jpg",
+            (),
             (("txt", b'one, "quoted"\nand broken'), ("cls", b"7"), ("json", b'{"note": "x"}')),
-            None,
             f"{table} row 1",
+            "in/p001.jpg",
         ),
     ]
 
@@ -62,9 +67,10 @@ def test_folder_and_text_list(tmp_path: Path) -> None:
     photo(1).save(folder / "p000.mask.png")
     assert [source.key for source in find_sources(folder)] == ["p000", "p001"]
     (tmp_path / "list.txt").write_text("in/p001.jpg\n\n  in/p000.jpg \n")
+    beside = [("txt", folder / "p000.txt"), ("mask", folder / "p000.mask.png")], [("txt", folder / "p001.txt")]
     assert find_sources(tmp_path / "list.txt") == [
-        Source("in/p000", tmp_path / "in/p000.jpg"),
-        Source("in/p001", tmp_path / "in/p001.jpg"),
+        Source(f"in/p00{number}", folder / f"p00{number}.jpg", tuple(files), name=f"in/p00{number}.jpg")
+        for number, files in enumerate(beside)
     ]
 
 
@@ -80,30 +86,30 @@ def test_columns_are_looked_up_in_order(tmp_path: Path) -> None:
     rows = [{"image": "a.png", "path": "b.png", "text": "t", "title": "u", "mask": "m.PNG", "cls": ""}]
     table = write(tmp_path / "t.csv", rows)
     assert find_sources(table) == [
-        Source("b", tmp_path / "b.png", (("txt", b"t"),), tmp_path / "m.PNG", f"{table} row 1")
+        Source("b", tmp_path / "b.png", (("mask", tmp_path / "m.PNG"),), (("txt", b"t"),), f"{table} row 1", "b.png")
     ]
     chosen = find_sources(table, Columns(image=("image",), caption=("title",), mask=(), label=()))
-    assert chosen == [Source("a", tmp_path / "a.png", (("txt", b"u"),), None, f"{table} row 1")]
+    assert chosen == [Source("a", tmp_path / "a.png", (), (("txt", b"u"),), f"{table} row 1", "a.png")]
 
 
 @pytest.mark.parametrize(
     ("row", "columns", "message"),
     [
-        ({"file": "a.png"}, Columns(), r"column path or image or file_name for the image, got the columns \['file'\]"),
+        ({"f": "a.png"}, Columns(), r"column path or image or file_name or .* for the image, got the columns \['f'\]"),
         (
             {"path": "a.png"},
             Columns(caption=("cap",)),
             r"expected a column cap for the caption, got the columns \['path'\]",
         ),
         ({"path": "a.png"}, Columns(json=("b",)), r"columns \['b'\] for the json, got the columns \['path'\]"),
-        ({"path": "a.gif"}, Columns(), r"row 1: column 'path': expected the path of an image, got 'a\.gif'"),
+        ({"path": "a.mp4"}, Columns(), r"row 1: column 'path': expected the path of an image, got 'a\.mp4'"),
         ({"path": ""}, Columns(), r"row 1: column 'path': expected the path of an image, got ''"),
         ({"path": {"bytes": "x"}}, Columns(), r"row 1: column 'path': expected a text, got dict"),
         ({"path": "a.png", "text": 3}, Columns(), r"row 1: column 'text': expected a text, got int"),
         (
-            {"path": "a.png", "mask": "m.tif"},
+            {"path": "a.png", "mask": "m.txt"},
             Columns(),
-            r"row 1: column 'mask': expected the path of a mask, got 'm\.tif'",
+            r"row 1: column 'mask': expected the path of a mask, got 'm\.txt'",
         ),
         (
             {"path": "a.png", "label": "cat"},
@@ -162,34 +168,55 @@ def test_parquet_without_pyarrow_says_what_to_install(tmp_path: Path, monkeypatc
         read_table(tmp_path / "t.parquet")
 
 
-def test_same_key_twice(tmp_path: Path) -> None:
-    table = write(tmp_path / "t.csv", [{"path": "a.png"}, {"path": "a.jpg"}])
-    with pytest.raises(
-        ValueError, match=r"t\.csv row 1: .*a\.png: same key as .*t\.csv row 2: .*a\.jpg: 'a'; rename one"
-    ):
-        find_sources(table)
+def test_two_with_one_key_are_both_taken(tmp_path: Path) -> None:
+    """One keeps the key, whose name it is; the mark of the other comes from its own name."""
+    for name in ("photo (1).jpg", "photo [1].jpg", "é_.jpg", "é .jpg", "x.jpg", "x.png"):
+        photo(1).save(tmp_path / name)
+    account = Account()
+    keys = {source.name: source.key for source in find_sources(tmp_path, account=account)}
+    assert keys == {
+        "photo (1).jpg": "photo__1__" + sha256(b"photo (1).jpg\n").hexdigest()[:8],
+        "photo [1].jpg": "photo__1__" + sha256(b"photo [1].jpg\n").hexdigest()[:8],
+        "é_.jpg": "é_",
+        "é .jpg": "é__" + sha256("é .jpg\n".encode()).hexdigest()[:8],
+        "x.jpg": "x",
+        "x.png": "x_" + sha256(b"x.png\n").hexdigest()[:8],
+    }
+    assert account.noted == {SAME_NAME: (4, ["photo (1).jpg", "photo [1].jpg", "x.png"])}
 
 
-def test_colliding_keys(tmp_path: Path) -> None:
-    folder = photo_folder(tmp_path / "in", 1)
-    photo(1).save(folder / "p000.png")
-    with pytest.raises(ValueError, match=r"p000\.png: same key as .*p000\.jpg: 'p000'; rename one"):
-        find_sources(folder)
+def test_an_image_in_several_rows_is_a_sample_each_time(tmp_path: Path) -> None:
+    table = write(tmp_path / "t.csv", [{"path": "a.png", "caption": "one"}, {"path": "a.png", "caption": "two"}])
+    sources = find_sources(table)
+    assert [source.given for source in sources] == [(("txt", b"one"),), (("txt", b"two"),)]
+    assert len({source.key for source in sources}) == 2
+
+
+def test_a_line_that_comes_twice_is_taken_once(tmp_path: Path) -> None:
+    (tmp_path / "list.txt").write_text("a.png\nb.png\na.png\n")
+    account = Account()
+    assert [source.key for source in find_sources(tmp_path / "list.txt", account=account)] == ["a", "b"]
+    assert account.aside == {"listed more than once": (1, ["a.png"])}
 
 
 def test_bad_sources(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"none: expected a folder of images or a file that lists them"):
+    with pytest.raises(
+        ValueError, match="none: expected a folder of images, or a text file or table that lists them, got none"
+    ):
         find_sources(tmp_path / "none")
     with pytest.raises(ValueError, match="no images"):
         find_sources(tmp_path)
-    (tmp_path / "list.txt").write_text("a.gif\n")
-    with pytest.raises(ValueError, match=r"list\.txt: expected names of images .*got \['a\.gif'\]"):
+    (tmp_path / "list.txt").write_text("a.mp4\n")
+    with pytest.raises(ValueError, match=r"list\.txt: expected names of images, got \['a\.mp4'\]"):
         find_sources(tmp_path / "list.txt")
 
 
 def test_key() -> None:
     assert make_key("../a b/c.d.JPG") == "a_b/c_d"
     assert make_key("/abs/x.png") == "abs/x"
+    assert make_key("Größe 日本.jpg") == make_key(unicodedata.normalize("NFD", "Größe 日本.jpg")) == "Größe_日本"
+    assert make_key("हिन्दी.jpg") == "हिन्दी"
+    assert make_key("\udce9\n😀*.jpg") == "____"
 
 
 def test_fingerprint_sees_every_change(tmp_path: Path) -> None:

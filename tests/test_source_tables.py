@@ -47,8 +47,5 @@ def test_missing_files_of_a_table_are_named_with_their_rows(tmp_path: Path, caps
     assert main([str(folder / "list.csv"), str(tmp_path / "out"), "--workers", "1"]) == 1
     message = capsys.readouterr().err
     assert "2 of 3 images cannot be used" in message
-    assert f"{folder}/list.csv row 1: {folder}/gone.jpg: [Errno 2] No such file" in message
-    assert (
-        f"{folder}/list.csv row 3: {folder}/p001.jpg: [Errno 2] No such file or directory: '{folder}/gone.png'"
-        in message
-    )
+    assert f"{folder}/list.csv row 1: {folder}/gone.jpg: No such file or directory\n" in message
+    assert f"{folder}/list.csv row 3: {folder}/gone.png: No such file or directory\n" in message

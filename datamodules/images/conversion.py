@@ -17,7 +17,7 @@ from PIL import Image, UnidentifiedImageError
 
 from datamodules.images.reading import FORMATS, is_animated, open_image
 
-HEIC_ADVICE = "pip install 'inpaint-module[heic]' reads them"
+HEIC_ADVICE = "pip install 'inpaint-module[heic]' reads it"
 _ORIENTATION = 0x0112  # the EXIF tag
 _TRAINED = {"jpg": "JPEG", "jpeg": "JPEG", "jpe": "JPEG", "jfif": "JPEG", "jif": "JPEG", "mpo": "JPEG"}
 _TRAINED |= {"png": "PNG", "apng": "PNG", "webp": "WEBP"}
@@ -42,11 +42,19 @@ _TURNED_BACK = {  # undoes what the EXIF tag asks for
 
 
 class StoredPicture(NamedTuple):
-    """A picture as it goes into a shard: `suffix` jpg, jpeg, png or webp; notes are kinds of an account."""
+    """A picture as it goes into a shard.
+
+    Attributes:
+        suffix: jpg, jpeg, png or webp.
+        data: the file.
+        notes: kinds of an account.
+        image: the file opened, without the EXIF rotation applied.
+    """
 
     suffix: str
     data: bytes
-    notes: tuple[str, ...] = ()
+    notes: tuple[str, ...]
+    image: Image.Image
 
 
 def suffix_of(name: str) -> str:
@@ -66,10 +74,10 @@ def why_unread(name: str) -> str | None:
     if is_picture(name) or suffix not in _CONVERTED.keys() | _UNREAD:
         return None
     if _CONVERTED.get(suffix) == "HEIF":
-        return f"HEIC pictures ({HEIC_ADVICE})"
+        return f"in HEIC ({HEIC_ADVICE})"
     if suffix in _CONVERTED:
-        return f"{_CONVERTED[suffix]} pictures, which this Pillow does not read (save them as PNG or JPEG)"
-    return f".{suffix} pictures, which are not read (save them as PNG or JPEG)"
+        return f"in {_CONVERTED[suffix]}, which this Pillow does not read (save it as PNG or JPEG)"
+    return f"a .{suffix} picture, which is not read (save it as PNG or JPEG)"
 
 
 @lru_cache(maxsize=1)
@@ -103,7 +111,7 @@ def stored_picture(data: bytes, name: str, max_pixels: int) -> StoredPicture:
         return _converted(data, chosen, max_pixels)
     image.load()
     suffix = suffix if suffix in ("jpg", "jpeg", "png", "webp") else _STORED[image.format or "PNG"]
-    return StoredPicture(suffix, data, _notes(is_animated(image)))
+    return StoredPicture(suffix, data, _notes(is_animated(image)), image)
 
 
 def _notes(several: bool, converted: bool = False) -> tuple[str, ...]:
@@ -142,7 +150,9 @@ def _converted(data: bytes, formats: list[str], max_pixels: int) -> StoredPictur
     pixels, profile = _as_png_has(pixels), image.info.get("icc_profile")
     profile = None if image.mode in ("CMYK", "LAB", "YCbCr") else profile  # of a colour space that PNG has not
     pixels.save(file, "PNG", icc_profile=profile, exif=exif if turned else None)
-    return StoredPicture("png", file.getvalue(), _notes(several, converted=True))
+    return StoredPicture(
+        "png", file.getvalue(), _notes(several, converted=True), open_image(file.getvalue(), max_pixels)
+    )
 
 
 def _as_png_has(image: Image.Image) -> Image.Image:

@@ -12,6 +12,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from datamodules.own_masks.coco_rle import read_runs
+
 _CIRCLE = 128  # corners of a polygon that stands for a circle
 _LABELME_POLYGONS = ("polygon", "rotation", None, "")
 TOO_FEW = "outlines of fewer than three points"
@@ -69,6 +71,13 @@ def parse_annotations(data: bytes) -> Annotations:
         return Annotations([], None, None, left_out)
     width, height = (None if side is None else whole(side, sides) for side in sides)
     return Annotations(objects, width, height, left_out)
+
+
+def check_runs(found: Annotations) -> None:
+    """Refuse run lengths that do not cover their picture, which are else found when a mask is made of them."""
+    for one in found.objects:
+        if isinstance(one.shape, RunLengths):
+            read_runs(*one.shape)
 
 
 def whole(side: Any, sides: Any) -> int:

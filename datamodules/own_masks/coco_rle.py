@@ -39,8 +39,8 @@ def unpack_counts(text: str) -> np.ndarray:
     return numbers
 
 
-def decode_rle(counts: str | Sequence[int], height: int, width: int) -> np.ndarray:
-    """Run lengths, packed or not -> bool (H, W).
+def read_runs(counts: str | Sequence[int], height: int, width: int) -> np.ndarray:
+    """Run lengths, packed or not -> int64 (N,).
 
     Raises:
         ValueError: if they do not cover the image exactly.
@@ -54,4 +54,14 @@ def decode_rle(counts: str | Sequence[int], height: int, width: int) -> np.ndarr
             f"expected COCO counts of at least 0 that sum to {height} x {width} = {pixels} pixels, "
             f"got a sum of {runs.sum()} and a least count of {runs.min(initial=0)}"
         )
+    return runs
+
+
+def decode_rle(counts: str | Sequence[int], height: int, width: int) -> np.ndarray:
+    """Run lengths, packed or not -> bool (H, W).
+
+    Raises:
+        ValueError: if they do not cover the image exactly.
+    """
+    runs = read_runs(counts, height, width)
     return np.repeat(np.arange(len(runs)) % 2 == 1, runs).reshape(width, height).T

@@ -5,15 +5,23 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 from lightning.pytorch.utilities import rank_zero_warn
 
 _ENOUGH = 64
 _MOSTLY = 0.9
+_MUCH, _EDGE = 0.6, 0.8  # shares of a mask and of its border
 
 
 def suspicious_polarity(coverages: Sequence[float]) -> bool:
     """Whether so large a share (0..1) of each mask is masked, on average, that 1 seems to mean keep."""
     return sum(coverages) > _MOSTLY * len(coverages)
+
+
+def looks_inverted(mask: np.ndarray) -> bool:
+    """Whether one mask, bool (H, W), is mostly masked, along its border too: it may mark what to keep."""
+    edges = np.concatenate([mask[0], mask[-1], mask[:, 0], mask[:, -1]])
+    return bool(mask.mean() > _MOSTLY or (mask.mean() > _MUCH and edges.mean() > _EDGE))
 
 
 class PolarityWatch:

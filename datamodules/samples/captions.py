@@ -5,10 +5,10 @@ from __future__ import annotations
 import codecs
 import json
 import re
-import string
 from typing import Any
 
 _LARGEST_LABEL = 2**63 - 1
+_NULS = re.compile(r"\0[\0\s]*\Z")
 _MARKS = (  # UTF-32's begins with UTF-16's
     (codecs.BOM_UTF8, "utf-8-sig"),
     (codecs.BOM_UTF32_LE, "utf-32"),
@@ -19,7 +19,7 @@ _MARKS = (  # UTF-32's begins with UTF-16's
 
 
 def decode_text(data: bytes, encoding: str = "utf-8") -> str:
-    """The text of a file, without its byte-order mark, the NULs at its end, and space around it.
+    """The text of a file, without its byte-order mark and the NULs at its end.
 
     Args:
         data: the bytes; a byte-order mark of UTF-8, UTF-16 or UTF-32 says how to read them.
@@ -30,12 +30,27 @@ def decode_text(data: bytes, encoding: str = "utf-8") -> str:
     """
     encoding = next((name for mark, name in _MARKS if data.startswith(mark)), encoding)
     try:
-        text = data.decode(encoding).rstrip("\0" + string.whitespace).strip()
+        text = _NULS.sub("", data.decode(encoding))
     except UnicodeError as error:
         raise ValueError(f"expected a text in {encoding.upper().removesuffix('-SIG')}: {error}") from error
     if "\0" in text:
         raise ValueError(f"expected a text in {encoding.upper()}, got NULs in it, as UTF-16 read so has")
     return text
+
+
+def check_encoding(name: str) -> str:
+    """The name of an encoding, as given.
+
+    Raises:
+        ValueError: if Python knows no such encoding of texts.
+    """
+    try:
+        b"a".decode(name)
+    except UnicodeError:  # one letter may be half of one
+        return name
+    except LookupError as error:
+        raise ValueError(f"caption_encoding: expected one that Python knows, such as latin-1, got {error}") from error
+    return name
 
 
 def read_json(fields: dict[str, bytes]) -> dict[str, Any]:
@@ -64,7 +79,7 @@ def parse_caption(fields: dict[str, bytes], max_bytes: int, key: str = "caption"
         data = caption.encode()
     if len(data) > max_bytes:
         raise ValueError(f"expected a caption of at most {max_bytes} bytes, got {len(data)}")
-    return decode_text(data)
+    return decode_text(data).strip()
 
 
 def parse_label(fields: dict[str, bytes], key: str = "label") -> int:
@@ -74,7 +89,7 @@ def parse_label(fields: dict[str, bytes], key: str = "label") -> int:
         ValueError: if there is none, or one that is not a whole number from 0 to 2^63 - 1.
     """
     if "cls" in fields:
-        text = decode_text(fields["cls"])
+        text = decode_text(fields["cls"]).strip()
         label: Any = int(text) if re.fullmatch("[0-9]{1,19}", text) else text[:20]
     elif (label := read_json(fields).get(key)) is None:
         raise ValueError(

@@ -6,7 +6,7 @@ import fcntl
 import json
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +20,13 @@ VERSION = 1
 
 @dataclass(frozen=True)
 class FinishedShard:
-    """One tar on the disk: the number of the first source that is not in it or before it, and the reasons of those
-    that were left out since the tar before."""
+    """One tar on the disk: the number of the first source that is not in it or before it, the reasons of those that
+    were left out since the tar before, and the account of those in it."""
 
     row: ManifestRow
     next_source: int
     skipped: list[str]
+    account: dict[str, Any] = field(default_factory=dict)
 
 
 def _parse(lines: Sequence[str]) -> list[FinishedShard]:
@@ -106,11 +107,19 @@ class ShardJournal:
         self._file.flush()
         os.fsync(self._file.fileno())
 
-    def add(self, name: str, scanned: ScannedTar, *, next_source: int, skipped: Sequence[str]) -> None:
-        """Note a tar that is on the disk; `skipped` are all reasons so far."""
+    def add(
+        self,
+        name: str,
+        scanned: ScannedTar,
+        *,
+        next_source: int,
+        skipped: Sequence[str],
+        account: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Note a tar that is on the disk; `skipped` are all reasons so far, `account` is of its samples."""
         write_index(index_path(self.folder / name), scanned.index, scanned.bytes)
         row = ManifestRow(name, len(scanned.index.keys), scanned.bytes, scanned.sha256)
-        shard = FinishedShard(row, next_source, list(skipped[len(self.skipped) :]))
+        shard = FinishedShard(row, next_source, list(skipped[len(self.skipped) :]), dict(account or {}))
         self._append(json.dumps(asdict(shard)) + "\n")
         self.shards.append(shard)
 

@@ -3,52 +3,55 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import re
-from collections.abc import Iterable, Sequence
+import unicodedata
+from collections import Counter
+from collections.abc import Iterable
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from datamodules.account import Account
+from datamodules.images.conversion import is_picture, why_unread
+from datamodules.samples.captions import decode_text
 from datamodules.shards.tar_index import IMAGE_FIELDS, LABEL_FIELDS, MASK_FIELDS
-from datamodules.writing.source_tables import Table, is_table, read_table
+from datamodules.writing.folders import find_photos, is_metadata, walk, why_left
+from datamodules.writing.mask_places import MaskPlaces, list_names
+from datamodules.writing.sidecars import folded, sort_folder
+from datamodules.writing.source_rows import Columns, Row, has_images, read_rows
+from datamodules.writing.source_tables import Cell, is_table
 
-BESIDE = (*MASK_FIELDS, *LABEL_FIELDS, "txt", "json")  # suffixes of what may lie beside an image
+SAME_NAME = "with the key of another: a mark was added to it"
+UNUSED_COLUMNS = "as a column that is not used"
+NOT_THERE = "named in a table of the folder, but not there"
 
 
 class Source(NamedTuple):
-    """One image on disk and the key that it will have.
+    """One image and the key that it will have.
 
-    `given` holds the fields that a table gives, with their bytes, `mask` the file of the mask that it names, and
-    `origin` says where the table does.
+    Attributes:
+        key: of the sample.
+        path: the file, or the cell of a table that holds it.
+        beside: purpose (txt, cls, json, mask, label, seg) -> file beside it, or cell.
+        given: fields that a table gives, with their bytes; they win.
+        origin: where the table says it.
+        name: what an account calls it.
     """
 
     key: str
-    path: Path
+    path: Path | Cell
+    beside: tuple[tuple[str, Path | Cell], ...] = ()
     given: tuple[tuple[str, bytes], ...] = ()
-    mask: Path | None = None
     origin: str = ""
+    name: str = ""
 
     def __str__(self) -> str:
-        return f"{self.origin}: {self.path}" if self.origin else str(self.path)
-
-
-class Columns(NamedTuple):
-    """Which columns of a table are used: for each purpose the first of these names that the table has.
-
-    `json` columns go into each sample's json, under their names.
-    """
-
-    image: Sequence[str] = ("path", "image", "file_name")
-    caption: Sequence[str] = ("caption", "text")
-    mask: Sequence[str] = ("mask",)
-    label: Sequence[str] = ("label", "cls")
-    json: Sequence[str] = ()
+        return f"{self.origin}: {self.path}" if self.origin and isinstance(self.path, Path) else str(self.path)
 
 
 def is_image(path: Path) -> bool:
-    """An image by its name; masks and label maps are not."""
+    """An image that training opens, by its name; masks and label maps are not."""
     name = path.name.lower()
     return name.endswith(tuple(f".{field}" for field in IMAGE_FIELDS)) and not name.endswith(
         tuple(f".{field}" for field in MASK_FIELDS + LABEL_FIELDS)
@@ -56,112 +59,194 @@ def is_image(path: Path) -> bool:
 
 
 def make_key(path: str) -> str:
-    """`my photos/a.b.JPG` -> `my_photos/a_b`: what a shard allows, without the dots that would end the key."""
+    """`my photos/Größe.b.JPG` -> `my_photos/Größe_b`: letters and numbers of any language, and no dots.
+
+    A dot would end the key; all else but - and _ becomes _.
+    """
     parts = [part for part in Path(path).with_suffix("").parts if part not in ("..", ".", os.sep)]
-    return "/".join(re.sub(r"[^A-Za-z0-9_-]", "_", part) for part in parts)
+    return "/".join("".join(map(_key_letter, unicodedata.normalize("NFC", part))) for part in parts)
 
 
-def _column(table: Table, names: Sequence[str], defaults: Sequence[str], purpose: str) -> str | None:
-    """The first name that the table has; a name that somebody asked for must be there."""
-    found = next((name for name in names if name in table.columns), None)
-    if found is None and names and (purpose == "image" or names != defaults):
-        raise ValueError(f"expected a column {' or '.join(names)} for the {purpose}, got the columns {table.columns}")
-    return found
+def _key_letter(letter: str) -> str:
+    kept = re.match("[A-Za-z0-9_-]", letter) or (ord(letter) > 127 and unicodedata.category(letter)[0] in "LMN")
+    return letter if kept else "_"
 
 
-def _text(row: dict[str, Any], column: str | None) -> str:
-    value = row.get(column) if column else None
-    if value is not None and not isinstance(value, str):
-        raise ValueError(f"column {column!r}: expected a text, got {type(value).__name__}")
-    return value or ""
+def _unique(sources: list[Source], account: Account) -> list[Source]:
+    """Sources by key, each with its own.
+
+    Of several with one key the one keeps it whose name it is; the others get a mark that depends on their own name and
+    row alone.
+    """
+    counts, kept, marked = Counter(source.key for source in sources), set(), []
+    for source in sorted(sources, key=lambda source: (source.name, source.origin)):
+        exact = source.key == os.path.splitext(source.name)[0] and source.key not in kept
+        if counts[source.key] > 1 and not exact:
+            account.note(SAME_NAME, source.name)
+            source = source._replace(key=f"{source.key}_{_mark(source)}")
+        kept.add(source.key)
+        marked.append(source)
+    return sorted(marked, key=lambda source: source.key)
 
 
-def _label(row: dict[str, Any], column: str | None) -> bytes:
-    value = row.get(column) if column else None
-    if value is None or value == "":
-        return b""
-    if isinstance(value, bool) or not re.fullmatch(r"\d+", str(value).strip()):
-        raise ValueError(
-            f"column {column!r}: expected a class number, got {value!r}; --label-column '' leaves labels out"
-        )
-    return str(int(value)).encode()
+def _mark(source: Source) -> str:
+    return hashlib.sha256(f"{source.name}\n{source.origin}".encode(errors="surrogateescape")).hexdigest()[:8]
 
 
-def _source(row: dict[str, Any], use: dict[str, str | None], json_columns: Sequence[str], folder: Path) -> Source:
-    name, mask = _text(row, use["image"]), _text(row, use["mask"])
-    if not is_image(Path(name)):
-        raise ValueError(f"column {use['image']!r}: expected the path of an image, got {name!r}")
-    if mask and Path(mask).suffix.lower()[1:] not in IMAGE_FIELDS:
-        raise ValueError(f"column {use['mask']!r}: expected the path of a mask, got {mask!r}")
-    given = {"txt": _text(row, use["caption"]).encode(), "cls": _label(row, use["label"])}
-    if json_columns:
-        given["json"] = json.dumps({column: row.get(column) for column in json_columns}, sort_keys=True).encode()
-    fields = tuple((field, data) for field, data in given.items() if data)
-    return Source(make_key(name), folder / name, fields, folder / mask if mask else None)
+@lru_cache(maxsize=4)  # lists go folder by folder
+def _folder(folder: Path) -> tuple[dict[str, dict[str, str]], dict[str, list[str]]]:
+    """What lies beside each photo of a folder, and the names of its files that differ in case or accents alone."""
+    alike: dict[str, list[str]] = {}
+    for name in list_names(folder):
+        alike.setdefault(folded(name), []).append(name)
+    return sort_folder(list_names(folder)).photos, alike
 
 
-def _table_sources(path: Path, columns: Columns) -> list[Source]:
-    table = read_table(path)
-    try:
-        use = {
-            purpose: _column(table, getattr(columns, purpose), Columns._field_defaults[purpose], purpose)
-            for purpose in ("image", "caption", "mask", "label")
+def _found(path: Path) -> Path:
+    """The file of this name, or the only one whose name differs in case or accents alone."""
+    alike = _folder(path.parent)[1].get(folded(path.name), [])
+    return path.with_name(alike[0]) if len(alike) == 1 else path
+
+
+class _Finder:
+    """Finds sources; `root` is the folder that paths start from."""
+
+    def __init__(self, root: Path, columns: Columns, masks: str | None, encoding: str, account: Account) -> None:
+        self.root, self.columns, self.encoding, self.account = root, columns, encoding, account
+        self.masks = None if masks is None else MaskPlaces(masks, root)
+
+    def file(self, name: str, **more: Any) -> Source:
+        """A photo that a list or a table names, with what lies beside it."""
+        path = _found(self.root / name)
+        beside: dict[str, Path | Cell] = {
+            purpose: path.with_name(file) for purpose, file in _folder(path.parent)[0].get(path.name, {}).items()
         }
-        if missing := [name for name in columns.json if name not in table.columns]:
-            raise ValueError(f"expected the columns {missing} for the json, got the columns {table.columns}")
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from error
-    sources = []
-    for number, row in enumerate(table.rows, 1):
-        origin = f"{path} row {number}"
+        if self.masks is not None and (mask := self.masks.of(Path(name))) is not None:
+            beside["mask"] = self.root / mask
+        return Source(make_key(name), path, tuple(beside.items()), name=name, **more)
+
+    def listed(self, path: Path) -> list[Source]:
+        """The photos of a text file with one path a line."""
         try:
-            sources.append(_source(row, use, columns.json, path.parent)._replace(origin=origin))
-        except (ValueError, TypeError) as error:
-            raise ValueError(f"{origin}: {error}") from error
-    return sources
+            lines = decode_text(path.read_bytes(), self.encoding).splitlines()
+        except ValueError as error:
+            raise ValueError(f"{path}: expected a text file that lists images: {error}") from error
+        names = [line.strip() for line in lines if line.strip()]
+        if other := [name for name in names if not is_picture(name) and why_unread(name) is None]:
+            raise ValueError(f"{path}: expected names of images, got {other[:3]}")
+        twice = [name for name, count in Counter(names).items() for _ in range(count - 1)]
+        self.account.leave("listed more than once", *twice)
+        for name in names:
+            self.account.leave(why_unread(name) or "", *[name] * (why_unread(name) is not None))
+        return [self.file(name) for name in dict.fromkeys(names) if is_picture(name)]
+
+    def table(self, path: Path) -> list[Source]:
+        """The photos of a table."""
+        rows, unused = read_rows(path, self.columns, self.encoding)
+        self.account.note(UNUSED_COLUMNS, *unused)
+        unread = {number: why for number, row in enumerate(rows) if (why := why_unread(str(row.image)))}
+        for number, why in unread.items():
+            self.account.leave(why, str(rows[number].image))
+        return [self.row(path, number, row) for number, row in enumerate(rows) if number not in unread]
+
+    def row(self, table: Path, number: int, row: Row) -> Source:
+        """The photo of one row."""
+        if isinstance(row.image, Cell):
+            name = make_key(row.image.name).rpartition("/")[2] if row.image.name else ""
+            key = f"{make_key(table.name)}/{number:08d}{'_' * bool(name)}{name}"
+            source = Source(key, row.image, (), row.given, row.origin, f"row {number + 1}")
+        else:
+            source = self.file(row.image, given=row.given, origin=row.origin)
+        return source if row.mask is None else self.with_mask(source, row.mask)
+
+    def with_mask(self, source: Source, mask: str | Cell) -> Source:
+        """The source with the mask that a row names."""
+        place = mask if isinstance(mask, Cell) else _found(self.root / mask)
+        return source._replace(beside=tuple({**dict(source.beside), "mask": place}.items()))
+
+    def folder(self) -> list[Source]:
+        """The photos under the root, with what tables called metadata say of them."""
+        names = dict(sorted(walk(self.root, self.account)))
+        told = self.metadata(names)
+        known = [Path(row.mask) for row in told.values() if isinstance(row.mask, str)]
+        sources = {}
+        for path, beside in find_photos(names, self.masks, known, self.account):
+            files = tuple((purpose, self.root / file) for purpose, file in beside.items())
+            sources[str(path)] = Source(make_key(str(path)), self.root / path, files, name=str(path))
+        for name in _alike(sources, told):
+            row = told.pop(name[1])
+            source = sources[name[0]]._replace(given=row.given, origin=row.origin)
+            sources[name[0]] = source if row.mask is None else self.with_mask(source, row.mask)
+        self.account.leave(NOT_THERE, *told)
+        return list(sources.values())
+
+    def metadata(self, names: dict[Path, list[str]]) -> dict[str, Row]:
+        """The rows of tables called metadata, by the photo's path from the root; masks likewise from there."""
+        told: dict[str, Row] = {}
+        for table in [folder / name for folder, files in names.items() for name in files if is_metadata(name)]:
+            if not has_images(self.root / table, self.columns, self.encoding):
+                self.account.leave(why_left(table.name), str(table))
+                continue
+            rows, unused = read_rows(self.root / table, self.columns, self.encoding)
+            self.account.note(UNUSED_COLUMNS, *unused)
+            for row in rows:
+                name = os.path.normpath(table.parent / str(row.image))
+                mask = os.path.normpath(table.parent / row.mask) if isinstance(row.mask, str) else row.mask
+                self.account.leave("further rows of a photo", *[name] * (name in told))
+                told.setdefault(name, row._replace(mask=mask))
+        return told
 
 
-def _listed_sources(path: Path) -> list[Source]:
-    try:
-        names = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path}: expected a text file that lists images: {error}") from error
-    if other := [name for name in names if not is_image(Path(name))]:
-        raise ValueError(f"{path}: expected names of images ({', '.join(IMAGE_FIELDS)}), got {other[:3]}")
-    return [Source(make_key(name), path.parent / name) for name in names]
+def _alike(ours: Iterable[str], theirs: Iterable[str]) -> list[tuple[str, str]]:
+    """Pairs of the same name, or of the only two left that differ in case or accents alone."""
+    theirs = set(theirs)
+    same = [name for name in ours if name in theirs]
+    left: dict[str, tuple[list[str], list[str]]] = {}
+    for side, names in enumerate((set(ours).difference(same), theirs.difference(same))):
+        for name in names:
+            left.setdefault(folded(name), ([], []))[side].append(name)
+    alike = [(mine[0], other[0]) for mine, other in left.values() if len(mine) == len(other) == 1]
+    return [*((name, name) for name in same), *alike]
 
 
-def _folder_sources(folder: Path) -> list[Source]:
-    names = [path.relative_to(folder) for path in folder.rglob("*") if is_image(path)]
-    return [Source(make_key(str(name)), folder / name) for name in names]
-
-
-def find_sources(source: str | Path, columns: Columns = Columns()) -> list[Source]:  # noqa: B008, immutable
+def find_sources(
+    source: str | Path,
+    columns: Columns = Columns(),  # noqa: B008, immutable
+    *,
+    masks: str | None = None,
+    encoding: str = "utf-8",
+    account: Account | None = None,
+) -> list[Source]:
     """The images under a folder, or those that a text file or a table lists, by key.
 
     Args:
         source: a folder, searched with its subfolders; a text file with one path a line; or a table (csv, tsv, jsonl,
             ndjson, parquet). Paths are relative to the list's folder.
         columns: which columns of a table are used.
+        masks: where masks are besides NAME.mask.png, see `MaskPlaces`.
+        encoding: of lists and tables without a byte-order mark.
+        account: counts what is left aside, and why.
 
     Raises:
-        ValueError: if there are none, if two would have the same key, or if a list cannot be read.
+        ValueError: if there are none, or if a list cannot be read.
     """
-    source = Path(source)
+    source, account = Path(source), Account() if account is None else account
+    _folder.cache_clear()
+    finder = _Finder(source if source.is_dir() else source.parent, columns, masks, encoding, account)
     if source.is_dir():
-        found = _folder_sources(source)
-    elif source.is_file():
-        found = _table_sources(source, columns) if is_table(source) else _listed_sources(source)
+        found = finder.folder()
+    elif source.is_file() and not is_picture(source.name):
+        found = finder.table(source) if is_table(source) else finder.listed(source)
     else:
-        raise ValueError(f"{source}: expected a folder of images or a file that lists them, found neither")
+        raise ValueError(
+            f"{source}: expected a folder of images, or a text file or table that lists them, "
+            f"got {'one picture' if source.is_file() else 'none of these'}"
+        )
+    if finder.masks is not None:
+        finder.masks.tell(account, whole=source.is_dir())
     if not found:
-        raise ValueError(f"{source}: no images ({', '.join(IMAGE_FIELDS)}) there")
-    images: dict[str, Source] = {}
-    for image in sorted(found, key=lambda image: str(image.path)):
-        if image.key in images:
-            raise ValueError(f"{image}: same key as {images[image.key]}: {image.key!r}; rename one")
-        images[image.key] = image
-    return [images[key] for key in sorted(images)]
+        raise ValueError(f"{source}: no images that can be read there\n{account.text()}")
+    return _unique(found, account)
 
 
 @lru_cache(maxsize=4)  # sources come by key, and so folder by folder
@@ -184,7 +269,8 @@ def fingerprint(sources: Iterable[Source]) -> str:
     _listing.cache_clear()
     digest = hashlib.sha256()
     for source in sources:
-        files = [source.path, *(source.path.with_suffix(f".{name}") for name in BESIDE)]
-        states = [(path.name, _state(path)) for path in [*files, *([source.mask] if source.mask else [])]]
+        places = [("", source.path), *source.beside]
+        files = [(purpose, place.table if isinstance(place, Cell) else place) for purpose, place in places]
+        states = [(purpose, path.name, _state(path)) for purpose, path in files]
         digest.update(repr((source.key, source.given, states)).encode())
     return digest.hexdigest()

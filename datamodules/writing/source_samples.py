@@ -4,19 +4,31 @@ from __future__ import annotations
 
 import io
 import json
-from typing import NamedTuple
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
 
+import numpy as np
 from PIL import Image, UnidentifiedImageError
 
+from datamodules.images.conversion import StoredPicture, stored_picture
 from datamodules.images.image_sizes import image_size
-from datamodules.images.reading import FORMATS, open_image, to_rgb, upright, upright_size
-from datamodules.own_masks.mask_sources import read_labels
-from datamodules.samples.captions import parse_caption
+from datamodules.images.reading import to_rgb, upright, upright_size
+from datamodules.own_masks.annotations import check_runs, parse_annotations
+from datamodules.own_masks.mask_sources import FileMask, MaskRequest, read_labels
+from datamodules.own_masks.polarity import looks_inverted
+from datamodules.samples.captions import decode_text, parse_caption, parse_label, read_json
 from datamodules.shards.tar_index import LABEL_FIELDS, MASK_FIELDS
-from datamodules.writing.source_lists import BESIDE, Source
+from datamodules.writing.source_lists import Source
+from datamodules.writing.source_tables import Cell
 
 _FORMATS = {"jpg": "JPEG", "jpeg": "JPEG", "png": "PNG", "webp": "WEBP"}
 _MAX_CAPTION_BYTES = 1 << 20
+EMPTY = "with an empty mask: nothing in it is white"
+FULL = "with a full mask: all of it is white"
+INVERTED = "with a mask that looks inverted: white is what is inpainted"
+UNKNOWN = "with a json that has neither a caption nor annotations"
 
 
 class Resize(NamedTuple):
@@ -41,76 +53,167 @@ class EncodedSample(NamedTuple):
     size: tuple[int, int]
 
 
-def _image_bytes(data: bytes, field: str, resize: Resize, max_pixels: int) -> bytes:
-    """Check that an image decodes; re-encode it, upright and in RGB, only if it has to shrink."""
-    image = open_image(data, max_pixels)
-    image.load()
-    scale = resize.scale(*image.size)
+class PackedSample(NamedTuple):
+    """A sample, the kinds of things that were found for it, and what an account notes of it, (kind, name)."""
+
+    sample: EncodedSample
+    found: tuple[str, ...]
+    notes: tuple[tuple[str, str], ...]
+
+
+class Packing(NamedTuple):
+    """How sources become samples: shrinking, the most pixels of a picture, the encoding of texts."""
+
+    resize: Resize = Resize()
+    max_pixels: int = 50_000_000
+    encoding: str = "utf-8"
+
+
+@contextmanager
+def _naming(what: str) -> Iterator[None]:
+    """Any error as a ValueError that names the file; Pillow's own may end in a memory address."""
+    try:
+        yield
+    except UnidentifiedImageError as error:
+        raise ValueError(f"{what}: cannot be read as a picture") from error
+    except OSError as error:
+        raise ValueError(f"{what}: {error.strerror or error}") from error
+    except Exception as error:  # Pillow raises many kinds on damaged files, SyntaxError among them
+        raise ValueError(f"{what}: {error}") from error
+
+
+class _Reader:
+    """Reads what a source consists of, its image first; each error names the very file."""
+
+    def __init__(self, source: Source, packing: Packing) -> None:
+        self.source, self.packing = source, packing
+        self.fields: dict[str, bytes] = {}
+        self.notes: list[tuple[str, str]] = []
+        self.size = self.frame = (0, 0)  # upright width and height, as written and as found
+
+    def read(self, place: Path | Cell, use: Callable[[str, bytes], None]) -> None:
+        """Give a file's name and bytes to `use`."""
+        origin = f"{self.source.origin}: " if self.source.origin and not isinstance(place, Cell) else ""
+        with _naming(f"{origin}{place}"):
+            use(place.name, place.read() if isinstance(place, Cell) else place.read_bytes())
+
+    def note(self, kind: str, name: str = "") -> None:
+        """Something that an account should tell."""
+        self.notes.append((kind, name or self.source.name))
+
+    def image(self, name: str, data: bytes) -> None:
+        """The image itself, shrunk if it has to be."""
+        stored = stored_picture(data, name, self.packing.max_pixels)
+        self.frame = upright_size(stored.image)
+        for kind in stored.notes:
+            self.note(kind)
+        image = _shrunk(stored, self.packing.resize)
+        self.fields[stored.suffix], self.size = image, image_size(image)
+
+    def mask(self, name: str, data: bytes) -> None:
+        """A mask, as training will see it."""
+        stored = stored_picture(data, name, self.packing.max_pixels)
+        fields = {f"mask.{stored.suffix}": stored.data}
+        self.fields |= fields
+        grey = FileMask()(MaskRequest(fields, self.frame, max_pixels=self.packing.max_pixels))
+        masked = np.asarray(grey) >= 128
+        kinds = ((EMPTY, not masked.any()), (FULL, masked.all()), (INVERTED, looks_inverted(masked)))
+        for kind in [kind for kind, true in kinds if true][:1]:
+            self.note(kind, name)
+
+    def labels(self, name: str, data: bytes) -> None:
+        """A map of class numbers; `purpose` is in its name."""
+        stored = stored_picture(data, name, self.packing.max_pixels)
+        read_labels(stored.data, self.packing.max_pixels)
+        purpose = name.rpartition(".")[0].rpartition(".")[2].lower()
+        self.fields[f"{purpose}.png"] = stored.data
+
+    def caption(self, name: str, data: bytes) -> None:
+        """A caption; bytes that are good as they are stay so."""
+        self.fields["txt"] = _utf8(data, self.packing.encoding)
+        parse_caption(self.fields, _MAX_CAPTION_BYTES)
+
+    def number(self, name: str, data: bytes) -> None:
+        """A class number."""
+        self.fields["cls"] = _utf8(data, self.packing.encoding)
+        parse_label(self.fields)
+
+    def json(self, name: str, data: bytes) -> None:
+        """Annotations, or what else a json says, joined by columns of a table."""
+        content, found = read_json({"json": data}), parse_annotations(data)
+        check_runs(found)
+        for reason in dict.fromkeys(found.left_out):
+            self.note(f"with {reason}, left out", name)
+        if not found.objects and not parse_caption({"json": data}, _MAX_CAPTION_BYTES):
+            self.note(UNKNOWN, name)
+        if self.size != self.frame:
+            data = _sized_json(content, self.frame)
+        more = self.fields.get("json")
+        self.fields["json"] = data if more is None else json.dumps({**json.loads(data), **json.loads(more)}).encode()
+
+
+def _utf8(data: bytes, encoding: str) -> bytes:
+    """The bytes themselves if they are UTF-8 without a mark or NULs, else their text in it."""
+    try:
+        text = decode_text(data, encoding).encode()
+    except ValueError as error:
+        raise ValueError(f"{error}; --caption-encoding names another, such as latin-1 or utf-16-le") from error
+    return data if data == text else text
+
+
+def _shrunk(stored: StoredPicture, resize: Resize) -> bytes:
+    """The picture's file; encoded anew, upright and in RGB, only if it has to shrink."""
+    scale = resize.scale(*stored.image.size)
     if scale == 1.0:
-        return data
-    image = to_rgb(upright(image))
+        return stored.data
+    image = to_rgb(upright(stored.image))
     size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
     file = io.BytesIO()
-    image.resize(size, Image.Resampling.LANCZOS).save(file, _FORMATS[field], quality=resize.quality)
+    image.resize(size, Image.Resampling.LANCZOS).save(file, _FORMATS[stored.suffix], quality=resize.quality)
     return file.getvalue()
 
 
-def _sized_json(data: bytes, size: tuple[int, int]) -> bytes:
+def _sized_json(content: dict[str, Any], size: tuple[int, int]) -> bytes:
     """Add the width and height to which polygons refer, unless the json says them itself."""
-    return json.dumps({"width": size[0], "height": size[1], **json.loads(data)}).encode()
+    content = {name: value for name, value in content.items() if value is not None}
+    if "imageWidth" in content and "imageHeight" in content:
+        return json.dumps(content).encode()
+    return json.dumps({"width": size[0], "height": size[1], **content}).encode()
 
 
-def _check_beside(fields: dict[str, bytes], max_pixels: int) -> None:
-    """Decode what lies beside an image."""
-    for name in MASK_FIELDS:
-        if name in fields:
-            open_image(fields[name], max_pixels).load()
-    for name in LABEL_FIELDS:
-        if name in fields:
-            read_labels(fields[name], max_pixels)
-    parse_caption(fields, _MAX_CAPTION_BYTES)
-    if "json" in fields and not isinstance(json.loads(fields["json"]), dict):
-        raise ValueError("expected an object in json")
+def _found(fields: dict[str, bytes]) -> tuple[str, ...]:
+    """The kinds of an account that a sample has."""
+    kinds = {
+        "captions": bool(parse_caption(fields, _MAX_CAPTION_BYTES)),
+        "masks": any(name in fields for name in MASK_FIELDS),
+        "labels": any(name in fields for name in (*LABEL_FIELDS, "cls")),
+        "json": "json" in fields,
+    }
+    return tuple(kind for kind, true in kinds.items() if true)
 
 
-def _read_beside(source: Source) -> dict[str, bytes]:
-    """What lies beside an image; what a table gives wins, and its json columns join a json file."""
-    beside = {name: source.path.with_suffix(f".{name}") for name in BESIDE}
-    if source.mask is not None:
-        beside = {name: path for name, path in beside.items() if name not in MASK_FIELDS}
-    fields = {name: path.read_bytes() for name, path in beside.items() if path.exists()}
-    if source.mask is not None:
-        fields[f"mask{source.mask.suffix.lower()}"] = source.mask.read_bytes()
-    for name, data in source.given:
-        joined = name == "json" and name in fields
-        fields[name] = json.dumps({**json.loads(fields[name]), **json.loads(data)}).encode() if joined else data
-    return fields
-
-
-def read_source(source: Source, resize: Resize, max_pixels: int) -> EncodedSample:
+def read_source(source: Source, packing: Packing) -> PackedSample:
     """The sample of one source; a shrunk image's json learns the size that it was written for.
 
     Raises:
-        ValueError: naming the file, and its row in a table, if the image or what lies beside it cannot be used.
+        ValueError: naming the very file, and its row in a table, if the image or what lies beside it cannot be used.
     """
-    field = source.path.suffix[1:].lower()
-    try:
-        fields = _read_beside(source)
-        _check_beside(fields, max_pixels)
-        data = source.path.read_bytes()
-        image = _image_bytes(data, field, resize, max_pixels)
-        if "json" in fields and image is not data:
-            fields["json"] = _sized_json(fields["json"], upright_size(open_image(data, max_pixels)))
-        return EncodedSample(source.key, {field: image, **fields}, image_size(image))
-    except UnidentifiedImageError as error:  # its own text ends in a memory address
-        raise ValueError(f"{source}: cannot identify an image file as {', '.join(FORMATS)}") from error
-    except Exception as error:  # Pillow raises many kinds on damaged files, SyntaxError among them
-        raise ValueError(f"{source}: {error}") from error
+    reader = _Reader(source, packing)
+    reader.read(source.path, reader.image)
+    reader.fields |= dict(source.given)
+    uses = {"mask": reader.mask, "label": reader.labels, "seg": reader.labels, "json": reader.json}
+    uses |= {"txt": reader.caption, "cls": reader.number}
+    for purpose, place in source.beside:
+        if purpose not in reader.fields or purpose == "json":
+            reader.read(place, uses[purpose])
+    with _naming(str(source)):
+        found = _found(reader.fields)
+    return PackedSample(EncodedSample(source.key, reader.fields, reader.size), found, tuple(reader.notes))
 
 
-def try_source(source: Source, resize: Resize, max_pixels: int) -> EncodedSample | str:
+def try_source(source: Source, packing: Packing) -> PackedSample | str:
     """`read_source`, or the reason why the source cannot be used: for worker processes."""
     try:
-        return read_source(source, resize, max_pixels)
+        return read_source(source, packing)
     except ValueError as error:
         return str(error)

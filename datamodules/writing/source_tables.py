@@ -3,9 +3,15 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
+
+from datamodules.samples.captions import decode_text
+
+_BYTES = "bytes"  # of Hugging Face's image columns, struct<bytes: binary, path: string>
 
 
 class Table(NamedTuple):
@@ -15,19 +21,57 @@ class Table(NamedTuple):
     rows: list[dict[str, Any]]
 
 
-def _read_csv(path: Path, delimiter: str) -> Table:
-    with path.open(newline="", encoding="utf-8-sig") as file:
-        lines = [line for line in csv.reader(file, delimiter=delimiter, strict=True) if line]
-    columns = lines[0] if lines else []
+class Cell(NamedTuple):
+    """A picture that lies in a Parquet table itself: its row there, from 0, and its file's name if it has one."""
+
+    table: Path
+    row: int
+    column: str
+    name: str
+
+    def __str__(self) -> str:
+        return f"{self.table} row {self.row + 1}: column {self.column!r}"
+
+    def read(self) -> bytes:
+        """The picture's file.
+
+        Raises:
+            ValueError: if this row has none.
+        """
+        from pyarrow import parquet
+
+        row, group, layout = self.row, 0, parquet.read_metadata(self.table)
+        while row >= layout.row_group(group).num_rows:
+            row, group = row - layout.row_group(group).num_rows, group + 1
+        value = _read_group(self.table, group, self.column)[row].as_py()
+        data = value.get(_BYTES) if isinstance(value, dict) else value
+        file = self.table.parent / self.name
+        if not data and not (self.name and file.is_file()):
+            raise ValueError("expected the bytes of a picture, got none")
+        return bytes(data) if data else file.read_bytes()
+
+
+@lru_cache(maxsize=2)  # rows come in their order, of one or two columns
+def _read_group(path: Path, group: int, column: str) -> Any:
+    from pyarrow import parquet
+
+    with parquet.ParquetFile(path) as file:
+        return file.read_row_group(group, columns=[column]).column(0)
+
+
+def _read_csv(path: Path, delimiter: str, encoding: str) -> Table:
+    text = decode_text(path.read_bytes(), encoding)
+    lines = [line for line in csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True) if line]
+    columns = [name.strip() for name in lines[0]] if lines else []
     for number, line in enumerate(lines[1:], 1):
         if len(line) != len(columns):
             raise ValueError(f"row {number}: expected {len(columns)} values, got {len(line)}; quote texts with commas")
     return Table(columns, [dict(zip(columns, line, strict=True)) for line in lines[1:]])
 
 
-def _read_json_lines(path: Path) -> Table:
+def _read_json_lines(path: Path, encoding: str) -> Table:
     rows = []
-    for number, line in enumerate(path.read_text(encoding="utf-8-sig").split("\n"), 1):
+    for number, line in enumerate(decode_text(path.read_bytes(), encoding).split("\n"), 1):
         if not line.strip():
             continue
         try:
@@ -40,23 +84,48 @@ def _read_json_lines(path: Path) -> Table:
 
 
 def _read_parquet(path: Path) -> Table:
+    """All but the pictures in it, which stay where they are until they are wanted."""
     try:
         from pyarrow import ArrowException, parquet
     except ImportError as error:
         raise ValueError("reading Parquet needs pyarrow: pip install 'inpaint-module[parquet]'") from error
     try:
-        table = parquet.read_table(path)
+        with parquet.ParquetFile(path) as file:
+            pictures = [field.name for field in file.schema_arrow if _holds_pictures(field.type)]
+            paths = [f"{name}.path" for name in pictures if _has_paths(file.schema_arrow.field(name).type)]
+            plain = [name for name in file.schema_arrow.names if name not in pictures]
+            names, rows = file.schema_arrow.names, file.read(columns=[*plain, *paths]).to_pylist()
+            rows = rows or [{} for _ in range(file.metadata.num_rows)]
     except ArrowException as error:
         raise ValueError(str(error)) from error
-    return Table(table.column_names, table.to_pylist())
+    for number, row in enumerate(rows):
+        for name in pictures:
+            row[name] = Cell(path, number, name, (row.get(name) or {}).get("path") or "")
+    return Table(names, rows)
+
+
+def _holds_pictures(kind: Any) -> bool:
+    """Whether a column is of bytes, or of structs with bytes."""
+    from pyarrow import types
+
+    if types.is_struct(kind):
+        parts = {kind.field(number).name: kind.field(number).type for number in range(kind.num_fields)}
+        return _BYTES in parts and _holds_pictures(parts[_BYTES])
+    return types.is_binary(kind) or types.is_large_binary(kind)
+
+
+def _has_paths(kind: Any) -> bool:
+    from pyarrow import types
+
+    return types.is_struct(kind) and any(kind.field(number).name == "path" for number in range(kind.num_fields))
 
 
 _READERS = {
-    ".csv": lambda path: _read_csv(path, ","),
-    ".tsv": lambda path: _read_csv(path, "\t"),
+    ".csv": lambda path, encoding: _read_csv(path, ",", encoding),
+    ".tsv": lambda path, encoding: _read_csv(path, "\t", encoding),
     ".jsonl": _read_json_lines,
     ".ndjson": _read_json_lines,
-    ".parquet": _read_parquet,
+    ".parquet": lambda path, encoding: _read_parquet(path),
 }
 
 
@@ -65,13 +134,19 @@ def is_table(path: Path) -> bool:
     return path.suffix.lower() in _READERS
 
 
-def read_table(path: Path) -> Table:
+def read_table(path: Path, encoding: str = "utf-8") -> Table:
     """Read a table whose kind its suffix tells: csv, tsv (both with a header line), jsonl, ndjson or parquet.
+
+    A Parquet column of pictures, binary or Hugging Face's struct of bytes and path, comes as a `Cell` in each row.
+
+    Args:
+        path: the file.
+        encoding: of its text, unless a byte-order mark says another.
 
     Raises:
         ValueError: naming the file, and the row or line (counted from 1, without the header), if it cannot be read.
     """
     try:
-        return _READERS[path.suffix.lower()](path)
+        return _READERS[path.suffix.lower()](path, encoding)
     except (ValueError, csv.Error) as error:
         raise ValueError(f"{path}: {error}") from error
