@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from lightning.pytorch.utilities import rank_zero_warn
 
 _ENOUGH = 64
 _MOSTLY = 0.9
@@ -37,6 +36,8 @@ class PolarityWatch:
         own = batch["mask"][batch["has_mask"]] if "has_mask" in batch else batch["mask"]
         self.coverages += own.float().mean(dim=(1, 2, 3)).tolist()
         if len(self.coverages) >= _ENOUGH and suspicious_polarity(self.coverages):
+            from lightning.pytorch.utilities import rank_zero_warn  # seconds, which make_shards need not wait
+
             share = sum(self.coverages) / len(self.coverages)
             rank_zero_warn(
                 f"the first {len(self.coverages)} masks from the shards are {share:.0%} white, up to sample "
