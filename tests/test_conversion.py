@@ -104,6 +104,12 @@ def test_the_first_of_several_pictures_is_taken_and_it_is_told(kind: str) -> Non
         assert abs(image.convert("RGB").getpixel((4, 4))[0] - 200) < 20
 
 
+def test_a_profile_that_cannot_be_used_is_told() -> None:
+    for kind in ("PNG", "TIFF"):
+        stored = stored_picture(encode(photo(1), kind, icc_profile=b"no profile"), "a.tif", 10_000)
+        assert stored.notes[0] == "with a colour profile that cannot be used: its numbers are taken for sRGB"
+
+
 def test_transparency_stays() -> None:
     clear = Image.new("RGBA", (8, 8), (10, 20, 30, 0))
     assert opened(stored_picture(encode(clear, "TIFF"), "a.tif", 99).data).getpixel((0, 0)) == (10, 20, 30, 0)

@@ -15,6 +15,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
+from datamodules.images.profiles import profile_fault, profile_of, to_srgb
 from datamodules.images.reading import FORMATS, is_animated, open_image
 
 HEIC_ADVICE = "pip install 'inpaint-module[heic]' reads it"
@@ -111,11 +112,15 @@ def stored_picture(data: bytes, name: str, max_pixels: int) -> StoredPicture:
         return _converted(data, chosen, max_pixels)
     image.load()
     suffix = suffix if suffix in ("jpg", "jpeg", "png", "webp") else _STORED[image.format or "PNG"]
-    return StoredPicture(suffix, data, _notes(is_animated(image)), image)
+    return StoredPicture(suffix, data, _notes(is_animated(image), profile_fault(image)), image)
 
 
-def _notes(several: bool, converted: bool = False) -> tuple[str, ...]:
-    kinds = (("animated or of several pages: the first picture is taken", several), ("converted to PNG", converted))
+def _notes(several: bool, fault: str | None, converted: bool = False) -> tuple[str, ...]:
+    kinds = (
+        ("animated or of several pages: the first picture is taken", several),
+        ("with a colour profile that cannot be used: its numbers are taken for sRGB", fault is not None),
+        ("converted to PNG", converted),
+    )
     return tuple(kind for kind, true in kinds if true)
 
 
@@ -147,11 +152,14 @@ def _converted(data: bytes, formats: list[str], max_pixels: int) -> StoredPictur
     exif = Image.Exif()
     exif[_ORIENTATION] = orientation
     file, turned = io.BytesIO(), orientation in _TURNED_BACK
-    pixels, profile = _as_png_has(pixels), image.info.get("icc_profile")
-    profile = None if image.mode in ("CMYK", "LAB", "YCbCr") else profile  # of a colour space that PNG has not
+    profile = profile_of(image) if image.mode != "CMYK" else None  # which PNG has not: it becomes sRGB
+    pixels = _as_png_has(pixels) if image.mode != "CMYK" else to_srgb(pixels, profile_of(image))
     pixels.save(file, "PNG", icc_profile=profile, exif=exif if turned else None)
     return StoredPicture(
-        "png", file.getvalue(), _notes(several, converted=True), open_image(file.getvalue(), max_pixels)
+        "png",
+        file.getvalue(),
+        _notes(several, profile_fault(image), converted=True),
+        open_image(file.getvalue(), max_pixels),
     )
 
 
