@@ -15,10 +15,12 @@ from torch import Tensor
 from datamodules.shards.shard_set import ShardSet
 from datamodules.shards.tar_index import LATENTS_FIELD
 from inpaint_module.batch import LatentsTag
+from inpaint_module.parsing import Parsed, parse_json
 
 DTYPES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}  # safetensors' names -> torch's
 KEPT_SIZES = ("original_size", "crop")  # of a batch; its target_size is that of the image
 _NAME, _ABOUT = "latents", "of"
+_LARGEST_SIDE = 2**31 - 1
 Pair = tuple[int, int]
 
 
@@ -116,18 +118,21 @@ def _tag_of(shards: ShardSet, number: int) -> LatentsTag | None:
 def _read_header(data: bytes) -> tuple[LatentsTag, dict[str, Pair]]:
     """What a file is of, and the sizes in it; none in a cache that was written before they were kept."""
     try:
-        header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
-        entry, about = header[_NAME], json.loads(header["__metadata__"][_ABOUT])
-        sizes = {name: _pair(about[name]) for name in KEPT_SIZES if name in about}
-        shape, dtype = tuple(entry["shape"]), DTYPES[entry["dtype"]]
-        tag = LatentsTag(about["vae_sha256"], _pair(about["image_size"]), shape, dtype, len(sizes) == len(KEPT_SIZES))
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        header = parse_json(data[8 : 8 + int.from_bytes(data[:8], "little")], "its header")
+        about = parse_json(header["__metadata__"][_ABOUT].text(), "its metadata")
+        sizes = {name: _pair(about[name]) for name in KEPT_SIZES if about.get(name) is not None}
+        shape, dtype = (header[_NAME][field] for field in ("shape", "dtype"))
+        if dtype.text() not in DTYPES:
+            raise dtype.refuse(f"one of {', '.join(DTYPES)}")
+        sides = tuple(side.whole(1) for side in shape.items(3))
+        of = about["vae_sha256"].text(), _pair(about["image_size"]), sides, DTYPES[dtype.text()]
+    except ValueError as error:
         raise ValueError(
-            f"expected {LATENTS_FIELD} as datamodules.cache_latents writes it, got {data[:64]!r}: {error!r}"
+            f"expected {LATENTS_FIELD} as datamodules.cache_latents writes it, got {data[:64]!r}: {error}"
         ) from error
-    return tag, sizes
+    return LatentsTag(*of, has_sizes=len(sizes) == len(KEPT_SIZES)), sizes
 
 
-def _pair(values: Sequence[int]) -> Pair:
-    first, second = values
-    return int(first), int(second)
+def _pair(values: Parsed) -> Pair:
+    first, second = values.items(2)
+    return first.whole(high=_LARGEST_SIDE), second.whole(high=_LARGEST_SIDE)

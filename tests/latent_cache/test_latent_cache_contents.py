@@ -44,6 +44,15 @@ def test_another_file_is_refused(data: bytes) -> None:
         read_tag(data)
 
 
+@pytest.mark.parametrize("size", [[-1, 5], [2**40, 5], [1.5, 5], [5], "ab", [True, 5], [1e400, 5]])
+@pytest.mark.parametrize("name", ["original_size", "crop", "image_size"])
+def test_sizes_that_are_none_are_refused(name: str, size: Any) -> None:
+    sizes = {"original_size": (90, 80), "crop": (0, 0), name: size}
+    data = pack_latents(torch.zeros(4, 2, 3), vae_sha256="ab" * 32, image_size=(16, 24), sizes=sizes)
+    with pytest.raises(ValueError, match=rf"expected latents.safetensors as .* its metadata: ({name}|expected JSON)"):
+        read_tag(data)
+
+
 def test_a_sample_without_latents_or_with_others_is_refused() -> None:
     data = pack_latents(torch.zeros(4, 2, 3), vae_sha256="ab" * 32, image_size=(16, 24))
     with pytest.raises(ValueError, match=r"as the first sample of data.train_shards has it, got none"):
