@@ -26,7 +26,7 @@ class Batch(TypedDict, total=False):
         original_size: int64 (B, 2), rows and columns of the upright photo before anything was done to it; this and the
             next two in training alone, together.
         crop: int64 (B, 2), rows above and columns left of `image` in the photo, once it is resized to the scale of
-            `image` and, if `image` is mirrored, mirrored.
+            `image` and, if `image` is mirrored, mirrored; what further `transforms` move does not count.
         target_size: int64 (B, 2), H and W.
         has_mask: bool (B,), in a batch without all its masks: whose `mask` is there already.
         notes: what is worth counting: kind -> a text for each time.

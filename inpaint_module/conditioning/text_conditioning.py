@@ -168,8 +168,8 @@ class StableDiffusionXLText(TextConditioning):
     def time_ids(self, batch: Batch) -> Tensor:
         """Original rows and columns, crop's top and left, target's rows and columns: int64 (B, 6).
 
-        The last are those that the encoder keeps, multiples of `ratio`; it cuts off as much on all sides, which counts
-        as crop.
+        The last are multiples of `ratio`, as the encoder makes them; what it cuts off, as much on all sides, counts as
+        crop.
 
         Raises:
             ValueError: sizes or crops that are not (B, 2).
