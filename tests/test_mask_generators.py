@@ -121,14 +121,15 @@ def test_sizes_scale_with_the_short_side(name: str) -> None:
 
 
 GOLDEN = {
-    "lama-thin": "14b736ce7a47ebce",
-    "lama-medium": "842881391dacdc26",
-    "lama-thick": "1dcdfcb99348e545",
+    "lama-thin": "275663ff2cdf4a7c",
+    "lama-medium": "d0c1bbafa9635fab",
+    "lama-thick": "7717e4941bd6640f",
+    "lama-train": "54216712cbedf733",
     "sd": "9ae816caa53d8994",
-    "sdxl": "e07303095f96f2cd",
+    "sdxl": "722fd24361a88aa0",
     "deepfill": "749824d6954e9348",
     "comodgan": "7a3a906935639963",
-    "mat": "a6c7017195f0cede",
+    "mat": "b9a278f83a0d4e45",
     "outpaint": "c5daa9aae9a5381e",
     "brushnet": "ae01ed687d9da8f6",
     "cloud": "38dd4981258141bb",
@@ -139,12 +140,12 @@ GOLDEN = {
     "repaint-every-second-line": "a4abea69c5e1922c",
     "repaint-superres": "8617ab3a52ebf246",
     "grid": "e0b7cdb1bb52d930",
-    "grown": "b98bd056ed39cf04",
+    "grown": "8059e292bdcb1d96",
     "inverted": "025410cdabcf06db",
     "intersection": "ba19dbdd0bbfedaa",
     "union": "37c1140fbc83d8c1",
     "bounded": "b1051c430ec1e8ac",
-    "curriculum": "e23bd48def0e80f7",
+    "curriculum": "e8fb494927df4ba0",
 }
 
 

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
+import cv2
+import numpy as np
 import pytest
 import torch
 from mask_cases import KEYS, MANY
+from torch import Tensor
 
 from inpaint_module.masks import (
     Blob,
@@ -17,10 +21,13 @@ from inpaint_module.masks import (
     KeepEvery,
     KeepRegion,
     Lines,
+    MaskGenerator,
     Outpaint,
     Polygon,
     Strokes,
+    painter,
     preset,
+    presets,
 )
 from inpaint_module.masks.polygon import fill_polygons
 
@@ -37,6 +44,68 @@ def test_boxes_keep_sizes_and_margin() -> None:
         assert rows[-1] < 236
         assert columns[0] >= 20
         assert columns[-1] < 280
+
+
+def test_boxes_are_drawn_to_fit_and_not_cut() -> None:
+    masks = Boxes((1, 1), (100, 511), margin=10, resolution=512)(MANY, 128, 128)[:, 0]
+    side = masks.any(1).sum(1)  # LaMa: uniform up to the 492 of 512 pixels between the margins
+    assert (side.min(), side.max()) == (25, 123)
+    assert (side == 123).float().mean() < 0.02
+    assert abs(side.float().mean() / 128 - 296 / 512) < 0.01
+
+
+def test_margins_leave_room_in_a_small_image() -> None:
+    masks = Boxes((1, 1), (30, 40), margin=10, resolution=None)(KEYS, 12, 90)[:, 0]
+    rows, columns = masks.any(2).sum(1), masks.any(1).sum(1)
+    assert rows.tolist() == [2] * 24  # of 12, that is 5 from the border
+    assert columns.min() >= 30
+
+
+@pytest.mark.parametrize("width", [5, 8, 20, 101])
+def test_lamas_brush_is_as_wide_as_opencvs(width: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    lines, plain = [], painter.strokes
+
+    def noted(start: Tensor, end: Tensor, across: Tensor, visible: Tensor) -> painter.Marks:
+        lines.extend(torch.cat([start, end], -1)[:, 0].round().int().tolist())
+        return plain(start.round(), end.round(), across, visible)
+
+    monkeypatch.setattr(painter, "strokes", noted)
+    make = partial(Strokes, (1, 1), (100, 200), (width, width), segments=1, directions=360, resolution=None)
+    masks, thin = (make(opencv=opencv)(MANY[:200], 256, 256) for opencv in (True, False))
+    drawn = np.zeros((200, 256, 256), np.uint8)
+    for image, (x0, y0, x1, y1) in zip(drawn, lines, strict=False):
+        cv2.line(image, (x0, y0), (x1, y1), 1, width)
+    area = drawn.sum(dtype=int)
+    assert abs(int(masks.sum()) / area - 1) < 0.02
+    assert int(thin.sum()) / area < 0.99
+    assert (masks.numpy()[:, 0] & (drawn > 0)).sum() > 0.97 * area
+
+
+@pytest.mark.parametrize("make", [Boxes, FreeForm, Lines, Strokes])
+def test_sizes_in_pixels_do_not_scale(make: Callable[..., MaskGenerator]) -> None:
+    pixels, scaled = make((1, 1), resolution=None), make((1, 1), resolution=96)
+    assert torch.equal(pixels(KEYS, 96, 96), scaled(KEYS, 96, 96))
+    covered = [generator(MANY[:200], 192, 192).float().mean() for generator in (pixels, scaled)]
+    assert covered[0] < 0.8 * covered[1]
+
+
+def test_tiny_rounded_boxes_are_not_empty() -> None:
+    for side in (1, 2, 3, 4):
+        masks = Boxes((1, 1), (side, side), margin=0, rounded=1.0, corner=(1, 9), resolution=None)(KEYS, 8, 8)
+        assert masks.flatten(1).any(1).all()
+
+
+@pytest.mark.parametrize("name", sorted({*presets()} - {"cloud", "blob", "polygon"}))
+def test_presets_in_pixels_are_those_of_their_size(name: str) -> None:
+    side = 256 if name in ("deepfill", "lama-train") else 512
+    for size in ((side, side), (side, side + 64)):
+        assert torch.equal(preset(name, in_pixels=True)(KEYS[:2], *size), preset(name)(KEYS[:2], *size))
+
+
+@pytest.mark.parametrize("name", presets())
+def test_presets_in_pixels_paint_images_of_any_size(name: str) -> None:
+    for size in ((8, 8), (17, 40), (640, 24)):
+        assert preset(name, in_pixels=True)(KEYS[:8], *size).flatten(1).any(1).all()
 
 
 def test_outpainting_leaves_one_rectangle_in_the_middle() -> None:
@@ -89,6 +158,8 @@ def test_a_polygon_by_hand() -> None:
         (lambda: Boxes(size=(9, 3)), r"size must be \[low, high\] with 1 <= low <= high, got \[9, 3\]"),
         (lambda: Boxes(size=(-9, 3)), r"size must be \[low, high\] with 1 <= low <= high, got \[-9, 3\]"),
         (lambda: Boxes(margin=128), r"margin must be in 0\.\.127 at resolution 256, got 128"),
+        (lambda: Boxes(margin=-1, resolution=None), "margin must be at least 0, got -1"),
+        (lambda: Boxes(resolution=0), "resolution must be at least 1, got 0"),
         (lambda: Boxes(hang=1.5), r"hang must be in 0\.\.1, got 1\.5"),
         (lambda: Boxes(corner=(3, 1)), r"corner must be \[low, high\]"),
         (lambda: Strokes(length=(-5, 3)), r"length must be \[low, high\]"),

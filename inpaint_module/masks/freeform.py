@@ -9,7 +9,7 @@ from torch import Tensor
 
 from inpaint_module import randomness
 from inpaint_module.masks import painter
-from inpaint_module.masks.generator import MaskGenerator, checked_at_least, checked_range
+from inpaint_module.masks.generator import MaskGenerator, checked_at_least, checked_range, pixel_scale
 from inpaint_module.masks.strokes import walk
 
 
@@ -24,7 +24,7 @@ class FreeForm(MaskGenerator):
         count: fewest and most strokes of a mask; from 0 on, masks may be empty.
         turns: fewest and most segments of a stroke; a stroke of none is a dot.
         width: thinnest and thickest stroke in pixels at `resolution`.
-        resolution: short side of the image at which the widths hold.
+        resolution: short side of the image at which the widths hold; None: the widths are pixels of any image.
 
     Raises:
         ValueError: a bound out of order or too low.
@@ -36,7 +36,7 @@ class FreeForm(MaskGenerator):
         turns: tuple[int, int] = (4, 11),
         width: tuple[int, int] = (12, 39),
         *,
-        resolution: int = 256,
+        resolution: int | None = 256,
     ):
         checked_range("count", count, 0)
         checked_range("turns", turns, 0)
@@ -46,7 +46,7 @@ class FreeForm(MaskGenerator):
 
     def paint(self, keys: Tensor, height: int, width: int) -> Tensor:
         """See `MaskGenerator`."""
-        most, long, scale = self.count[1], max(1, self.turns[1]), min(height, width) / self.resolution
+        most, long, scale = self.count[1], max(1, self.turns[1]), pixel_scale(self.resolution, height, width)
         words = randomness.draw(keys, 3 + most * (6 + long))
         number = randomness.integers(words[:, :1], self.count[0], most + 1)
         mirrored, flipped = (words[:, i, None, None] < 2**31 for i in (1, 2))

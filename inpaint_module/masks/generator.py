@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import copy
+import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
+LAST_STEP = 2**62  # beyond the end of every curriculum
+
 
 class MaskGenerator(ABC):
     """Random masks, one per key: the same key gives the same mask in any batch, order, process and device.
 
-    Sizes of marks are given in pixels at a stated `resolution` and scale with the short side of the image. A mask is
-    never empty unless a generator is asked for it, as by a count of marks that begins at 0.
+    Sizes of marks are given in pixels at a stated `resolution` and scale with the short side of the image; where the
+    resolution is None they are pixels of the image itself, whatever its size. A mask is never empty unless a generator
+    is asked for it, as by a count of marks that begins at 0.
 
     Attributes:
         parts: the generators that this one is composed of.
@@ -54,6 +59,21 @@ class MaskGenerator(ABC):
         for part in self.parts:
             part.set_step(step)
 
+    def fingerprint(self, height: int, width: int) -> str:
+        """What it paints, in 64 hexadecimal digits: of another configuration or version they are others.
+
+        The sha256 of the masks of 32 fixed keys, at the first step of a curriculum and at the end of it.
+
+        Args:
+            height: H in pixels; over 128 counts as 128, which is enough to tell masks apart.
+            width: W in pixels, likewise.
+        """
+        painter, digest, keys = copy.deepcopy(self), hashlib.sha256(), torch.arange(32)
+        for step in (0, LAST_STEP):
+            painter.set_step(step)
+            digest.update(painter(keys, min(height, 128), min(width, 128)).numpy().tobytes())
+        return digest.hexdigest()
+
 
 def checked_range(name: str, bounds: tuple[float, float], lowest: float, highest: float = float("inf")) -> None:
     """See to a (low, high) pair of a generator's configuration.
@@ -66,14 +86,14 @@ def checked_range(name: str, bounds: tuple[float, float], lowest: float, highest
         raise ValueError(f"{name} must be [low, high] with {lowest} <= low <= high{most}, got {list(bounds)}")
 
 
-def checked_at_least(lowest: int, **numbers: int) -> None:
-    """See to whole numbers of a generator's configuration.
+def checked_at_least(lowest: int, **numbers: int | None) -> None:
+    """See to whole numbers of a generator's configuration; one that is None is left out.
 
     Raises:
         ValueError: one is below `lowest`; the message names it.
     """
     for name, number in numbers.items():
-        if number < lowest:
+        if number is not None and number < lowest:
             raise ValueError(f"{name} must be at least {lowest}, got {number}")
 
 
@@ -86,6 +106,11 @@ def checked_share(**shares: float) -> None:
     for name, share in shares.items():
         if not 0 <= share <= 1:
             raise ValueError(f"{name} must be in 0..1, got {share}")
+
+
+def pixel_scale(resolution: int | None, height: int, width: int) -> float:
+    """Pixels of an image per pixel at the resolution at which sizes are given; 1 if there is none."""
+    return 1.0 if resolution is None else min(height, width) / resolution
 
 
 def cheap_to_read(x: Tensor) -> bool:

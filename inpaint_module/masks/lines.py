@@ -9,7 +9,7 @@ from torch import Tensor
 
 from inpaint_module import randomness
 from inpaint_module.masks import painter
-from inpaint_module.masks.generator import MaskGenerator, checked_at_least, checked_range
+from inpaint_module.masks.generator import MaskGenerator, checked_at_least, checked_range, pixel_scale
 
 
 class Lines(MaskGenerator):
@@ -21,7 +21,7 @@ class Lines(MaskGenerator):
         count: fewest and most lines of a mask; from 0 on, masks may be empty.
         length: shortest and longest line in pixels at `resolution`.
         width: thinnest and thickest line in pixels at `resolution`.
-        resolution: short side of the image at which the sizes hold.
+        resolution: short side of the image at which the sizes hold; None: the sizes are pixels of any image.
 
     Raises:
         ValueError: a bound out of order or too low.
@@ -33,7 +33,7 @@ class Lines(MaskGenerator):
         length: tuple[int, int] = (10, 449),
         width: tuple[int, int] = (5, 399),
         *,
-        resolution: int = 512,
+        resolution: int | None = 512,
     ):
         checked_range("count", count, 0)
         checked_range("length", length, 1)
@@ -43,7 +43,7 @@ class Lines(MaskGenerator):
 
     def paint(self, keys: Tensor, height: int, width: int) -> Tensor:
         """See `MaskGenerator`."""
-        most, scale = self.count[1], min(height, width) / self.resolution
+        most, scale = self.count[1], pixel_scale(self.resolution, height, width)
         words = randomness.draw(keys, 1 + 5 * most)
         visible = torch.arange(most, device=keys.device) < randomness.integers(words[:, :1], self.count[0], most + 1)
         x, y, turn, length, thick = words[:, 1:].unflatten(1, (5, most)).unbind(1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 from inpaint_module.masks.blob import Blob
 from inpaint_module.masks.boxes import Boxes
@@ -20,24 +21,35 @@ from inpaint_module.masks.setops import Union
 from inpaint_module.masks.strokes import Strokes
 
 
-def preset(name: str) -> MaskGenerator:
+def preset(name: str, *, in_pixels: bool = False) -> MaskGenerator:
     """A published mask recipe.
 
     | name | what it is, at 512 pixels |
     |---|---|
-    | lama-thin, lama-medium, lama-thick | LaMa's (Suvorov et al. 2022): brush chains; in medium and thick also boxes |
+    | lama-thin, -medium, -thick | LaMa's for evaluation (Suvorov et al. 2022): brush chains; but for thin also boxes |
+    | lama-train | LaMa's for training, "abl-04-256-mh-dist", at 256 pixels: chains of wide brushes or boxes |
     | sd | Stable Diffusion 1.5 and 2 inpainting, "512train-large": wide lines or boxes, 25 % full |
     | sdxl | SDXL inpainting: boxes, short fat brushes or outpainting, 25 % full |
-    | deepfill | DeepFill v2 free-form strokes (Yu et al. 2019) |
-    | comodgan, mat | CoModGAN (Zhao et al. 2021), MAT (Li et al. 2022): boxes, 0..19 or 0..8 strokes |
+    | deepfill | DeepFill v2 free-form strokes (Yu et al. 2019); of 256 pixels |
+    | comodgan | CoModGAN (Zhao et al. 2021): 0..9 boxes of up to half the image, 0..4 of up to all, 0..19 strokes |
+    | mat | MAT (Li et al. 2022), its file for 512 pixels: 0..4 boxes of up to half, 0..2 of up to all, 0..8 strokes |
     | brushnet | BrushNet's (Ju et al. 2024): 1..3 strokes of 0..7 turns, 128 of 512 pixels wide, never none |
     | outpaint | LaMa's: strips of 4..25 % along the sides |
     | cloud, blob, polygon | fractal noise (10..60 %), warped ellipses (20..80 %), one or two polygons (10..60 %) |
     | repaint-half, -expand, -every-second-line, -superres | RePaint's test masks (Lugmayr et al. 2022) |
     | grid | LaMa's super-resolution grid |
 
+    Sizes scale with the image: at 1024 pixels masks cover as much of it as at 512. Most of the originals paint in
+    pixels instead, whatever the size of the image. So "sdxl" at 1024 covers 55 % here, and 42 % in its script, which
+    trains at 1024; "deepfill" at 512 covers 15 % here and 8.5 % in its code. With `in_pixels` they are as there.
+
+    LaMa's code draws one stroke more than its configs say, and its published sets hold no mask over half of the image,
+    which `CoverageBetween(preset("lama-medium"), (0.0, 0.5))` drops too.
+
     Args:
         name: one of `presets()`.
+        in_pixels: sizes are pixels of any image, as in the originals, not of one of 512 (deepfill and lama-train: 256).
+            What an original gives as a share of the image stays one, and a number of pixels per line of a grid too.
 
     Raises:
         ValueError: an unknown name.
@@ -51,7 +63,8 @@ def preset(name: str) -> MaskGenerator:
     """
     if name not in _PRESETS:
         raise ValueError(f"unknown mask preset {name!r}; known are {', '.join(_PRESETS)}")
-    return _PRESETS[name]()
+    recipe, resolution = _PRESETS[name]
+    return recipe(None if in_pixels else resolution)
 
 
 def presets() -> tuple[str, ...]:
@@ -59,37 +72,42 @@ def presets() -> tuple[str, ...]:
     return tuple(_PRESETS)
 
 
-def _lama_thin() -> MaskGenerator:
-    return Strokes((4, 70), (10, 109), (5, 24), resolution=512)
+def _lama_thin(resolution: int | None) -> MaskGenerator:
+    return Strokes((4, 71), (10, 109), (5, 24), resolution=resolution, opencv=True)
 
 
-def _lama_medium() -> MaskGenerator:
-    strokes = Strokes((4, 10), (10, 209), (5, 104), resolution=512)
-    return Mixture([strokes, Boxes((1, 5), (30, 149), margin=0, resolution=512)], [1 / 1.3, 0.3 / 1.3])
+def _lama_medium(resolution: int | None) -> MaskGenerator:
+    strokes = Strokes((4, 11), (10, 209), (5, 104), resolution=resolution, opencv=True)
+    return Mixture([strokes, Boxes((1, 5), (30, 150), margin=0, resolution=resolution)], [1 / 1.3, 0.3 / 1.3])
 
 
-def _lama_thick() -> MaskGenerator:
-    strokes = Strokes((1, 5), (10, 459), (5, 254), resolution=512)
-    return Mixture([strokes, Boxes((1, 4), (30, 299), margin=10, resolution=512)], [1 / 1.3, 0.3 / 1.3])
+def _lama_thick(resolution: int | None) -> MaskGenerator:
+    strokes = Strokes((1, 6), (10, 459), (5, 254), resolution=resolution, opencv=True)
+    return Mixture([strokes, Boxes((1, 4), (30, 300), margin=10, resolution=resolution)], [1 / 1.3, 0.3 / 1.3])
 
 
-def _sd() -> MaskGenerator:
-    boxes = Boxes((1, 3), (75, 449), margin=10, rounded=0.5, corner=(0, 59), resolution=512)
-    return FullWithProbability(Mixture([Lines((1, 4), (10, 449), (5, 399), resolution=512), boxes]), 0.25)
+def _lama_train(resolution: int | None) -> MaskGenerator:
+    strokes = Strokes((1, 6), (10, 209), (5, 104), resolution=resolution, opencv=True)
+    return Mixture([strokes, Boxes((1, 4), (30, 150), margin=10, resolution=resolution)])
 
 
-def _sdxl() -> MaskGenerator:
-    boxes = Boxes((1, 2), (100, 511), margin=10, resolution=512)
-    strokes = Strokes((1, 2), (10, 69), (5, 260), discs=1 / 3, squares=1 / 3, resolution=512)
+def _sd(resolution: int | None) -> MaskGenerator:
+    boxes = Boxes((1, 3), (75, 449), margin=10, rounded=0.5, corner=(0, 59), resolution=resolution)
+    return FullWithProbability(Mixture([Lines((1, 4), (10, 449), (5, 399), resolution=resolution), boxes]), 0.25)
+
+
+def _sdxl(resolution: int | None) -> MaskGenerator:
+    boxes = Boxes((1, 2), (100, 511), margin=10, resolution=resolution)
+    strokes = Strokes((1, 2), (10, 69), (5, 260), discs=1 / 3, squares=1 / 3, resolution=resolution, opencv=True)
     return FullWithProbability(Mixture([boxes, strokes, Outpaint((0.04, 0.5))]), 0.25)
 
 
-def _boxes_and_brushes(most_brushes: int) -> MaskGenerator:
-    """CoModGAN's for hole ratios in 0..1, of which it refuses both ends; sides are uniform from nothing to the most."""
-    small = Boxes((0, 9), (1, 255), margin=0, hang=0.5, resolution=512)
-    large = Boxes((0, 4), (1, 511), margin=0, hang=0.5, resolution=512)
-    brushes = FreeForm((0, most_brushes), (4, 17), (12, 47), resolution=512)
-    return CoverageBetween(Union([small, large, brushes]), (0.0, 1.0), tries=2)
+def _boxes_and_brushes(small: int, large: int, brushes: int, resolution: int | None) -> MaskGenerator:
+    """For hole ratios in 0..1, of which both codes refuse the ends; sides are uniform from nothing to the most."""
+    halves = Boxes((0, small), (1, 255), margin=0, hang=0.5, resolution=512)  # of the image, also where widths are not
+    wholes = Boxes((0, large), (1, 511), margin=0, hang=0.5, resolution=512)
+    strokes = FreeForm((0, brushes), (4, 17), (12, 47), resolution=resolution)
+    return CoverageBetween(Union([halves, wholes, strokes]), (0.0, 1.0), tries=2)
 
 
 def _polygon() -> MaskGenerator:
@@ -97,23 +115,25 @@ def _polygon() -> MaskGenerator:
     return CoverageBetween(Mixture([Polygon(), Union([Polygon(), Polygon()])], [2 / 3, 1 / 3]), (0.1, 0.6))
 
 
-_PRESETS: dict[str, Callable[[], MaskGenerator]] = {
-    "lama-thin": _lama_thin,
-    "lama-medium": _lama_medium,
-    "lama-thick": _lama_thick,
-    "sd": _sd,
-    "sdxl": _sdxl,
-    "deepfill": FreeForm,
-    "comodgan": lambda: _boxes_and_brushes(19),
-    "mat": lambda: _boxes_and_brushes(8),
-    "outpaint": Outpaint,
-    "brushnet": lambda: FreeForm((1, 3), (0, 7), (128, 128), resolution=512),
-    "cloud": Cloud,
-    "blob": Blob,
-    "polygon": _polygon,
-    "repaint-half": lambda: KeepRegion(width=0.5, height=1.0),
-    "repaint-expand": lambda: KeepRegion(0.375, 0.375, 0.25, 0.25),
-    "repaint-every-second-line": lambda: KeepEvery(2, 1),
-    "repaint-superres": lambda: KeepEvery(2, 2),
-    "grid": Grid,
+# the recipe, given the short side at which its sizes hold, and that of the original
+_PRESETS: dict[str, tuple[Callable[[int | None], MaskGenerator], int | None]] = {
+    "lama-thin": (_lama_thin, 512),
+    "lama-medium": (_lama_medium, 512),
+    "lama-thick": (_lama_thick, 512),
+    "lama-train": (_lama_train, 256),
+    "sd": (_sd, 512),
+    "sdxl": (_sdxl, 512),
+    "deepfill": (lambda resolution: FreeForm(resolution=resolution), 256),
+    "comodgan": (partial(_boxes_and_brushes, 9, 4, 19), 512),
+    "mat": (partial(_boxes_and_brushes, 4, 2, 8), 512),
+    "outpaint": (lambda _: Outpaint(), None),
+    "brushnet": (lambda resolution: FreeForm((1, 3), (0, 7), (128, 128), resolution=resolution), 512),
+    "cloud": (lambda _: Cloud(), None),
+    "blob": (lambda _: Blob(), None),
+    "polygon": (lambda _: _polygon(), None),
+    "repaint-half": (lambda _: KeepRegion(width=0.5, height=1.0), None),
+    "repaint-expand": (lambda _: KeepRegion(0.375, 0.375, 0.25, 0.25), None),
+    "repaint-every-second-line": (lambda _: KeepEvery(2, 1), None),
+    "repaint-superres": (lambda _: KeepEvery(2, 2), None),
+    "grid": (lambda _: Grid(), None),
 }

@@ -7,7 +7,10 @@ from torch import Tensor
 
 from inpaint_module import randomness
 from inpaint_module.masks import painter
-from inpaint_module.masks.generator import MaskGenerator, checked_at_least, checked_range, checked_share
+from inpaint_module.masks.generator import MaskGenerator, checked_at_least, checked_range, checked_share, pixel_scale
+
+# OpenCV paints a polygon 2 floor((width + 1) / 2) across, its border included: in all directions 0.8 pixels more
+_OPENCV_EDGE = 0.8
 
 
 class Strokes(MaskGenerator):
@@ -15,7 +18,7 @@ class Strokes(MaskGenerator):
 
     Each stroke starts at a uniform point; each segment goes on from the end of the one before, in a direction of
     0.01 + {0, .., directions - 1} radians from the vertical, mirrored for every second stroke, and is clipped to the
-    image. A segment is as wide as drawn; OpenCV, with which LaMa paints, makes slanted ones up to a pixel wider.
+    image.
 
     Args:
         count: fewest and most strokes of a mask; from 0 on, masks may be empty.
@@ -25,7 +28,9 @@ class Strokes(MaskGenerator):
         directions: number of directions.
         discs: probability that a segment is a disc at its start instead, its radius the segment's width.
         squares: probability that it is an upright square there, its side the segment's width.
-        resolution: short side of the image at which the sizes hold.
+        resolution: short side of the image at which the sizes hold; None: the sizes are pixels of any image.
+        opencv: segments are as wide as OpenCV's `line`, with which LaMa paints: 2 floor((width + 1) / 2) + 0.8 pixels
+            at `resolution`, one or two more than asked for. False: exactly as wide as drawn.
 
     Raises:
         ValueError: a bound out of order or too low, or probabilities beyond 0..1.
@@ -41,7 +46,8 @@ class Strokes(MaskGenerator):
         directions: int = 4,
         discs: float = 0.0,
         squares: float = 0.0,
-        resolution: int = 256,
+        resolution: int | None = 256,
+        opencv: bool = False,
     ):
         checked_range("count", count, 0)
         checked_range("length", length, 1)
@@ -50,11 +56,11 @@ class Strokes(MaskGenerator):
         checked_share(discs=discs, squares=squares, discs_and_squares=discs + squares)
         self.count, self.length, self.width = count, length, width
         self.segments, self.directions, self.resolution = segments, directions, resolution
-        self.discs, self.squares = discs, squares
+        self.discs, self.squares, self.opencv = discs, squares, opencv
 
     def paint(self, keys: Tensor, height: int, width: int) -> Tensor:
         """See `MaskGenerator`."""
-        most, scale = self.count[1], min(height, width) / self.resolution
+        most, scale = self.count[1], pixel_scale(self.resolution, height, width)
         words = randomness.draw(keys, 1 + most * (3 + 4 * self.segments))
         visible = torch.arange(most, device=keys.device) < randomness.integers(words[:, :1], self.count[0], most + 1)
         first, rest = words[:, 1:].split([3 * most, 4 * most * self.segments], 1)
@@ -62,11 +68,11 @@ class Strokes(MaskGenerator):
         directions, lengths, widths, kinds = rest.unflatten(1, (4, most, self.segments)).unbind(1)
         start = torch.stack([randomness.integers(x, 0, width), randomness.integers(y, 0, height)], -1).float()
         points = walk(start, self._steps(directions, lengths, scale), height, width)
-        thick = _scaled(widths, self.width, scale).clamp_min(1)
+        thick = randomness.integers(widths, self.width[0], self.width[1] + 1).float()
         segment = torch.arange(self.segments, device=keys.device)
         drawn = visible[..., None] & (segment <= randomness.integers(number, 0, self.segments)[..., None])
-        marks = self._marks(points, thick, drawn, kinds)
-        longest = max(self.length[1] + self.width[1], 2 * self.width[1] if self.discs else 0)
+        marks = self._marks(points, thick, scale, drawn, kinds)
+        longest = max(self.length[1] + self.width[1] + 2, 2 * self.width[1] if self.discs else 0)
         return painter.paint(marks, height, width, int(longest * scale) + 3)
 
     def _steps(self, directions: Tensor, lengths: Tensor, scale: float) -> Tensor:
@@ -77,12 +83,15 @@ class Strokes(MaskGenerator):
         length = _scaled(lengths, self.length, scale)
         return torch.stack([angle.sin().float() * length, angle.cos().float() * length], -1)
 
-    def _marks(self, points: Tensor, thick: Tensor, drawn: Tensor, kinds: Tensor) -> painter.Marks:
+    def _marks(self, points: Tensor, width: Tensor, scale: float, drawn: Tensor, kinds: Tensor) -> painter.Marks:
+        """The segments of all strokes side by side; `width` in pixels at the resolution."""
         start, end = points[..., :-1, :].flatten(1, 2), points[..., 1:, :].flatten(1, 2)
-        thick, drawn, kinds = thick.flatten(1), drawn.flatten(1), kinds.flatten(1)
-        lines = painter.strokes(start, end, thick, drawn)
+        width, drawn, kinds = width.flatten(1), drawn.flatten(1), kinds.flatten(1)
+        across = 2 * ((width + 1) / 2).floor() + _OPENCV_EDGE if self.opencv else width
+        lines = painter.strokes(start, end, (across * scale).clamp_min(1), drawn)
         if not self.discs and not self.squares:
             return lines
+        thick = (width * scale).clamp_min(1)
         is_disc = kinds < round(self.discs * 2**32)
         is_square = ~is_disc & (kinds < round((self.discs + self.squares) * 2**32))
         half = torch.where(is_square, thick / 2, thick)
