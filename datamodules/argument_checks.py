@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from lightning.pytorch.utilities import rank_zero_warn
+
 
 def check_at_least(low: int, **values: float) -> None:
     """Refuse numbers under `low`, naming the argument."""
@@ -34,9 +36,16 @@ def check_colour(background: tuple[int, ...]) -> None:
 
 
 def check_plan(here: dict[str, Any], checkpoint: dict[str, Any]) -> None:
-    """Refuse a checkpoint whose position would mean other samples here."""
-    for name in [*here, *sorted(checkpoint.keys() - here.keys() - {"position"})]:
-        if (there := checkpoint.get(name)) != (value := here.get(name)):
+    """Refuse a checkpoint whose position would mean other samples here; of other masks, `masks_sha256`, warn."""
+    if (there := checkpoint.get("masks_sha256")) != (painted := here.get("masks_sha256")):
+        known = "masks that it does not name" if there is None else f"masks {there[:16]}..."
+        rank_zero_warn(
+            f"data mask_generator: the checkpoint was trained with {known}, and this run paints "
+            f"{str(painted)[:16]}...; it goes on with these, not to the bit. The configuration was changed, or the "
+            "version of this package: CHANGELOG.md says which presets paint other masks"
+        )
+    for name in [*here, *sorted(checkpoint.keys() - here.keys())]:
+        if name not in ("position", "masks_sha256") and (there := checkpoint.get(name)) != (value := here.get(name)):
             raise ValueError(
                 f"data {name}: expected {there!r} as in the checkpoint, got {value!r}: the stream cannot go on "
                 "where it was; restore it, or start without ckpt_path"

@@ -31,10 +31,8 @@ from datamodules.stream.sample_stream import SampleStream, evaluation_steps
 from datamodules.stream_datamodule import StreamDataModule
 from datamodules.trainer_checks import check_trainer
 from inpaint_module.batch import DescribedData, LatentsTag
-from inpaint_module.masks import MaskGenerator
+from inpaint_module.masks.generator import LAST_STEP, MaskGenerator
 from inpaint_module.run_folder import run_folder
-
-_LAST_STEP = 2**62  # later than any optimizer step
 
 
 class WebDatasetDataModule(StreamDataModule, DescribedData):
@@ -288,15 +286,16 @@ class WebDatasetDataModule(StreamDataModule, DescribedData):
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
         """Paint the masks, on the device that the batch is on; a curriculum is at its end in evaluation."""
         if self.trainer is not None:
-            self.mask_generator.set_step(self.global_step() if self.trainer.training else _LAST_STEP)
+            self.mask_generator.set_step(self.global_step() if self.trainer.training else LAST_STEP)
         return add_masks(batch, self.mask_generator, self.seed)
 
     def plan(self) -> dict[str, Any]:
-        """What must be equal for a position to mean the same sample."""
+        """What must be equal for a position to mean the same sample; other masks are told and no more."""
         return {
             "plan_version": PLAN_VERSION,
             "seed": self.seed,
             "window": self.window,
             "dataset_fingerprint": self.train_set.fingerprint,
+            "masks_sha256": self.mask_generator.fingerprint(*self.train_decoder.image_size),
             **self.train_order.plan(),
         }

@@ -12,7 +12,7 @@ from recorded_fits import COUNT, Recorder, fit, module
 from torch import Tensor
 
 from datamodules.webdataset_datamodule import WebDatasetDataModule
-from inpaint_module.masks import Curriculum, MaskGenerator, Mixture
+from inpaint_module.masks import Curriculum, Full, MaskGenerator, Mixture
 
 pytestmark = QUIET
 
@@ -143,6 +143,16 @@ def test_another_dataset_or_plan_is_refused(shards: str, tmp_path: Path) -> None
         module(shards).load_state_dict({**state, "plan_version": 0})
     with pytest.raises(ValueError, match="data seed: expected None as in the checkpoint, got 4"):
         module(shards).load_state_dict({name: state[name] for name in state if name != "seed"})
+
+
+def test_other_masks_are_told(shards: str) -> None:
+    state = module(shards).state_dict()
+    other = module(shards, mask_generator=Curriculum([Halves(), Full()], [0, 5]))
+    with pytest.warns(UserWarning, match=r"data mask_generator: the checkpoint was trained with masks [0-9a-f]{16}"):
+        other.load_state_dict(state)
+    assert other.position() == state["position"]
+    with pytest.warns(UserWarning, match=r"trained with masks that it does not name, and this run paints [0-9a-f]{16}"):
+        module(shards).load_state_dict({name: state[name] for name in state if name != "masks_sha256"})
 
 
 def test_evaluating_a_checkpoint_needs_no_training_data(shards: str, tmp_path: Path) -> None:

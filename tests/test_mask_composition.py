@@ -20,6 +20,7 @@ from inpaint_module.masks import (
     Inverted,
     KeepEvery,
     KeepRegion,
+    MaskGenerator,
     Mixture,
     Outpaint,
     Union,
@@ -100,6 +101,19 @@ def test_curriculum_follows_the_step() -> None:
     resumed = Curriculum([Boxes((1, 1), (4, 4), resolution=64), Full(), Outpaint()], [0, 100, 200])
     resumed.set_step(25)
     assert torch.equal(course(MANY, 16, 16), resumed(MANY, 16, 16))
+
+
+def test_a_fingerprint_tells_masks_apart_at_any_step() -> None:
+    def course(last: MaskGenerator) -> Curriculum:
+        return Curriculum([Outpaint(), last], [0, 100])
+
+    generators = [course(Full()), course(Boxes()), course(Boxes(margin=20)), preset("mat"), preset("comodgan")]
+    fingerprints = [generator.fingerprint(32, 48) for generator in generators]
+    assert len(set(fingerprints)) == 5
+    generators[0].set_step(50)
+    halfway = generators[0](KEYS, 32, 48)
+    assert generators[0].fingerprint(32, 48) == fingerprints[0]
+    assert torch.equal(generators[0](KEYS, 32, 48), halfway)  # the step is what it was
 
 
 @pytest.mark.parametrize(

@@ -51,11 +51,18 @@ class CoverageBetween(MaskGenerator):
         masks, pending = no_masks(keys, height, width), torch.ones_like(keys, dtype=torch.bool)
         for attempt in range(self.tries):
             masks = paint_where(pending, self.parts[0], randomness.fork(keys, attempt), masks)
-            covered = masks.flatten(1).sum(1, dtype=torch.int32)
+            covered = _pixels(masks)
             pending = (covered < least) | (covered > most)
         if cheap_to_read(pending) and not pending.any():
             return masks
         return _fixed(masks, covered[:, None], least, most, randomness.draw(keys, 1) < 2**31)
+
+
+def _pixels(masks: Tensor) -> Tensor:
+    """Masked pixels of each mask: bool (B, 1, H, W) -> int32 (B,)."""
+    # rows in 16 bits first: on a CPU 4 times faster than all pixels in 32
+    row = masks.sum(-1, dtype=torch.int16 if masks.shape[-1] < 2**15 else torch.int32)
+    return row.flatten(1).sum(1, dtype=torch.int32)
 
 
 def _fixed(masks: Tensor, covered: Tensor, least: int, most: int, from_top: Tensor) -> Tensor:
