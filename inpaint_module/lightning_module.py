@@ -7,7 +7,6 @@ from typing import Any, cast
 
 import torch
 from diffusers import SchedulerMixin
-from lightning.pytorch import LightningModule
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.plugins.precision import MixedPrecision, Precision
 from lightning.pytorch.utilities import GradClipAlgorithmType
@@ -29,9 +28,10 @@ from inpaint_module.objectives.loss_weights import LossWeights, weighted_loss
 from inpaint_module.objectives.objectives import ObjectiveCallable, objective_for
 from inpaint_module.randomness import Stream, key, normal
 from inpaint_module.sampling import InpaintedImages, composite, inpaint_latents
+from inpaint_module.schedules import ScheduledModule
 
 
-class InpaintDiffusion(LightningModule):
+class InpaintDiffusion(ScheduledModule):
     """Train a denoiser to inpaint: loss = |denoiser(layout(noisy, latents), t, captions) - target|^2.
 
     Timesteps, noise and which captions are dropped are functions of (seed, position in the stream) alone, as the
@@ -52,6 +52,8 @@ class InpaintDiffusion(LightningModule):
         caption_dropout: share of samples that train without their caption, 0..1; 0.1 is usual.
         optimizer: the optimizer, given the parameters that train.
         lr_scheduler: learning rate per step, given the optimizer; null for a constant one.
+        stretch_schedule: stretch a schedule that has a length of its own, such as OneCycleLR, to trainer.max_steps;
+            false keeps the learning rate of its last step after its end.
         sampling_steps: denoiser calls per image in validation, test and prediction.
         guidance_scale: classifier-free guidance there; 1 for none.
         seed: of noise, timesteps and dropped captions.
@@ -79,6 +81,7 @@ class InpaintDiffusion(LightningModule):
         caption_dropout: float = 0.0,
         optimizer: OptimizerCallable = torch.optim.AdamW,
         lr_scheduler: LRSchedulerCallable | None = None,
+        stretch_schedule: bool = False,
         sampling_steps: int = 10,
         guidance_scale: float = 1.0,
         seed: int = 0,
@@ -93,7 +96,7 @@ class InpaintDiffusion(LightningModule):
         self.objective = (objective or objective_for)(scheduler)
         self.loss_weights, self.caption_dropout = loss_weights, caption_dropout
         self.compiled = CompiledForward(compile_mode)
-        self.optimizer, self.lr_scheduler = optimizer, lr_scheduler
+        self.optimizer, self.lr_scheduler, self.stretch_schedule = optimizer, lr_scheduler, stretch_schedule
         self.sampling_steps, self.guidance_scale, self.seed = sampling_steps, guidance_scale, seed
         self.metrics = FillMetrics()
         self.grid_losses = GridLosses(encoder.vae.ratio, layout.reduce)
@@ -225,9 +228,6 @@ class InpaintDiffusion(LightningModule):
         else:
             self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
 
-    def configure_optimizers(self) -> Any:
-        """The optimizer, and the learning rate schedule per step."""
-        optimizer = self.optimizer([weight for weight in self.denoiser.parameters() if weight.requires_grad])
-        if self.lr_scheduler is None:
-            return optimizer
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": self.lr_scheduler(optimizer), "interval": "step"}}
+    def optimized(self) -> list[Tensor]:
+        """The denoiser's parameters that train."""
+        return [weight for weight in self.denoiser.parameters() if weight.requires_grad]

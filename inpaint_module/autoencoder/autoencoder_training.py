@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 from diffusers import AutoencoderDC
-from lightning.pytorch import LightningModule
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
@@ -17,9 +16,10 @@ from torch import Tensor, nn
 from inpaint_module.autoencoder.pca_start import pca_start
 from inpaint_module.encoder import to_unit_float
 from inpaint_module.metrics.masked_psnr import MaskedPSNR
+from inpaint_module.schedules import ScheduledModule
 
 
-class AutoencoderTraining(LightningModule):
+class AutoencoderTraining(ScheduledModule):
     """Reconstruct images: loss = |e| + squared_weight * e^2 + power_weight * z^2, e the error in -1..1, z the latents.
 
     Training starts from the principal components of patches, adds a little noise to the latents, and at the end of
@@ -33,7 +33,9 @@ class AutoencoderTraining(LightningModule):
         power_weight: of the latents' mean square, which keeps their scale.
         latent_noise: standard deviation of the noise added to the latents.
         optimizer: the optimizer, given the parameters.
-        lr_scheduler: learning rate per step, given the optimizer.
+        lr_scheduler: learning rate per step, given the optimizer; null for a constant one.
+        stretch_schedule: stretch a schedule that has a length of its own, such as OneCycleLR, to trainer.max_steps;
+            false keeps the learning rate of its last step after its end.
     """
 
     power: Tensor
@@ -48,12 +50,14 @@ class AutoencoderTraining(LightningModule):
         latent_noise: float = 0.02,
         optimizer: OptimizerCallable = torch.optim.AdamW,
         lr_scheduler: LRSchedulerCallable | None = None,
+        stretch_schedule: bool = False,
     ):
         super().__init__()
         if not isinstance(autoencoder, AutoencoderDC):
             raise ValueError(f"autoencoder must be a diffusers AutoencoderDC, got {type(autoencoder).__name__}")
         self.autoencoder: Any = autoencoder.to(memory_format=torch.channels_last)  # several times faster on a CPU
-        self.out, self.optimizer, self.lr_scheduler = out, optimizer, lr_scheduler
+        self.optimizer, self.lr_scheduler, self.stretch_schedule = optimizer, lr_scheduler, stretch_schedule
+        self.out = out
         self.squared_weight, self.power_weight, self.latent_noise = squared_weight, power_weight, latent_noise
         self.psnr = MaskedPSNR()
         self.register_buffer("power", torch.zeros(2, dtype=torch.float64), persistent=False)
@@ -102,9 +106,6 @@ class AutoencoderTraining(LightningModule):
         autoencoder.save_pretrained(self.out)
         rank_zero_info(f"autoencoder written to {Path(self.out).resolve()}, scaling_factor {scale:.5f}")
 
-    def configure_optimizers(self) -> Any:
-        """The optimizer, and the learning rate schedule per step."""
-        optimizer = self.optimizer(self.autoencoder.parameters())
-        if self.lr_scheduler is None:
-            return optimizer
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": self.lr_scheduler(optimizer), "interval": "step"}}
+    def optimized(self) -> list[Tensor]:
+        """The autoencoder's parameters."""
+        return list(self.autoencoder.parameters())

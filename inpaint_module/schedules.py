@@ -1,0 +1,169 @@
+"""Learning rates over a run: of schedules that end before it, that are stretched to it, and those of diffusers."""
+
+from __future__ import annotations
+
+import inspect
+import warnings
+from abc import abstractmethod
+from functools import partial
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule
+from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from lightning.pytorch.utilities import rank_zero_info
+from torch import Tensor
+from torch.optim import Optimizer
+from torch.optim import lr_scheduler as schedulers
+
+_PLATEAU_METRIC = "train/loss"
+
+
+class DiffusersSchedule(schedulers.LambdaLR):
+    """A schedule of diffusers.optimization, by the name that `diffusers.optimization.get_scheduler` has for it.
+
+    Args:
+        optimizer: whose learning rate it sets.
+        name: constant, constant_with_warmup, linear, cosine, cosine_with_restarts, polynomial or piecewise_constant.
+        num_warmup_steps: optimizer steps from 0 to the full rate.
+        num_training_steps: optimizer steps until its end; of no use to the first two and the last.
+        num_cycles: of cosine_with_restarts.
+        power: of polynomial.
+        step_rules: of piecewise_constant, such as "1:10,0.1:20,0.01".
+
+    Raises:
+        ValueError: an unknown name, or a number that it needs is missing.
+    """
+
+    def __init__(
+        self,
+        optimizer: Optimizer,
+        name: str,
+        num_warmup_steps: int = 0,
+        num_training_steps: int | None = None,
+        num_cycles: int = 1,
+        power: float = 1.0,
+        step_rules: str | None = None,
+    ):
+        from diffusers.optimization import get_scheduler
+
+        unused = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=optimizer.defaults["lr"])
+        numbers: dict[str, Any] = {"num_training_steps": num_training_steps, "num_cycles": num_cycles, "power": power}
+        numbers |= {"num_warmup_steps": num_warmup_steps, "step_rules": step_rules}
+        (factor,) = get_scheduler(name, unused, **numbers).lr_lambdas
+        super().__init__(optimizer, factor)
+
+
+class ScheduledModule(LightningModule):
+    """A LightningModule with one optimizer and, if it has one, a learning rate schedule that steps with it.
+
+    A schedule that has a length of its own, see `length_of`, may be shorter or longer than the training. After its end
+    the rate of its last step is kept; with `stretch_schedule` it is slowed down, or sped up, to `trainer.max_steps`.
+    """
+
+    optimizer: OptimizerCallable
+    lr_scheduler: LRSchedulerCallable | None
+    stretch_schedule: bool
+
+    @abstractmethod
+    def optimized(self) -> list[Tensor]:
+        """The parameters that train."""
+
+    def configure_optimizers(self) -> Any:
+        """The optimizer, and the learning rate schedule per step; a ReduceLROnPlateau watches train/loss."""
+        optimizer = self.optimizer(self.optimized())
+        if self.lr_scheduler is None:
+            return optimizer
+        schedule = self.lr_scheduler(optimizer)
+        config: dict[str, Any] = {"scheduler": schedule, "interval": "step"}
+        if isinstance(schedule, schedulers.ReduceLROnPlateau):
+            config |= {"monitor": getattr(schedule, "monitor", _PLATEAU_METRIC), "strict": False}
+        return {"optimizer": optimizer, "lr_scheduler": config}
+
+    def lr_scheduler_step(self, scheduler: Any, metric: Any) -> None:
+        """As Lightning, but no further than the schedule's end, and at its pace."""
+        if metric is not None:
+            scheduler.step(metric)
+        else:
+            self._advance(scheduler, self.trainer.global_step - 1, self.trainer.global_step)
+
+    def on_train_start(self) -> None:
+        """Say what becomes of a schedule that is shorter or longer than the training."""
+        for config in self.trainer.lr_scheduler_configs:
+            if line := self._schedule_line(config.scheduler):
+                rank_zero_info(line)
+
+    def schedule_at(self, step: int) -> tuple[Optimizer, Any]:
+        """A new optimizer with the learning rate after `step` optimizer steps, and the schedule (None without one).
+
+        A ReduceLROnPlateau, which depends on what was measured, is at its start.
+        """
+        optimizer = self.optimizer(self.optimized())
+        schedule = None if self.lr_scheduler is None else self.lr_scheduler(optimizer)
+        if schedule is not None and not isinstance(schedule, schedulers.ReduceLROnPlateau):
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", message="Detected call of `lr_scheduler.step")  # no optimizer steps
+                self._advance(schedule, 0, step)
+        return optimizer, schedule
+
+    def _advance(self, schedule: Any, first: int, last: int) -> None:
+        """Take the schedule from one number of optimizer steps to another."""
+        pace = partial(pace_of, length_of(schedule), self.trainer.max_steps, stretch=self.stretch_schedule)
+        for _ in range(pace(last) - pace(first)):
+            schedule.step()
+
+    def _schedule_line(self, schedule: Any) -> str:
+        length, total, name = length_of(schedule), self.trainer.max_steps, type(schedule).__name__
+        if length is None or total in (-1, length):
+            return ""
+        head, option = f"learning rate: {name} has {length} steps, trainer.max_steps is {total}", "stretch_schedule"
+        if self.stretch_schedule:
+            return f"{head}: it is stretched to that (model.init_args.{option})"
+        rate = self.schedule_at(min(total, length) - 1)[0].param_groups[0]["lr"]
+        end = "the rate of its last step is kept from there on" if total > length else "it does not come to its end"
+        return f"{head}: {end}, {rate:.3g}; model.init_args.{option}: true stretches it to the training"
+
+
+def pace_of(length: int | None, total: int, step: int, *, stretch: bool) -> int:
+    """How many steps a schedule has taken after so many optimizer steps.
+
+    Args:
+        length: of the schedule; None for no end.
+        total: optimizer steps of the training; -1 for an unknown number, to which nothing is stretched.
+        step: optimizer steps so far.
+        stretch: to the training.
+    """
+    if length is None:
+        return step
+    return max(0, min(step * length // total if stretch and total > 0 else step, length - 1))
+
+
+def length_of(schedule: Any) -> int | None:
+    """Optimizer steps until the end of a schedule that has one; None for one that goes on for ever.
+
+    Those of torch that rise, step down or repeat have none, but for OneCycleLR, which raises after it, and
+    CosineAnnealingLR, which turns back there: for cycles there is CosineAnnealingWarmRestarts.
+    """
+    if isinstance(schedule, schedulers.OneCycleLR):
+        return schedule.total_steps
+    if isinstance(schedule, schedulers.CosineAnnealingLR):
+        return schedule.T_max
+    if isinstance(schedule, schedulers.PolynomialLR):
+        return schedule.total_iters
+    if isinstance(schedule, schedulers.LinearLR):  # upwards it is a warm-up
+        return schedule.total_iters if schedule.start_factor > schedule.end_factor else None
+    if isinstance(schedule, schedulers.SequentialLR):
+        last = length_of(schedule._schedulers[-1])
+        return None if last is None else schedule._milestones[-1] + last
+    if isinstance(schedule, schedulers.ChainedScheduler):
+        return min(filter(None, map(length_of, schedule._schedulers)), default=None)
+    if isinstance(schedule, schedulers.LambdaLR):
+        return min(filter(None, map(_length_in, schedule.lr_lambdas)), default=None)
+    return None
+
+
+def _length_in(factor: Any) -> int | None:
+    """`num_training_steps` of a schedule of diffusers or transformers, which keep it in a closure or a partial."""
+    if isinstance(factor, partial):
+        return factor.keywords.get("num_training_steps")
+    return inspect.getclosurevars(factor).nonlocals.get("num_training_steps") if inspect.isfunction(factor) else None
