@@ -235,6 +235,7 @@ class WebDatasetDataModule(StreamDataModule, DescribedData):
         """An endless loader that starts at the stream's position."""
         if self.trainer is not None:
             check_trainer(self.trainer)
+            self._watch_polarity.begin(self.train_set, self.train_decoder.masks)
         self.begin()
         loader = StreamLoader(
             self._stream(self.train_set, self.train_order, batch_size=self.batch_size),

@@ -13,6 +13,7 @@ from data_fixtures import contents, encode, photo, photo_folder
 from PIL import Image
 
 from datamodules.make_shards import RefusedError, main, make_shards
+from datamodules.own_masks.polarity import EMPTY, FULL, INVERTED
 from datamodules.shards.shard_specs import open_shards
 from datamodules.writing import source_samples
 from datamodules.writing.source_lists import NOT_THERE, UNUSED_COLUMNS
@@ -171,9 +172,9 @@ def test_masks_worth_a_look_are_counted(tmp_path: Path) -> None:
     frame.paste(0, (14, 10, 34, 30))  # 79 % white, all along the border
     frame.save(folder / "p004.mask.png")
     assert packed(folder)[1].noted == {
-        source_samples.EMPTY: (1, ["p000.mask.png"]),
-        source_samples.FULL: (1, ["p001.mask.png"]),
-        source_samples.INVERTED: (2, ["p002.mask.png", "p004.mask.png"]),
+        EMPTY: (1, ["p000.mask.png"]),
+        FULL: (1, ["p001.mask.png"]),
+        INVERTED: (2, ["p002.mask.png", "p004.mask.png"]),
     }
 
 
@@ -207,7 +208,7 @@ def test_the_account_after_a_stop_is_that_of_an_uninterrupted_run(
     assert contents(tmp_path / "out") == contents(tmp_path / "whole")
     assert report.account.text() == whole.account.text()
     assert report.account.taken == 5
-    assert report.account.noted == {source_samples.EMPTY: (3, ["p001.mask.png", "p003.mask.png", "p005.mask.png"])}
+    assert report.account.noted == {EMPTY: (3, ["p001.mask.png", "p003.mask.png", "p005.mask.png"])}
 
 
 def test_a_refused_folder_ends_with_its_account(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

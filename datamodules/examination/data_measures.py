@@ -3,25 +3,28 @@
 from __future__ import annotations
 
 import hashlib
-import io
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from statistics import median
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
-from datamodules.own_masks.mask_sources import image_bytes
-from datamodules.shards.shard_set import RawSample
+from datamodules.images.reading import open_image, upright_size
+from datamodules.own_masks.mask_sources import FileMask, MaskRequest, MaskSource, image_bytes
+from datamodules.own_masks.polarity import why_look
+from datamodules.shards.contents import Contents, look_into
+from datamodules.shards.shard_set import RawSample, ShardSet
 from datamodules.shards.tar_index import MASK_FIELDS
 from inpaint_module.batch import Batch
 
 _FLAT = 8 / 255  # a picture whose values differ by less shows nothing
 _DARK = 16 / 255
 _GREY = range(5, 251)  # neither black nor white
+_MAX_PIXELS = 50_000_000
 _SOFT = 0.1  # a larger share of grey is meant so
 
 
@@ -139,10 +142,32 @@ def measure_stored(samples: Sequence[RawSample], decode: Callable[[RawSample], A
     return StoredSamples(len(samples), copies, jpeg, mean_grey, soft, _decoded_per_second(samples, decode))
 
 
+def measure_contents(shards: ShardSet, samples: Sequence[RawSample], sources: Sequence[MaskSource]) -> Contents:
+    """The account of a set; empty, full and inverted masks are counted among the samples that were read."""
+    contents, seen = look_into(shards), set()
+    files = [source for source in sources if isinstance(source, FileMask)]
+    for raw in samples:
+        if files and (raw.shard, raw.key) not in seen and (mask := _own_mask(raw, files[0])) is not None:
+            for kind in filter(None, [why_look(mask)]):
+                contents.account.note(kind, raw.key)
+        seen.add((raw.shard, raw.key))
+    return contents
+
+
+def _own_mask(raw: RawSample, source: FileMask) -> np.ndarray | None:
+    """The mask of a sample's file, bool (H, W); None if there is none that can be read, which the loader tells."""
+    try:
+        frame = upright_size(open_image(image_bytes(raw.fields), _MAX_PIXELS))
+        mask = source(MaskRequest(raw.fields, frame, max_pixels=_MAX_PIXELS))
+    except Exception:  # Pillow raises many kinds on damaged files
+        return None
+    return None if mask is None else np.asarray(mask) >= 128
+
+
 def _grey_share(data: bytes) -> float:
     """Share of a mask file's pixels that are neither black nor white; 0 if it cannot be read."""
     try:
-        counts = Image.open(io.BytesIO(data)).convert("L").histogram()
+        counts = open_image(data, _MAX_PIXELS).convert("L").histogram()
     except (OSError, ValueError, SyntaxError):
         return 0.0
     return sum(counts[value] for value in _GREY) / sum(counts)

@@ -12,6 +12,7 @@ from datamodules.examination.data_measures import Captions, Masks, Pixels, Store
 from datamodules.examination.examination import Examination
 from datamodules.examination.findings import ERROR, Finding
 from datamodules.examination.model_measures import Latents, Speeds
+from datamodules.shards.contents import Contents
 
 _WIDTH, _LABEL = 110, 12
 _BARS = " ▁▂▃▄▅▆▇█"
@@ -20,7 +21,14 @@ _BARS = " ▁▂▃▄▅▆▇█"
 def table(exam: Examination) -> str:
     """The whole report as text."""
     lines = [f"{label:{_LABEL}}{text}" for label, text in _rows(exam)]
-    return "\n".join([*lines, "", *_findings(exam.findings)]) + "\n"
+    account = [] if exam.contents is None else [_account(exam.contents)]
+    return "\n".join([*lines, "", *account, *_findings(exam.findings)]) + "\n"
+
+
+def _account(contents: Contents) -> str:
+    """What the training shards hold; of the masks only those that were read are judged."""
+    where = "" if contents.whole else f"of {contents.samples} "
+    return contents.account.text(f"samples {where}in train_shards")
 
 
 def _rows(exam: Examination) -> Iterator[tuple[str, str]]:

@@ -22,6 +22,7 @@ from datamodules.examination.data_measures import Captions, Masks, Pixels, Sizes
 from datamodules.examination.findings import ERROR, Finding
 from datamodules.examination.model_measures import Encoded, Grid, Latents, Speeds, autocast
 from datamodules.examination.patient_reader import StalledError, patiently
+from datamodules.shards.contents import Contents
 from datamodules.shards.shard_set import RawSample
 from datamodules.stream.sample_stream import SampleStream
 from datamodules.webdataset_datamodule import WebDatasetDataModule
@@ -50,6 +51,7 @@ class Examination:
     masks: Masks | None = None
     captions: Captions | None = None
     stored: StoredSamples | None = None
+    contents: Contents | None = None
     latents: Latents | None = None
     grid: dict[str, Grid] = field(default_factory=dict)
     reduce: str = ""
@@ -212,6 +214,7 @@ def _measure_stored(exam: Examination, data: WebDatasetDataModule, timeout: floa
     if raws:
         decode = data.train_decoder if data.latents is None else data.train_decoder.for_cache(data.latents)
         exam.stored = data_measures.measure_stored(raws, decode)
+        exam.contents = data_measures.measure_contents(data.train_set, raws, decode.masks.sources)
         exam.speeds = exam.speeds._replace(decode=exam.stored.per_second or None)
         blank = exam.pixels.constant if exam.pixels else ()
         exam.findings += findings.check_lossy(exam.stored) + findings.check_duplicates(exam.stored, blank)

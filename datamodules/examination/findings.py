@@ -109,10 +109,10 @@ def check_empty(masks: Masks) -> list[Finding]:
             own = int((hits & masks.own).sum())
             came = f"{len(keys)} of {len(masks.keys)} {what}, {own} of them from the data: {named(keys)}"
             where = "data.mask_sources" if own else "data.mask_generator"
-            advice = "set data.allow_empty_masks: false, which paints one instead" if own else "set its sizes"
-            advice = (
-                advice if what == "empty" else "look at these masks: a model learns nothing about filling in from them"
-            )
+            advice = "look at these masks: a model learns nothing about filling in from them"
+            if what == "empty":
+                mend = "open these mask files: white is what is inpainted; a larger data.min_scale misses fewer of them"
+                advice = mend if own else "set its sizes"
             expected = "a hole and something around it"
             found.append(Finding(severity, f"{what} masks", where, expected, came, advice, tuple(keys)))
     return found

@@ -17,17 +17,14 @@ from datamodules.images.image_sizes import image_size
 from datamodules.images.reading import to_rgb, upright, upright_size
 from datamodules.own_masks.annotations import check_runs, parse_annotations
 from datamodules.own_masks.mask_sources import FileMask, MaskRequest, read_labels
-from datamodules.own_masks.polarity import looks_inverted
+from datamodules.own_masks.polarity import why_look
 from datamodules.samples.captions import decode_text, parse_caption, parse_label, read_json
-from datamodules.shards.tar_index import LABEL_FIELDS, MASK_FIELDS
+from datamodules.shards.contents import kinds_of
 from datamodules.writing.source_lists import Source
 from datamodules.writing.source_tables import Cell
 
 _FORMATS = {"jpg": "JPEG", "jpeg": "JPEG", "png": "PNG", "webp": "WEBP"}
 _MAX_CAPTION_BYTES = 1 << 20
-EMPTY = "with an empty mask: nothing in it is white"
-FULL = "with a full mask: all of it is white"
-INVERTED = "with a mask that looks inverted: white is what is inpainted"
 UNKNOWN = "with a json that has neither a caption nor annotations"
 
 
@@ -116,9 +113,7 @@ class _Reader:
         fields = {f"mask.{stored.suffix}": stored.data}
         self.fields |= fields
         grey = FileMask()(MaskRequest(fields, self.frame, max_pixels=self.packing.max_pixels))
-        masked = np.asarray(grey) >= 128
-        kinds = ((EMPTY, not masked.any()), (FULL, masked.all()), (INVERTED, looks_inverted(masked)))
-        for kind in [kind for kind, true in kinds if true][:1]:
+        if kind := why_look(np.asarray(grey) >= 128):
             self.note(kind, name)
 
     def labels(self, name: str, data: bytes) -> None:
@@ -181,17 +176,6 @@ def _sized_json(content: dict[str, Any], size: tuple[int, int]) -> bytes:
     return json.dumps({"width": size[0], "height": size[1], **content}).encode()
 
 
-def _found(fields: dict[str, bytes]) -> tuple[str, ...]:
-    """The kinds of an account that a sample has."""
-    kinds = {
-        "captions": bool(parse_caption(fields, _MAX_CAPTION_BYTES)),
-        "masks": any(name in fields for name in MASK_FIELDS),
-        "labels": any(name in fields for name in (*LABEL_FIELDS, "cls")),
-        "json": "json" in fields,
-    }
-    return tuple(kind for kind, true in kinds.items() if true)
-
-
 def read_source(source: Source, packing: Packing) -> PackedSample:
     """The sample of one source; a shrunk image's json learns the size that it was written for.
 
@@ -206,9 +190,8 @@ def read_source(source: Source, packing: Packing) -> PackedSample:
     for purpose, place in source.beside:
         if purpose not in reader.fields or purpose == "json":
             reader.read(place, uses[purpose])
-    with _naming(str(source)):
-        found = _found(reader.fields)
-    return PackedSample(EncodedSample(source.key, reader.fields, reader.size), found, tuple(reader.notes))
+    sample = EncodedSample(source.key, reader.fields, reader.size)
+    return PackedSample(sample, kinds_of(reader.fields), tuple(reader.notes))
 
 
 def try_source(source: Source, packing: Packing) -> PackedSample | str:
