@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
 from tiny_models import tiny_module
 
-from inpaint_module.inpaint_image import inpaint_image, mask_region
+from inpaint_module.inpaint_image import inpaint_image, mask_region, padded
 from inpaint_module.lightning_module import InpaintDiffusion
 
 SIZES: dict[str, Any] = {"tile": 64, "overlap": 16, "multiple": 16}
@@ -62,6 +63,25 @@ def test_region() -> None:
     mask[0, 4, 7] = mask[0, 5, 18] = True
     assert mask_region(mask, 0) == (4, 7, 6, 19)
     assert mask_region(mask, 3) == (1, 4, 9, 20)
+
+
+def test_padding_repeats_the_edge() -> None:
+    image = torch.arange(1.0, 7).reshape(1, 1, 2, 3)
+    rows = [[1, 2, 3, 3], [4, 5, 6, 6], [4, 5, 6, 6], [4, 5, 6, 6]]
+    assert padded(image, 4)[0, 0].tolist() == rows
+    assert torch.equal(padded(image[..., :2], 2), image[..., :2])
+
+
+def test_the_model_sees_the_edge_repeated(module: InpaintDiffusion) -> None:
+    """Also around the mask: a hole that touches the edge goes on beyond it."""
+    image, mask = torch.full((3, 20, 20), 200, dtype=torch.uint8), torch.zeros(1, 20, 20, dtype=torch.bool)
+    mask[..., 15:] = True
+    with mock.patch.object(module, "inpaint", wraps=module.inpaint) as inpaint:
+        inpaint_image(module, image, mask, **SIZES)
+    batch = inpaint.call_args.args[0]
+    assert batch["image"].shape[-2:] == (32, 32)
+    assert (batch["image"] == 200).all()
+    assert batch["mask"][..., 15:].all()
 
 
 def test_refusals(module: InpaintDiffusion) -> None:

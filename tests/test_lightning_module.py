@@ -112,6 +112,10 @@ def test_inpaint_keeps_known_pixels_and_is_repeatable() -> None:
     assert first.image.shape == first.composite.shape == (2, 3, 32, 48)
     kept = (first.noise_mask == 0).expand_as(first.image)
     assert torch.equal(first.composite[kept], first.image[kept])
+    ring = (first.noise_mask > 0.5) & ~first.mask  # grown over, and so the model's
+    assert ring.any()
+    assert torch.equal(first.composite, torch.where(first.noise_mask > 0.5, first.inpainted, first.image))
+    assert not torch.equal(first.composite[ring.expand_as(first.image)], first.image[ring.expand_as(first.image)])
     assert first.inpainted.min() >= 0
     assert first.inpainted.max() <= 1
     hole = first.mask.expand_as(first.image)
