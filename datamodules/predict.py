@@ -7,6 +7,7 @@ picture, or from NAME.mask.png beside it, or are painted by a preset. Pixels out
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from functools import partial
@@ -19,14 +20,15 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
-from datamodules.images.reading import open_image, to_rgb, upright
+from datamodules.images.reading import Turn, open_image, read_turn, to_rgb, upright
+from datamodules.own_masks import mask_files
 from datamodules.shards.tar_index import IMAGE_FIELDS, MASK_FIELDS
 from datamodules.writing.source_lists import is_image
 from inpaint_module.commands.config_command import ConfigCommand
 from inpaint_module.commands.errors import exit_code_of
 from inpaint_module.embedded import ASSETS
 from inpaint_module.export import load_weights, module_from_configs
-from inpaint_module.files import atomic_write_picture
+from inpaint_module.files import atomic_write
 from inpaint_module.inpaint_image import inpaint_image
 from inpaint_module.lightning_module import InpaintDiffusion
 from inpaint_module.masks import MaskGenerator, preset
@@ -79,8 +81,31 @@ def find_mask(path: Path, folder: Path, masks: Path | None) -> Path:
     raise ValueError(f"{path}: expected its mask at {', '.join(map(str, places))}; found none. Or give --preset")
 
 
+def check_outputs(pictures: Sequence[Picture], folder: Path, out: Path) -> None:
+    """Refuse results that would fall on a picture or a mask, or that the next start would take for pictures.
+
+    Raises:
+        ValueError: naming the file or folder.
+    """
+    if out.exists() and out.samefile(folder):
+        raise ValueError(f"{out}: expected another folder for the results than that of the pictures")
+    inside = next((above for above in (out.absolute(), *out.absolute().parents) if above.exists()), out).resolve()
+    if folder.resolve() in (inside, *inside.parents):
+        raise ValueError(f"{out}: expected a folder outside of {folder}, whose pictures would be the results next time")
+    inputs = {(state.st_dev, state.st_ino) for picture in pictures for state in _states(picture)}
+    for picture in pictures:
+        if picture.out.exists():
+            state = picture.out.stat()
+            if (state.st_dev, state.st_ino) in inputs:
+                raise ValueError(f"{picture.out}: the result would replace a picture or a mask; choose another folder")
+
+
+def _states(picture: Picture) -> list[os.stat_result]:
+    return [path.stat() for path in (picture.path, picture.mask) if path is not None and path.exists()]
+
+
 def read_picture(path: Path) -> Tensor:
-    """An upright picture, uint8 (3, H, W).
+    """An upright picture in sRGB, uint8 (3, H, W).
 
     Raises:
         ValueError: naming the file.
@@ -92,14 +117,20 @@ def read_picture(path: Path) -> Tensor:
         raise ValueError(f"{path}: {error}") from error
 
 
-def read_mask(path: Path, size: tuple[int, int]) -> Tensor:
-    """A mask, bool (1, H, W), above one half, at the picture's `size` (H, W).
+def read_mask(path: Path, size: tuple[int, int], turn: Turn = Turn(), **ways: bool) -> Tensor:  # noqa: B008, immutable
+    """A mask, bool (1, H, W), above one half, at the picture's `size` (H, W), read as training reads it.
+
+    Args:
+        path: the file.
+        size: of the upright picture.
+        turn: what the picture's EXIF says.
+        ways: `inverted` and `transparent` of `mask_files.read_mask`.
 
     Raises:
         ValueError: naming the file.
     """
     try:
-        mask = upright(open_image(path.read_bytes(), _MAX_PIXELS)).convert("L")
+        mask = mask_files.read_mask(path.read_bytes(), size[::-1], turn, _MAX_PIXELS, **ways)
     except Exception as error:  # as above
         raise ValueError(f"{path}: {error}") from error
     if mask.size != (size[1], size[0]):
@@ -107,11 +138,31 @@ def read_mask(path: Path, size: tuple[int, int]) -> Tensor:
     return torch.from_numpy(np.array(mask))[None] >= 128
 
 
-def mask_of(picture: Picture, size: tuple[int, int], painter: MaskGenerator, seed: int) -> Tensor:
+def mask_of(picture: Picture, size: tuple[int, int], painter: MaskGenerator, seed: int, **ways: bool) -> Tensor:
     """The mask of a picture of `size` (H, W): its file's, or painted by (seed, number); bool (1, H, W)."""
     if picture.mask is not None:
-        return read_mask(picture.mask, size)
+        turn = read_turn(open_image(picture.path.read_bytes(), _MAX_PIXELS))
+        return read_mask(picture.mask, size, turn, **ways)
     return painter(key(seed, torch.tensor([picture.number]), Stream.MASK), *size)[0]
+
+
+def find_bad(pictures: Sequence[Picture], ways: dict[str, bool], skip: bool) -> dict[Path, str]:
+    """The pictures that cannot be inpainted, each with the reason; nothing is computed yet.
+
+    Raises:
+        ValueError: of the first, unless they are to be skipped.
+    """
+    bad: dict[Path, str] = {}
+    for picture in pictures:
+        try:
+            size = read_picture(picture.path).shape[1:]
+            if picture.mask is not None:
+                mask_of(picture, (size[0], size[1]), preset("sd"), 0, **ways)
+        except ValueError as error:
+            if not skip:
+                raise ValueError(f"{error}. Nothing was inpainted; --skip-bad leaves such pictures out") from error
+            bad[picture.path] = str(error)
+    return bad
 
 
 def load_model(
@@ -155,6 +206,10 @@ def _parser() -> ConfigCommand:
         metavar="TEXT",
         help="for models with text encoders, of pictures without a NAME.txt (default: an empty one)",
     )
+    flag = partial(parser.add_argument, action="store_true")
+    flag("--inverted-masks", help="black = inpaint (default: white)")
+    flag("--transparent-masks", help="inpaint where mask files are transparent, as ComfyUI saves them (default: white)")
+    flag("--skip-bad", help="leave out pictures that cannot be read, list them, and end with exit code 1")
     _add_numbers(parser)
     return parser
 
@@ -169,33 +224,55 @@ def _add_numbers(parser: argparse.ArgumentParser) -> None:
     number("--seed", default=0, help="of painted masks (default %(default)s)")
 
 
-def predict(options: argparse.Namespace, overrides: Sequence[str]) -> int:
-    """Inpaint them all; the number of pictures whose mask was empty."""
+class Predicted(NamedTuple):
+    """How many pictures were inpainted and how many of them had an empty mask; the others, each with the reason."""
+
+    total: int
+    empty: int
+    bad: dict[Path, str]
+
+
+def predict(options: argparse.Namespace, overrides: Sequence[str]) -> Predicted:
+    """Inpaint them all; results that are written stay, whatever comes after them."""
     pictures = find_pictures(options.pictures, options.out, options.masks, painted=options.preset is not None)
+    check_outputs(pictures, options.pictures, options.out)
+    ways = {"inverted": options.inverted_masks, "transparent": options.transparent_masks}
+    bad = find_bad(pictures, ways, options.skip_bad)
+    good = [picture for picture in pictures if picture.path not in bad]
     module = load_model(options.config, options.checkpoint, options.steps, overrides)
     painter, empty = preset(options.preset or "sd"), 0
-    sizes = {name: getattr(options, name) for name in ("tile", "overlap", "margin", "working_side")}
-    for picture in tqdm(pictures, unit="image"):
+    for picture in tqdm(good, unit="image"):
         image = read_picture(picture.path)
-        mask = mask_of(picture, (image.shape[1], image.shape[2]), painter, options.seed)
+        mask = mask_of(picture, (image.shape[1], image.shape[2]), painter, options.seed, **ways)
         empty += not mask.any()
-        beside = picture.path.with_suffix(".txt")
-        caption = beside.read_text().strip() if beside.is_file() else options.caption
-        device = module.device
-        result = inpaint_image(
-            module, image.to(device), mask.to(device), position=picture.number, caption=caption, **sizes
-        )
-        picture.out.parent.mkdir(parents=True, exist_ok=True)
-        filled = Image.fromarray(np.ascontiguousarray(result.cpu().movedim(0, -1).numpy()))
-        atomic_write_picture(picture.out, filled)
-    sys.stdout.write(f"{len(pictures)} pictures in {options.out}\n")
-    return empty
+        _write(picture.out, _inpainted(module, picture, image, mask, options))
+    sys.stdout.write(f"{len(good)} pictures in {options.out}\n")
+    return Predicted(len(good), empty, bad)
+
+
+def _inpainted(
+    module: InpaintDiffusion, picture: Picture, image: Tensor, mask: Tensor, options: argparse.Namespace
+) -> Tensor:
+    beside = picture.path.with_suffix(".txt")
+    caption = beside.read_text().strip() if beside.is_file() else options.caption
+    sizes = {name: getattr(options, name) for name in ("tile", "overlap", "margin", "working_side")}
+    image, mask = image.to(module.device), mask.to(module.device)
+    return inpaint_image(module, image, mask, position=picture.number, caption=caption, **sizes)
+
+
+def _write(path: Path, result: Tensor) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_write(path) as file:
+        Image.fromarray(np.ascontiguousarray(result.cpu().movedim(0, -1).numpy())).save(file, "PNG")
 
 
 def _run(options: argparse.Namespace, overrides: Sequence[str]) -> int:
-    if empty := predict(options, overrides):
-        sys.stdout.write(f"{empty} of them have an empty mask and came out unchanged\n")
-    return 0
+    done = predict(options, overrides)
+    if done.empty:
+        sys.stdout.write(f"{done.empty} of them have an empty mask and came out unchanged\n")
+    if done.bad:
+        sys.stderr.write(f"{len(done.bad)} pictures left out:\n" + "".join(f"  {why}\n" for why in done.bad.values()))
+    return 1 if done.bad else 0
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -26,11 +27,17 @@ def shards(folder: Path, plant: Plant) -> Path:
     folder.mkdir(parents=True)
     photos, members = open_shards("embedded:val"), []
     for number in range(len(photos)):
-        fields = {"jpg": image_bytes(photos.read(number).fields), "txt": b"photo %d" % number}
+        fields = {"jpg": square(image_bytes(photos.read(number).fields)), "txt": b"photo %d" % number}
         members += [(f"p{number:02d}.{name}", data) for name, data in plant(number, fields).items()]
     write_tar(folder / "000.tar", members)
     write_manifest(folder)
     return folder
+
+
+def square(data: bytes) -> bytes:
+    """The photo's middle, of the shape of the masks here."""
+    image = Image.open(io.BytesIO(data))
+    return encode(ImageOps.fit(image, (min(image.size),) * 2), "JPEG", quality=95)
 
 
 def disk(radius: int = 30) -> Image.Image:
@@ -77,7 +84,7 @@ def black_images(number: int, fields: Fields) -> Fields:
 
 def duplicates(number: int, fields: Fields) -> Fields:
     """Every third photo is the same."""
-    first = image_bytes(open_shards("embedded:val").read(0).fields)
+    first = square(image_bytes(open_shards("embedded:val").read(0).fields))
     return fields | ({"jpg": first} if number % 3 == 0 else {})
 
 

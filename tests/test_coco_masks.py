@@ -3,12 +3,14 @@
 import json
 import math
 import pickle
+import tracemalloc
 from typing import Any
 
 import numpy as np
 import pytest
 from data_fixtures import encode, photo
 
+from datamodules.images.reading import Turn
 from datamodules.own_masks.annotations import parse_annotations
 from datamodules.own_masks.coco_masks import CocoMask
 from datamodules.own_masks.mask_sources import MaskRequest
@@ -175,3 +177,42 @@ def test_bad_annotations_are_named(content: Any, message: str) -> None:
 def test_no_categories_at_all_is_a_mistake() -> None:
     with pytest.raises(ValueError, match=r"CocoMask\.category_ids: expected at least one number, or null for all"):
         CocoMask([])
+
+
+def test_a_union_of_large_masks_is_made_one_at_a_time() -> None:
+    """60 masks of 7000 x 7000 once took 2.9 GB; here 60 of 1000 x 1000, whose masks take 1 MB each."""
+    one = {"counts": [0, 500_000, 500_000], "size": [1000, 1000]}
+    content = json.dumps(annotations(*[one] * 60)).encode()
+    request = MaskRequest({"json": content}, (1000, 1000))
+    tracemalloc.start()
+    try:
+        mask = CocoMask(union=True)(request)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert mask is not None
+    assert np.asarray(mask).mean() == 127.5
+    assert peak < 8e6
+
+
+def test_objects_of_a_turned_photo() -> None:
+    """Polygons and run lengths that refer to the photo as it lies in its file are turned with it."""
+    turn = Turn(swap=True, x=True)  # EXIF 6: the file's left column is the upright photo's top row
+    left = [[0, 0, 1, 0, 1, HEIGHT, 0, HEIGHT]]
+    runs = {"counts": [0, HEIGHT, HEIGHT * (WIDTH - 1)], "size": [HEIGHT, WIDTH]}
+    for content in ({"segmentation": left, "width": WIDTH, "height": HEIGHT}, {"segmentation": runs}):
+        mask = find(content, size=(HEIGHT, WIDTH), turn=turn)
+        assert mask[0].all()
+        assert not mask[1:].any()
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        {"segmentation": BOX, "width": 30, "height": 6},
+        {"segmentation": {"counts": [180], "size": [6, 30]}},
+    ],
+)
+def test_objects_of_a_picture_of_another_shape_are_refused(content: Any) -> None:
+    with pytest.raises(ValueError, match=r"expected a mask of the photo's shape, 7 x 6 pixels .*, got 30 x 6"):
+        find(content)

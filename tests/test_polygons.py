@@ -3,8 +3,14 @@
 import numpy as np
 import pytest
 
+from datamodules.own_masks import polygons
 from datamodules.own_masks.coco_rle import decode_rle
-from datamodules.own_masks.polygons import fill_polygon
+
+
+def fill_polygon(points: np.ndarray, height: int, width: int) -> np.ndarray:
+    mask = np.zeros((height, width), dtype=bool)
+    polygons.fill_polygon(points, mask)
+    return mask
 
 
 def fill(points: list[tuple[float, float]], height: int = 6, width: int = 7) -> np.ndarray:
@@ -57,3 +63,17 @@ def test_neighbours_share_no_pixel_and_leave_none() -> None:
     corners = np.array(box(0, 0, 30, 30))
     parts = [fill_polygon(np.stack([corners[i], corners[(i + 1) % 4], middle]), 30, 30) for i in range(4)]
     assert (np.sum(parts, axis=0) == 1).all()
+
+
+def test_a_polygon_filled_in_pieces_is_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    points = np.random.default_rng(0).uniform(-5, 40, (60, 2))
+    whole = fill_polygon(points, 30, 35)
+    monkeypatch.setattr(polygons, "_EDGES", 50)
+    assert np.array_equal(fill_polygon(points, 30, 35), whole)
+
+
+def test_a_polygon_without_end_is_refused() -> None:
+    """100,000 corners that go up and down over 1000 rows would meet them 100 million times."""
+    points = np.stack([np.linspace(0, 1000, 100_000), np.arange(100_000) % 2 * 1000.0], axis=1)
+    with pytest.raises(ValueError, match="expected a polygon whose edges meet at most 1000000 pixel rows"):
+        fill_polygon(points, 1000, 1000)

@@ -110,11 +110,12 @@ def test_refusals(
 
 
 def test_a_broken_picture_is_named(tmp_path: Path, config: str, capsys: pytest.CaptureFixture[str]) -> None:
-    (tmp_path / "b.png").write_bytes(b"no image")
-    assert main([str(tmp_path), str(tmp_path / "out"), "--config", config, "--preset", "sd"]) == 1
+    (tmp_path / "pics").mkdir()
+    (tmp_path / "pics/b.png").write_bytes(b"no image")
+    assert main([str(tmp_path / "pics"), str(tmp_path / "out"), "--config", config, "--preset", "sd"]) == 1
     assert "b.png: " in capsys.readouterr().err
     with pytest.raises(ValueError, match=r"b\.png"):
-        read_mask(tmp_path / "b.png", (2, 2))
+        read_mask(tmp_path / "pics/b.png", (2, 2))
 
 
 def test_the_shipped_model_fills_better_than_a_plain_colour(tmp_path: Path) -> None:
@@ -134,3 +135,52 @@ def test_the_shipped_model_fills_better_than_a_plain_colour(tmp_path: Path) -> N
         errors = [((fill - image[mask]) ** 2).mean() for fill in (plain, filled)]
         gains.append(10 * np.log10(errors[0] / errors[1]))
     assert np.mean(gains) > 1  # dB
+
+
+def white_on_nothing(path: Path, mode: str) -> None:
+    alpha = np.zeros((64, 64), np.uint8)
+    alpha[10:30, 20:40] = 255
+    image = Image.new("RGBA", (64, 64), (255, 255, 255, 0))
+    image.putalpha(Image.fromarray(alpha))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    image.convert(mode).save(path)
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA"])
+def test_masks_are_read_as_in_training(mode: str, tmp_path: Path, config: str) -> None:
+    image = photo(tmp_path / "photos/a.png", 64, 64)
+    white_on_nothing(tmp_path / "photos/a.mask.png", mode)
+    assert main([str(tmp_path / "photos"), str(tmp_path / "out"), "--config", config, "--steps", "1", *SMALL]) == 0
+    changed = (read(tmp_path / "out/a.png") != image).any(-1)
+    assert changed[10:30, 20:40].any()
+    changed[10:30, 20:40] = False
+    assert not changed.any()
+
+
+@pytest.mark.parametrize("out", ["pics", "pics/../pics", "pics/out", "link", "masks"])
+def test_results_never_fall_on_inputs(
+    out: str, tmp_path: Path, config: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    photo(tmp_path / "pics/a.png", 64, 64)
+    photo(tmp_path / "masks/a.png", 64, 64)
+    (tmp_path / "link").symlink_to(tmp_path / "pics")
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*.png")}
+    arguments = [str(tmp_path / "pics"), str(tmp_path / out), "--config", config, "--masks", str(tmp_path / "masks")]
+    assert main(arguments) == 1
+    assert str(tmp_path / out) in capsys.readouterr().err
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*.png")} == before
+
+
+def test_bad_pictures_are_left_out_and_listed(tmp_path: Path, config: str, capsys: pytest.CaptureFixture[str]) -> None:
+    photo(tmp_path / "pics/a.png", 64, 64)
+    photo(tmp_path / "pics/c.png", 64, 64)
+    (tmp_path / "pics/b.png").write_bytes((tmp_path / "pics/a.png").read_bytes()[:3000])
+    arguments = [str(tmp_path / "pics"), str(tmp_path / "out"), "--config", config, "--preset", "sd", *SMALL]
+    assert main(arguments) == 1
+    assert "b.png" in (said := capsys.readouterr().err)
+    assert "--skip-bad" in said
+    assert not (tmp_path / "out").exists()
+    assert main([*arguments, "--skip-bad"]) == 1
+    assert "1 pictures left out" in (said := capsys.readouterr().err)
+    assert "b.png" in said
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["a.png", "c.png"]

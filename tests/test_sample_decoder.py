@@ -105,10 +105,10 @@ def test_own_mask_follows_crop_and_flip(position: int, factor: int) -> None:
 
 def test_mask_threshold_is_above_one_half() -> None:
     for level, masked in ((127, False), (128, True)):
-        data = encode(Image.new("L", (20, 20), level))
+        data = encode(Image.new("L", (48, 40), level))
         assert decoder()(raw(mask_png=data))["mask"].all().item() is masked
         assert (
-            decoder()(raw(mask_webp=encode(Image.new("L", (20, 20), level * 2 - 128), "WEBP")))["mask"].any() == masked
+            decoder()(raw(mask_webp=encode(Image.new("L", (48, 40), level * 2 - 128), "WEBP")))["mask"].any() == masked
         )
 
 
@@ -231,7 +231,7 @@ def test_a_small_donor_is_enough() -> None:
 
 def test_a_bad_donor_is_named() -> None:
     donor = raw(mask_png=b"x")._replace(shard="d.tar", key="donor")
-    with pytest.raises(ValueError, match=r"s\.tar: sample 'k': mask of d\.tar: sample 'donor': cannot identify"):
+    with pytest.raises(ValueError, match=r"s\.tar: sample 'k': mask of d\.tar: sample 'donor': mask: cannot identify"):
         decoder()(raw()._replace(donor=donor))
 
 
@@ -265,5 +265,5 @@ def test_a_sample_may_ask_for_another_size() -> None:
 
 
 def test_bad_mask_is_named() -> None:
-    with pytest.raises(ValueError, match=r"s\.tar: sample 'k': cannot identify"):
+    with pytest.raises(ValueError, match=r"s\.tar: sample 'k': mask: cannot identify"):
         decoder()(raw(mask_png=b"x"))

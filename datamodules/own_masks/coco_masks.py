@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import numpy as np
 from PIL import Image
 
+from datamodules.images.reading import Turn
 from datamodules.own_masks.annotations import Annotation, Annotations, RunLengths, parse_annotations
 from datamodules.own_masks.coco_rle import decode_rle
+from datamodules.own_masks.mask_files import mask_turn
 from datamodules.own_masks.mask_sources import MaskRequest, MaskSource, to_mask
 from datamodules.own_masks.polygons import fill_polygon
 
@@ -44,8 +48,8 @@ class CocoMask(MaskSource):
             return None
         if not self.union:
             objects = [objects[int(request.draw * len(objects))]]
-        masks = [object_mask(one, found, request) for one in objects]
-        return to_mask(masks[0]) if len(masks) == 1 else _unite(masks, request.size)
+        masks = (object_mask(one, found, request) for one in objects)  # one at a time: each may be large
+        return to_mask(next(masks)) if len(objects) == 1 else _unite(masks, request.size)
 
     def _wanted(self, found: Annotations) -> list[Annotation]:
         """The objects to choose from."""
@@ -62,7 +66,7 @@ class CocoMask(MaskSource):
         return wanted
 
 
-def _unite(masks: list[np.ndarray], size: tuple[int, int]) -> Image.Image | None:
+def _unite(masks: Iterable[np.ndarray], size: tuple[int, int]) -> Image.Image | None:
     """The union of masks, each brought to the image's width and height."""
     union = np.zeros(size[::-1], dtype=bool)
     for mask in masks:
@@ -72,7 +76,7 @@ def _unite(masks: list[np.ndarray], size: tuple[int, int]) -> Image.Image | None
 
 
 def object_mask(one: Annotation, found: Annotations, request: MaskRequest) -> np.ndarray:
-    """One object -> bool (H, W): run lengths at their own size, polygons at the image's.
+    """One object -> bool (H, W), upright: run lengths at their own size, polygons at the image's.
 
     Args:
         one: of `found`.
@@ -80,17 +84,23 @@ def object_mask(one: Annotation, found: Annotations, request: MaskRequest) -> np
         request: the sample.
 
     Raises:
-        ValueError: saying what was expected.
+        ValueError: saying what was expected, such as a picture of the image's shape.
     """
     if isinstance(one.shape, RunLengths):
         counts, rows, columns = one.shape
         if rows * columns > request.max_pixels:
             most = request.max_pixels
             raise ValueError(f"expected a segmentation of at most {most} pixels, got {columns} x {rows}")
-        return decode_rle(counts, rows, columns)
-    width, height = request.size
-    scale = np.array([width / (found.width or width), height / (found.height or height)])
-    mask = np.zeros((height, width), dtype=bool)
+        return _turned(decode_rle(counts, rows, columns), mask_turn((columns, rows), request.size, request.turn))
+    frame = (found.width or request.size[0], found.height or request.size[1])
+    turn = mask_turn(frame, request.size, request.turn)
+    width, height = request.size[::-1] if turn.swap else request.size
+    scale, mask = np.array([width / frame[0], height / frame[1]]), np.zeros((height, width), dtype=bool)
     for polygon in one.shape:
-        mask |= fill_polygon(polygon * scale, height, width)
-    return mask
+        fill_polygon(polygon * scale, mask)
+    return _turned(mask, turn)
+
+
+def _turned(mask: np.ndarray, turn: Turn) -> np.ndarray:
+    mask = mask.T if turn.swap else mask
+    return mask[:: -1 if turn.y else 1, :: -1 if turn.x else 1]

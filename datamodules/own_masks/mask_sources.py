@@ -11,9 +11,10 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
-from datamodules.images.reading import has_alpha, open_image, to_rgb, upright
+from datamodules.images.reading import Turn, has_alpha, open_image, read_turn, upright
+from datamodules.own_masks.mask_files import mask_turn, read_mask, turned
 from datamodules.shards.tar_index import IMAGE_FIELDS, LABEL_FIELDS, MASK_FIELDS
 
 _GREY_STEPS = {2: 85, 4: 17}  # Pillow stretches grey PNGs of 2 and 4 bits to 0..255
@@ -23,13 +24,15 @@ class MaskRequest(NamedTuple):
     """What a source is given.
 
     `fields` are the sample's undecoded fields, `size` width and height of the upright image in pixels, `draw` a number
-    in [0, 1) from (seed, position) to choose with, `max_pixels` a bound on what may be decoded.
+    in [0, 1) from (seed, position) to choose with, `max_pixels` a bound on what may be decoded, `turn` what the image's
+    EXIF says.
     """
 
     fields: dict[str, bytes]
     size: tuple[int, int]
     draw: float = 0.0
     max_pixels: int = 50_000_000
+    turn: Turn = Turn()
 
 
 class MaskSource(ABC):
@@ -65,22 +68,31 @@ def image_bytes(fields: dict[str, bytes]) -> bytes:
 
 
 class FileMask(MaskSource):
-    """A grey picture beside the image: `mask.png`, `mask.webp`, `mask.jpg` or `mask.jpeg`, white = inpaint.
+    """A picture beside the image: `mask.png`, `mask.webp`, `mask.jpg` or `mask.jpeg`, white = inpaint.
+
+    It has the image's shape, at any resolution; `mask_files.read_mask` says how other files than grey ones are read.
 
     Args:
         inverted: Black = inpaint.
+        transparent: Inpaint where the file is transparent, whatever colours it shows, as ComfyUI saves masks.
     """
 
-    def __init__(self, inverted: bool = False) -> None:
+    def __init__(self, inverted: bool = False, transparent: bool = False) -> None:
         self.inverted = inverted
+        self.transparent = transparent
 
     def __call__(self, request: MaskRequest) -> Image.Image | None:
         """See `MaskSource`; a picture without any white is an empty mask, not a missing one."""
         data = _first(request.fields, MASK_FIELDS)
         if data is None:
             return None
-        mask = to_rgb(upright(open_image(data, request.max_pixels)), (0, 0, 0)).convert("L")
-        return ImageOps.invert(mask) if self.inverted else mask
+        ways = {"inverted": self.inverted, "transparent": self.transparent}
+        try:
+            return read_mask(data, request.size, request.turn, request.max_pixels, **ways)
+        except UnidentifiedImageError as error:  # its own text ends in a memory address
+            raise ValueError("mask: cannot identify it as a JPEG, PNG or WEBP") from error
+        except Exception as error:  # Pillow raises many kinds on damaged files, SyntaxError among them
+            raise ValueError(f"mask: {error}") from error
 
 
 class AlphaMask(MaskSource):
@@ -130,7 +142,15 @@ class LabelMap(MaskSource):
     def __call__(self, request: MaskRequest) -> Image.Image | None:
         """See `MaskSource`."""
         data = _first(request.fields, LABEL_FIELDS)
-        return None if data is None else to_mask(np.isin(read_labels(data, request.max_pixels), self.ids))
+        if data is None:
+            return None
+        labels = read_labels(data, request.max_pixels)
+        chosen = np.zeros(65536, dtype=bool)
+        chosen[self.ids] = True
+        mask = to_mask(chosen[labels])
+        own = read_turn(open_image(data, request.max_pixels))
+        way = mask_turn(labels.shape[::-1], request.size, request.turn if own == Turn() else Turn())
+        return None if mask is None else turned(mask, way)
 
 
 def read_labels(data: bytes, max_pixels: int) -> np.ndarray:
@@ -143,5 +163,6 @@ def read_labels(data: bytes, max_pixels: int) -> np.ndarray:
     if image.format != "PNG" or image.mode not in ("1", "L", "P", "I", "I;16", "I;16B"):
         raise ValueError(f"expected a label map in a grey or palette PNG, got a {image.format} of mode {image.mode}")
     bits = data[24]  # of the PNG's first chunk, IHDR
-    labels = np.asarray(upright(image)).astype(np.int64)
+    labels = np.asarray(upright(image))
+    labels = labels.astype(np.uint16 if labels.dtype.itemsize > 1 else np.uint8)
     return labels // _GREY_STEPS.get(bits, 1) if image.mode == "L" else labels

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from datamodules.images.crops import Crop
 from datamodules.images.draws import position_draws
-from datamodules.images.reading import crop_mask, open_image, upright_size
+from datamodules.images.reading import Turn, crop_mask, open_image, read_turn, upright_size
 from datamodules.own_masks.mask_sources import FileMask, MaskRequest, MaskSource, image_bytes
 from datamodules.shards.shard_set import RawSample
 from inpaint_module.randomness import Stream
@@ -48,15 +48,15 @@ class OwnMasks:
         """Whether images must show the colours that their transparent pixels hide."""
         return any(source.shows_hidden for source in self.sources)
 
-    def _find(self, raw: RawSample, crop: Crop, size: Size, frame: Size, draw: float) -> Tensor | None:
+    def _find(self, raw: RawSample, crop: Crop, size: Size, frame: Size, turn: Turn, draw: float) -> Tensor | None:
         """The mask of the first source that has one, through the crop; bool (1, H, W)."""
-        request = MaskRequest(raw.fields, frame, draw, self.max_pixels)
+        request = MaskRequest(raw.fields, frame, draw, self.max_pixels, turn)
         for source in self.sources:
             if (mask := source(request)) is not None:
                 return crop_mask(mask, crop, size, frame)
         return None
 
-    def own(self, raw: RawSample, crop: Crop, size: Size, frame: Size) -> Tensor | None:
+    def own(self, raw: RawSample, crop: Crop, size: Size, frame: Size, turn: Turn) -> Tensor | None:
         """The sample's own mask at `size` (H, W), bool (1, H, W), as often as it is wanted.
 
         Args:
@@ -64,9 +64,10 @@ class OwnMasks:
             crop: of its image, in pixels of the frame.
             size: the target, (H, W) pixels.
             frame: width and height of the upright image.
+            turn: what its EXIF says.
         """
         use, draw = position_draws(self.seed, raw.position, Stream.OWN_MASK, 2)
-        own = self._find(raw, crop, size, frame, draw) if use < self.probability else None
+        own = self._find(raw, crop, size, frame, turn, draw) if use < self.probability else None
         return own if own is not None and (self.allow_empty or own.any()) else None
 
     def donated(self, donor: RawSample, position: int, size: Size, choose_crop: ChooseCrop) -> Tensor | None:
@@ -83,8 +84,10 @@ class OwnMasks:
         """
         try:
             draws = position_draws(self.seed, position, Stream.DONOR_MASK, 5)
-            frame = upright_size(open_image(image_bytes(donor.fields), self.max_pixels))
-            found = self._find(donor, choose_crop(frame, size, draws[:4]), size, frame, draws[4])
+            image = open_image(image_bytes(donor.fields), self.max_pixels)
+            frame = upright_size(image)
+            crop = choose_crop(frame, size, draws[:4])
+            found = self._find(donor, crop, size, frame, read_turn(image), draws[4])
         except Exception as error:  # as in SampleDecoder
             raise ValueError(f"mask of {donor.shard}: sample {donor.key!r}: {error}") from error
         return found if found is not None and found.any() else None

@@ -7,25 +7,25 @@ from __future__ import annotations
 
 import numpy as np
 
+_EDGES = 1 << 16  # edges times rows that are held at once
 
-def fill_polygon(points: np.ndarray, height: int, width: int) -> np.ndarray:
-    """Fill one polygon by the even-odd rule.
+
+def fill_polygon(points: np.ndarray, mask: np.ndarray) -> None:
+    """Add one polygon to a mask, filled by the even-odd rule.
 
     Args:
         points: float (N, 2), x and y of the corners in pixels; (0, 0) is the image's corner, so that the first
             pixel's centre is (.5, .5). Corners may lie outside the image.
-        height: H in pixels.
-        width: W in pixels.
+        mask: bool (H, W), which is changed.
 
-    Returns:
-        bool (H, W).
+    Raises:
+        ValueError: if it goes to and fro so often that its edges meet more pixel rows than the mask has pixels.
     """
+    height, width = mask.shape
     low, high = (bound(axis=0).clip(0, (width, height)) for bound in (points.min, points.max))
     (left, top), (right, bottom) = np.floor(low).astype(np.int64), np.ceil(high).astype(np.int64)
-    mask = np.zeros((height, width), dtype=bool)
     if right > left and bottom > top:
-        mask[top:bottom, left:right] = _fill(points - (left, top), bottom - top, right - left)
-    return mask
+        mask[top:bottom, left:right] |= _fill(points - (left, top), bottom - top, right - left)
 
 
 def _fill(points: np.ndarray, height: int, width: int) -> np.ndarray:
@@ -33,15 +33,32 @@ def _fill(points: np.ndarray, height: int, width: int) -> np.ndarray:
 
     Every row of pixel centres is met by some edges; each flips inside and outside for the pixels right of it.
     """
-    x0, y0 = points.T
-    x1, y1 = np.roll(points, -1, axis=0).T
-    first, last = (np.ceil(y.clip(0, height) - 0.5).astype(np.int64) for y in (np.minimum(y0, y1), np.maximum(y0, y1)))
+    starts, ends = points, np.roll(points, -1, axis=0)
+    lows, highs = np.minimum(starts[:, 1], ends[:, 1]), np.maximum(starts[:, 1], ends[:, 1])
+    first, last = (np.ceil(y.clip(0, height) - 0.5).astype(np.int64) for y in (lows, highs))
+    total = (last - first).cumsum()
+    most = max(height * width, _EDGES)
+    if total[-1] > most:
+        raise ValueError(f"expected a polygon whose edges meet at most {most} pixel rows, got {total[-1]}")
+    flips = np.zeros((height, width + 1), dtype=np.uint8)
+    begin = 0
+    while begin < len(points):
+        done = total[begin - 1] if begin else 0
+        end = max(begin + 1, int(np.searchsorted(total, done + _EDGES)))
+        part = slice(begin, end)
+        _flip(flips, starts[part], ends[part], first[part], last[part])
+        begin = end
+    np.bitwise_xor.accumulate(flips, axis=1, out=flips)
+    return flips[:, :width].view(bool)
+
+
+def _flip(flips: np.ndarray, starts: np.ndarray, ends: np.ndarray, first: np.ndarray, last: np.ndarray) -> None:
+    """Mark where some edges meet the rows from `first` to `last`."""
     rows = last - first
-    edge = np.repeat(np.arange(len(points)), rows)
+    (x0, y0), (x1, y1) = starts.T, ends.T
+    edge = np.repeat(np.arange(len(rows)), rows)
     row = np.arange(len(edge)) - np.repeat(rows.cumsum() - rows, rows) + first[edge]
     across = (row + 0.5 - y0[edge]) / (y1 - y0)[edge]
     x = x0[edge] + across * (x1 - x0)[edge]
-    column = np.ceil(x.clip(0, width) - 0.5).astype(np.int64)
-    flips = np.zeros((height, width + 1), dtype=np.uint8)
+    column = np.ceil(x.clip(0, flips.shape[1] - 1) - 0.5).astype(np.int64)
     np.bitwise_xor.at(flips, (row, column), 1)
-    return np.bitwise_xor.accumulate(flips[:, :width], axis=1).astype(bool)

@@ -145,7 +145,7 @@ class SampleDecoder:
         crop = self._crop(frame, size, crop_draws(self.seed, raw.position) if self.augment else ())
         view = plan_view(image, crop, size, self.reducing_gap)
         mask = self.masks.donated(raw.donor, raw.position, size, self._crop) if raw.donor else None
-        mask = self.masks.own(raw, crop, size, frame) if mask is None else mask
+        mask = self.masks.own(raw, crop, size, frame, view.turn) if mask is None else mask
         pixels = read_view(image, data, view, size, self.background)
         pixels, mask = self.augmentations(pixels, mask, raw.position)
         sizes = self._sizes(frame, crop, size) | self._cached(raw, frame)
