@@ -14,7 +14,7 @@ from PIL import Image, UnidentifiedImageError
 
 from datamodules.images.conversion import StoredPicture, stored_picture
 from datamodules.images.image_sizes import image_size
-from datamodules.images.reading import to_rgb, upright, upright_size
+from datamodules.images.reading import Turn, read_turn, to_rgb, upright, upright_size
 from datamodules.own_masks.annotations import check_runs, parse_annotations
 from datamodules.own_masks.mask_sources import FileMask, MaskRequest, read_labels
 from datamodules.own_masks.polarity import why_look
@@ -86,6 +86,7 @@ class _Reader:
         self.source, self.packing = source, packing
         self.fields: dict[str, bytes] = {}
         self.notes: list[tuple[str, str]] = []
+        self.turn = Turn()
         self.size = self.frame = (0, 0)  # upright width and height, as written and as found
 
     def read(self, place: Path | Cell, use: Callable[[str, bytes], None]) -> None:
@@ -101,7 +102,7 @@ class _Reader:
     def image(self, name: str, data: bytes) -> None:
         """The image itself, shrunk if it has to be."""
         stored = stored_picture(data, name, self.packing.max_pixels)
-        self.frame = upright_size(stored.image)
+        self.frame, self.turn = upright_size(stored.image), read_turn(stored.image)
         for kind in stored.notes:
             self.note(kind)
         image = _shrunk(stored, self.packing.resize)
@@ -112,7 +113,10 @@ class _Reader:
         stored = stored_picture(data, name, self.packing.max_pixels)
         fields = {f"mask.{stored.suffix}": stored.data}
         self.fields |= fields
-        grey = FileMask()(MaskRequest(fields, self.frame, max_pixels=self.packing.max_pixels))
+        grey = FileMask()(MaskRequest(fields, self.frame, max_pixels=self.packing.max_pixels, turn=self.turn))
+        if grey is not None and self.size != self.frame and self.turn != Turn():
+            self.fields.pop(f"mask.{stored.suffix}")
+            self.fields["mask.png"] = _png(grey)  # the shrunk photo is upright, and has no EXIF to turn the mask by
         if kind := why_look(np.asarray(grey) >= 128):
             self.note(kind, name)
 
@@ -145,6 +149,12 @@ class _Reader:
             data = _sized_json(content, self.frame)
         more = self.fields.get("json")
         self.fields["json"] = data if more is None else json.dumps({**json.loads(data), **json.loads(more)}).encode()
+
+
+def _png(image: Image.Image) -> bytes:
+    file = io.BytesIO()
+    image.save(file, "PNG")
+    return file.getvalue()
 
 
 def _utf8(data: bytes, encoding: str) -> bytes:
