@@ -88,6 +88,14 @@ class Account:
         return "\n".join(map(_wrapped, lines)) + "\n"
 
 
+class RefusedError(ValueError):
+    """Files cannot be used; `account` is of all that were looked at."""
+
+    def __init__(self, message: str, account: Account) -> None:
+        super().__init__(message)
+        self.account = account
+
+
 def _count(kinds: dict[str, tuple[int, list[str]]], kind: str, count: int, names: Iterable[str]) -> None:
     if count:
         before, first = kinds.get(kind, (0, []))

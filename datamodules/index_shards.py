@@ -30,6 +30,7 @@ from typing import Any, NamedTuple
 from tqdm import tqdm
 from webdataset.shardlists import expand_urls
 
+from datamodules.account import Account, RefusedError
 from datamodules.remote.transports import file_name, is_remote, scheme
 from datamodules.shards.manifest import JOURNAL, ManifestRow, Shard, index_path, read_manifest, write_rows
 from datamodules.shards.shard_specs import packing_advice
@@ -39,13 +40,16 @@ from datamodules.writing.tar_indexer import IndexedTar, TarPlace, try_index_tar
 from inpaint_module.commands.errors import GOES_ON, exit_code_of
 from inpaint_module.redaction import redact, redacted
 
+UNREADABLE = "with an image whose header cannot be read: its size is recorded as 0 x 0"
+
 
 class IndexReport(NamedTuple):
-    """The shards, how many of them were read now, and the samples whose image size cannot be read."""
+    """The shards, how many of them were read now, the samples whose image size cannot be read, and the account."""
 
     shards: list[Shard]
     fresh: int
     unreadable: list[str]
+    account: Account
 
 
 def find_tars(spec: str, base: str = "") -> list[str]:
@@ -137,7 +141,8 @@ def index_shards(
         progress: show a progress bar.
 
     Raises:
-        ValueError: naming tar and member, if one cannot be used; with `keep_going` naming all such tars.
+        ValueError: naming tar and member, if one cannot be used.
+        RefusedError: with `keep_going`, naming all such tars.
         OSError: if writing fails, or a worker dies; the same call goes on.
     """
     addresses = find_tars(shards)
@@ -155,11 +160,16 @@ def index_shards(
                 bad.append(result)
             else:
                 raise ValueError(f"{result}\nstopped at this tar; --keep-going looks at all of them")
-    if bad:
-        raise ValueError(f"{len(bad)} of {len(places)} tars cannot be used:\n" + "\n".join(bad))
-    write_rows(out, [_row(tar.row, address, out) for tar, address in zip(good, addresses, strict=True)])
+    account = Account()
+    for tar in good:
+        account.add(Account.from_json(tar.account))
     unreadable = [f"{tar.row.name}: {key}" for tar in good for key in tar.unreadable]
-    return IndexReport(read_manifest(out), sum(tar.fresh for tar in good), unreadable)
+    account.note(UNREADABLE, *unreadable)
+    account.refused += bad
+    if bad:
+        raise RefusedError(f"{len(bad)} of {len(places)} tars cannot be used:\n" + "\n".join(bad), account)
+    write_rows(out, [_row(tar.row, address, out) for tar, address in zip(good, addresses, strict=True)])
+    return IndexReport(read_manifest(out), sum(tar.fresh for tar in good), unreadable, account)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -194,11 +204,16 @@ def _parser() -> argparse.ArgumentParser:
 
 def _run(options: dict[str, Any]) -> int:
     options["ignore"] = [suffix for suffix in options["ignore"].split(",") if suffix]
-    report = index_shards(**options, progress=True)
+    try:
+        report = index_shards(**options, progress=True)
+    except RefusedError as error:
+        sys.stdout.write(error.account.text("samples in the tars that can be used"))
+        raise
     for sample in report.unreadable:
         sys.stderr.write(f"no image size: {sample}\n")
-    total, count = sum(shard.count for shard in report.shards), len(report.shards)
-    sys.stdout.write(f"{total} samples in {count} shards, {count - report.fresh} of them indexed before\n")
+    count = len(report.shards)
+    head = f"samples in {count} shard{'s' * (count != 1)}, {count - report.fresh} of them indexed before"
+    sys.stdout.write(report.account.text(head))
     return 0
 
 

@@ -32,7 +32,7 @@ from typing import Any, NamedTuple
 import PIL
 from tqdm import tqdm
 
-from datamodules.account import Account
+from datamodules.account import Account, RefusedError
 from datamodules.samples.captions import check_encoding
 from datamodules.shards.manifest import Shard, read_manifest
 from datamodules.shards.tar_index import ScannedTar
@@ -51,14 +51,6 @@ class Report(NamedTuple):
     shards: list[Shard]
     skipped: list[str]
     account: Account
-
-
-class RefusedError(ValueError):
-    """Images cannot be used; `account` is of all that were looked at."""
-
-    def __init__(self, message: str, account: Account) -> None:
-        super().__init__(message)
-        self.account = account
 
 
 def _write(

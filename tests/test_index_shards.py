@@ -157,7 +157,9 @@ def test_ignored_members_are_left_out(tmp_path: Path, capsys: pytest.CaptureFixt
     members = [("a.jpg", JPEG), ("a.embedding.bin", b"x"), ("a.txt", b"t"), ("b.NPY", b""), ("b.jpg", JPEG)]
     write_tar(tmp_path / "0.tar", members)
     assert main([str(tmp_path), "--ignore", "npy,.embedding.bin", "--workers", "1"]) == 0
-    assert capsys.readouterr().out == "2 samples in 1 shards, 0 of them indexed before\n"
+    assert capsys.readouterr().out == (
+        "2 samples in 1 shard, 0 of them indexed before\n  captions 1, masks 0, labels 0, json 0\n"
+    )
     shards = open_shards(str(tmp_path))
     assert [shards.read(number).fields for number in range(2)] == [{"jpg": JPEG, "txt": b"t"}, {"jpg": JPEG}]
 

@@ -12,7 +12,8 @@ import pytest
 from data_fixtures import contents, encode, photo, photo_folder
 from PIL import Image
 
-from datamodules.make_shards import RefusedError, main, make_shards
+from datamodules.account import RefusedError
+from datamodules.make_shards import main, make_shards
 from datamodules.own_masks.polarity import EMPTY, FULL, INVERTED
 from datamodules.shards.shard_specs import open_shards
 from datamodules.writing import source_samples

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 from datamodules.images.image_sizes import image_size
 from datamodules.remote.remote_stream import RemoteStream
 from datamodules.remote.transports import is_remote
+from datamodules.shards.contents import account_of
 from datamodules.shards.manifest import ManifestRow, Shard, load_index, write_index
 from datamodules.shards.tar_index import ScannedTar, ShardIndex, scan_tar
 from inpaint_module.redaction import redact
@@ -25,11 +26,13 @@ class TarPlace(NamedTuple):
 
 
 class IndexedTar(NamedTuple):
-    """A tar's row in a manifest, the keys of its images without a readable header, and whether it was read now."""
+    """A tar's row in a manifest, the keys of its images without a readable header, whether it was read now, and the
+    account of its samples as JSON."""
 
     row: ManifestRow
     unreadable: list[str]
     fresh: bool
+    account: dict[str, Any]
 
 
 def _state(place: TarPlace) -> dict[str, Any]:
@@ -89,7 +92,8 @@ def index_tar(place: TarPlace, *, ignore: frozenset[str], strict: bool) -> Index
         fields = next(fields for key, fields in zip(*tar.index[:2], strict=True) if key == unreadable[0])
         at = f"{redact(place.address)}: member of {unreadable[0]!r} ({', '.join(fields)})"
         raise ValueError(f"{at}: expected an image, its header cannot be read ({len(unreadable)} such images)")
-    return IndexedTar(ManifestRow(place.name, len(tar.index.keys), tar.bytes, tar.sha256), unreadable, known is None)
+    row = ManifestRow(place.name, len(tar.index.keys), tar.bytes, tar.sha256)
+    return IndexedTar(row, unreadable, known is None, account_of(tar.index).as_json())
 
 
 def try_index_tar(place: TarPlace, *, ignore: frozenset[str], strict: bool) -> IndexedTar | str:
