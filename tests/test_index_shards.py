@@ -189,7 +189,9 @@ def test_keep_going_lists_all_bad_tars(tmp_path: Path, capsys: pytest.CaptureFix
     assert "stopped at this tar; --keep-going looks at all of them" in message
     assert "3.tar" not in message
     assert main([str(folder), "--keep-going", "--workers", "2"]) == 1
-    message = capsys.readouterr().err
+    out, message = capsys.readouterr()
+    assert out.startswith("2 samples in the tars that can be used\n")
+    assert "\n2 refused\n" in out
     assert "2 of 4 tars cannot be used:\n" in message
     assert message.index("1.tar: expected an uncompressed tar") < message.index("3.tar: the tar is corrupt, cut short")
     assert not (folder / "manifest.json").exists()
