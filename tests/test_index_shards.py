@@ -190,7 +190,7 @@ def test_keep_going_lists_all_bad_tars(tmp_path: Path, capsys: pytest.CaptureFix
     assert "3.tar" not in message
     assert main([str(folder), "--keep-going", "--workers", "2"]) == 1
     out, message = capsys.readouterr()
-    assert out.startswith("2 samples in the tars that can be used\n")
+    assert out.startswith("4 samples in the tars that can be used\n")
     assert "\n2 refused\n" in out
     assert "2 of 4 tars cannot be used:\n" in message
     assert message.index("1.tar: expected an uncompressed tar") < message.index("3.tar: the tar is corrupt, cut short")
