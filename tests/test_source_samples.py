@@ -8,8 +8,10 @@ import pytest
 from data_fixtures import exif_turned, photo, photo_folder
 from PIL import Image
 
+from datamodules.account import RefusedError
 from datamodules.make_shards import make_shards
 from datamodules.own_masks.coco_masks import CocoMask
+from datamodules.own_masks.mask_sources import FileMask, LabelMap
 from datamodules.samples.sample_decoder import SampleDecoder
 from datamodules.shards.shard_specs import open_shards
 from datamodules.writing.source_samples import Resize
@@ -83,3 +85,52 @@ def test_label_map_of_colours_is_bad(tmp_path: Path) -> None:
     photo(1).save(folder / "p000.label.png")
     with pytest.raises(ValueError, match=r"p000\.label\.png: expected a label map in a grey or palette PNG"):
         make_shards(folder, tmp_path / "out")
+
+
+@pytest.mark.parametrize("size", [(80, 40), (40, 80)], ids=["stored", "upright"])
+@pytest.mark.parametrize("kind", ["mask", "label", "polygon", "run lengths", "box"])
+@pytest.mark.parametrize("suffix", ["jpg", "png", "webp", "tif"])
+@pytest.mark.parametrize("short", [None, 20])
+def test_what_is_drawn_on_a_turned_photo_stays_where_it_is(
+    size: tuple[int, int], kind: str, suffix: str, short: int | None, tmp_path: Path
+) -> None:
+    """The photo is turned to the right: the left half of the stored pixels is the upper half of what is seen."""
+    photo(1, 80, 40).save(tmp_path / f"a.{suffix}", exif=exif_turned(6))
+    width, height = (40, 40)  # of the half, on either
+    drawn = Image.new("L", size)
+    drawn.paste(1 if kind == "label" else 255, (0, 0, width, height))
+    polygon = [0, 0, width, 0, width, height, 0, height]
+    columns = [0, width * size[1]] if size == (80, 40) else [0, *[40] * 79, 40]
+    columns += [40 * 80 - sum(columns)]
+    annotation = {
+        "polygon": {"segmentation": [polygon]},
+        "run lengths": {"segmentation": {"counts": columns, "size": size[::-1]}},
+        "box": {"bbox": [0, 0, width, height]},
+    }
+    if kind in ("mask", "label"):
+        drawn.save(tmp_path / f"a.{kind}.png")
+    else:
+        content = {"annotations": [annotation[kind]], "width": size[0], "height": size[1]}
+        (tmp_path / "a.json").write_text(json.dumps(content))
+    make_shards(tmp_path, tmp_path / "out", resize=Resize(short_side=short))
+    shards = open_shards(str(tmp_path / "out"))
+    assert shards.index(0).sizes == [(20, 40) if short else (40, 80)]
+    sources = {"mask": FileMask(), "label": LabelMap([1])}
+    decoder = SampleDecoder(image_size=(40, 20), seed=0, augment=False, mask_sources=[sources.get(kind, CocoMask())])
+    mask = decoder(shards.read(0))["mask"][0]
+    assert mask.sum(dim=1).tolist() == [20] * 20 + [0] * 20
+
+
+def test_what_has_another_shape_is_refused_when_it_is_packed(tmp_path: Path) -> None:
+    folder = photo_folder(tmp_path / "in", 3)
+    Image.new("L", (48, 30)).save(folder / "p000.mask.png")
+    Image.new("L", (48, 30)).save(folder / "p001.label.png")
+    (folder / "p002.json").write_text('{"shapes": [{"points": [[0, 0], [9, 0], [9, 9]]}], "imageWidth": 99}')
+    with pytest.raises(RefusedError) as refused:
+        make_shards(folder, tmp_path / "out")
+    assert [Path(reason.partition(": ")[0]).name for reason in refused.value.account.refused] == [
+        "p000.mask.png",
+        "p001.label.png",
+        "p002.json",
+    ]
+    assert all("expected a mask of the photo's shape, 48 x 40" in reason for reason in refused.value.account.refused)

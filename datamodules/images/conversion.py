@@ -19,7 +19,7 @@ from datamodules.images.profiles import profile_fault, profile_of, to_srgb
 from datamodules.images.reading import FORMATS, is_animated, open_image
 
 HEIC_ADVICE = "pip install 'inpaint-module[heic]' reads it"
-_ORIENTATION = 0x0112  # the EXIF tag
+ORIENTATION = 0x0112  # the EXIF tag
 _TRAINED = {"jpg": "JPEG", "jpeg": "JPEG", "jpe": "JPEG", "jfif": "JPEG", "jif": "JPEG", "mpo": "JPEG"}
 _TRAINED |= {"png": "PNG", "apng": "PNG", "webp": "WEBP"}
 _CONVERTED = {"tif": "TIFF", "tiff": "TIFF", "bmp": "BMP", "dib": "DIB", "gif": "GIF", "avif": "AVIF", "avifs": "AVIF"}
@@ -142,15 +142,15 @@ def _converted(data: bytes, formats: list[str], max_pixels: int) -> StoredPictur
     image = _open_other(data, formats, max_pixels)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of unknown tags, such as TIFFs have
-        orientation = image.getexif().get(_ORIENTATION, 1)
+        orientation = image.getexif().get(ORIENTATION, 1)
         image.load()
-        if orientation in _TURNED_BACK and image.getexif().get(_ORIENTATION, 1) != orientation:
+        if orientation in _TURNED_BACK and image.getexif().get(ORIENTATION, 1) != orientation:
             pixels = image.transpose(_TURNED_BACK[orientation])  # Pillow has turned it already, as it does TIFFs
         else:
             pixels = image.copy()
         several = image.format in ("GIF", "TIFF", "AVIF") and getattr(image, "is_animated", False)
     exif = Image.Exif()
-    exif[_ORIENTATION] = orientation
+    exif[ORIENTATION] = orientation
     file, turned = io.BytesIO(), orientation in _TURNED_BACK
     profile = profile_of(image) if image.mode != "CMYK" else None  # which PNG has not: it becomes sRGB
     pixels = _as_png_has(pixels) if image.mode != "CMYK" else to_srgb(pixels, profile_of(image))

@@ -7,15 +7,16 @@ import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from datamodules.images.conversion import StoredPicture, stored_picture
+from datamodules.images.conversion import ORIENTATION, StoredPicture, stored_picture
 from datamodules.images.image_sizes import image_size
 from datamodules.images.reading import Turn, read_turn, to_rgb, upright, upright_size
-from datamodules.own_masks.annotations import check_runs, parse_annotations
+from datamodules.own_masks.annotations import RunLengths, check_runs, parse_annotations
+from datamodules.own_masks.mask_files import mask_turn
 from datamodules.own_masks.mask_sources import FileMask, MaskRequest, read_labels
 from datamodules.own_masks.polarity import why_look
 from datamodules.samples.captions import decode_text, parse_caption, parse_label, read_json
@@ -86,8 +87,9 @@ class _Reader:
         self.source, self.packing = source, packing
         self.fields: dict[str, bytes] = {}
         self.notes: list[tuple[str, str]] = []
-        self.turn = Turn()
-        self.size = self.frame = (0, 0)  # upright width and height, as written and as found
+        self.stored: StoredPicture | None = None
+        self.frame, self.turn = (0, 0), Turn()  # upright width and height of the image, and what makes it upright
+        self.turned = False  # whether something beside the image is drawn on it as it lies in its file
 
     def read(self, place: Path | Cell, use: Callable[[str, bytes], None]) -> None:
         """Give a file's name and bytes to `use`."""
@@ -100,23 +102,23 @@ class _Reader:
         self.notes.append((kind, name or self.source.name))
 
     def image(self, name: str, data: bytes) -> None:
-        """The image itself, shrunk if it has to be."""
-        stored = stored_picture(data, name, self.packing.max_pixels)
-        self.frame, self.turn = upright_size(stored.image), read_turn(stored.image)
-        for kind in stored.notes:
+        """The image itself."""
+        self.stored = stored_picture(data, name, self.packing.max_pixels)
+        self.frame, self.turn = upright_size(self.stored.image), read_turn(self.stored.image)
+        for kind in self.stored.notes:
             self.note(kind)
-        image = _shrunk(stored, self.packing.resize)
-        self.fields[stored.suffix], self.size = image, image_size(image)
+
+    def _lies(self, size: tuple[int, int], own: Turn = Turn()) -> None:  # noqa: B008, immutable
+        """Refuse what is of another shape than the image, and notice what was drawn on the stored pixels."""
+        self.turned |= mask_turn(size, self.frame, self.turn if own == Turn() else Turn()) != Turn()
 
     def mask(self, name: str, data: bytes) -> None:
         """A mask, as training will see it."""
         stored = stored_picture(data, name, self.packing.max_pixels)
         fields = {f"mask.{stored.suffix}": stored.data}
         self.fields |= fields
+        self._lies(upright_size(stored.image), read_turn(stored.image))
         grey = FileMask()(MaskRequest(fields, self.frame, max_pixels=self.packing.max_pixels, turn=self.turn))
-        if grey is not None and self.size != self.frame and self.turn != Turn():
-            self.fields.pop(f"mask.{stored.suffix}")
-            self.fields["mask.png"] = _png(grey)  # the shrunk photo is upright, and has no EXIF to turn the mask by
         if kind := why_look(np.asarray(grey) >= 128):
             self.note(kind, name)
 
@@ -124,6 +126,7 @@ class _Reader:
         """A map of class numbers; `purpose` is in its name."""
         stored = stored_picture(data, name, self.packing.max_pixels)
         read_labels(stored.data, self.packing.max_pixels)
+        self._lies(upright_size(stored.image), read_turn(stored.image))
         purpose = name.rpartition(".")[0].rpartition(".")[2].lower()
         self.fields[f"{purpose}.png"] = stored.data
 
@@ -141,20 +144,27 @@ class _Reader:
         """Annotations, or what else a json says, joined by columns of a table."""
         content, found = read_json({"json": data}), parse_annotations(data)
         check_runs(found)
+        for one in found.objects:
+            if isinstance(one.shape, RunLengths):
+                self._lies((one.shape.width, one.shape.height))
+            else:
+                self._lies((found.width or self.frame[0], found.height or self.frame[1]))
         for reason in dict.fromkeys(found.left_out):
             self.note(f"with {reason}, left out", name)
         if not found.objects and not parse_caption({"json": data}, _MAX_CAPTION_BYTES):
             self.note(UNKNOWN, name)
-        if self.size != self.frame:
-            data = _sized_json(content, self.frame)
         more = self.fields.get("json")
-        self.fields["json"] = data if more is None else json.dumps({**json.loads(data), **json.loads(more)}).encode()
+        self.fields["json"] = data if more is None else json.dumps({**content, **json.loads(more)}).encode()
 
-
-def _png(image: Image.Image) -> bytes:
-    file = io.BytesIO()
-    image.save(file, "PNG")
-    return file.getvalue()
+    def sample(self) -> PackedSample:
+        """All that was read, the image shrunk if it has to be."""
+        assert self.stored is not None
+        image = _shrunk(self.stored, self.packing.resize, upright_too=not self.turned)
+        if image is not self.stored.data and "json" in self.fields:
+            self.fields["json"] = _sized_json(self.fields["json"], self.frame)
+        self.fields[self.stored.suffix] = image
+        sample = EncodedSample(self.source.key, self.fields, image_size(image))
+        return PackedSample(sample, kinds_of(self.fields), tuple(self.notes))
 
 
 def _utf8(data: bytes, encoding: str) -> bytes:
@@ -166,21 +176,28 @@ def _utf8(data: bytes, encoding: str) -> bytes:
     return data if data == text else text
 
 
-def _shrunk(stored: StoredPicture, resize: Resize) -> bytes:
-    """The picture's file; encoded anew, upright and in RGB, only if it has to shrink."""
+def _shrunk(stored: StoredPicture, resize: Resize, *, upright_too: bool) -> bytes:
+    """The picture's file; encoded anew in RGB, only if it has to shrink.
+
+    It is made upright then, unless what was drawn on the stored pixels needs its rotation, which is kept.
+    """
     scale = resize.scale(*stored.image.size)
     if scale == 1.0:
         return stored.data
-    image = to_rgb(upright(stored.image))
+    exif = Image.Exif()
+    if not upright_too:
+        exif[ORIENTATION] = stored.image.getexif()[ORIENTATION]
+    image = to_rgb(upright(stored.image) if upright_too else stored.image)
     size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
-    file = io.BytesIO()
-    image.resize(size, Image.Resampling.LANCZOS).save(file, _FORMATS[stored.suffix], quality=resize.quality)
+    file, more = io.BytesIO(), {} if upright_too else {"exif": exif}
+    image = image.resize(size, Image.Resampling.LANCZOS)
+    image.save(file, _FORMATS[stored.suffix], quality=resize.quality, **more)
     return file.getvalue()
 
 
-def _sized_json(content: dict[str, Any], size: tuple[int, int]) -> bytes:
+def _sized_json(data: bytes, size: tuple[int, int]) -> bytes:
     """Add the width and height to which polygons refer, unless the json says them itself."""
-    content = {name: value for name, value in content.items() if value is not None}
+    content = {name: value for name, value in json.loads(data).items() if value is not None}
     if "imageWidth" in content and "imageHeight" in content:
         return json.dumps(content).encode()
     return json.dumps({"width": size[0], "height": size[1], **content}).encode()
@@ -200,8 +217,7 @@ def read_source(source: Source, packing: Packing) -> PackedSample:
     for purpose, place in source.beside:
         if purpose not in reader.fields or purpose == "json":
             reader.read(place, uses[purpose])
-    sample = EncodedSample(source.key, reader.fields, reader.size)
-    return PackedSample(sample, kinds_of(reader.fields), tuple(reader.notes))
+    return reader.sample()
 
 
 def try_source(source: Source, packing: Packing) -> PackedSample | str:
