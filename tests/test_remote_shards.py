@@ -173,6 +173,17 @@ def test_s3_missing_and_changed(bucket: str, folder: Path, cache: ShardCache) ->
         there.read(0)
 
 
+@pytest.mark.parametrize("data", [b"[" * 100_000, b'{"version": 1, "shards": "\xff"}', b'{"version": 1, "shards": 3}'])
+def test_a_manifest_that_is_none_is_named(
+    server: faults.FaultServer, folder: Path, cache: ShardCache, data: bytes
+) -> None:
+    (folder / "manifest.json").write_bytes(data)
+    with pytest.raises(
+        ValueError, match=rf"^shards '{server.url}/train': {server.url}/train/manifest\.json: .*expected"
+    ):
+        find_shards(f"{server.url}/train", cache)
+
+
 def test_shards_without_a_manifest_are_refused(server: faults.FaultServer, folder: Path, cache: ShardCache) -> None:
     (folder / "manifest.json").unlink()
     spec = f"{server.url}/train/{{000..002}}.tar"
@@ -248,7 +259,7 @@ def test_waits_for_room_that_others_hold(server: faults.FaultServer, tmp_path: P
     tight = ShardCache(tmp_path / "cache", max_bytes=50_000, patience=SHORT._replace(stall_seconds=0.1))
     one, other = (open_shards(f"{server.url}/train", tight) for _ in range(2))
     one.read(0)
-    with pytest.raises(OSError, match=r"data\.cache_bytes is in use; raise it, or lower data\.window"):
+    with pytest.raises(OSError, match=r"data\.cache_bytes is in use; raise it by 31920 bytes or more, or"):
         other.read(4)
     del one
     assert other.read(4).key == "10"

@@ -1,18 +1,19 @@
 """ShardCache: whole remote shards in a bounded local folder, shared by all processes of a machine.
 
 A file's name is the shard's sha256 and its name: two shards `0.tar` never meet, a shard that changes on the server
-gets another file, and one shard at two addresses has one. Only bytes of the right size and sha256 get that name. What
-is still being downloaded has the suffix `.part` and is gone on with, by whoever comes next, after a kill.
+gets another file, and one shard at two addresses has one. Only bytes of the right size and sha256 get that name, and
+what lay there before is hashed once in a run: the folder may be shared with others. What is still being downloaded has
+the suffix `.part` and is gone on with, by whoever comes next, after a kill.
 """
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 import shutil
-import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from io import FileIO
 from pathlib import Path
 from typing import NamedTuple
@@ -22,13 +23,16 @@ from datamodules.remote.patience import Patience
 from datamodules.remote.prefetcher import Prefetcher
 from datamodules.remote.progress_line import ProgressLine
 from datamodules.remote.transports import file_name, with_path
-from datamodules.shards.file_locks import open_in_use, open_to_write, release, remove_unused
+from datamodules.shards.checked_files import CheckedFiles
+from datamodules.shards.file_locks import open_in_use, open_own, open_to_write, release, remove_unused
 from datamodules.shards.manifest import Shard, parse_index
 from datamodules.shards.tar_index import ShardIndex
+from inpaint_module.files import atomic_write_text
 from inpaint_module.redaction import redact
 
 _OURS = re.compile(r"[0-9a-f]{40}-.*")  # never touch what else lies in the folder
 _PART = re.compile(r".*\.(\d+)\.part")
+_log = logging.getLogger(__name__)
 
 
 class CacheFullError(OSError):
@@ -42,6 +46,12 @@ class _Entry(NamedTuple):
     path: Path
     size: int
     held: int
+
+
+def _touch(file: int) -> None:
+    """Note that a file is used now."""
+    with suppress(PermissionError):  # another user's, in a shared folder
+        os.utime(file)
 
 
 def default_folder() -> Path:
@@ -75,6 +85,7 @@ class ShardCache:
         self.folder = default_folder() if folder is None else Path(os.path.expanduser(folder))
         self.max_bytes = max_bytes
         self.patience = patience
+        self._checked = CheckedFiles()
         self._ahead: frozenset[str] = frozenset()
         self._prefetcher = Prefetcher(self._land_ahead, threads=prefetch_threads)
 
@@ -110,12 +121,21 @@ class ShardCache:
             file = open_in_use(path)
             if file is None:
                 file = self._land(shard, wait=True)
+            if file is not None and self._is_right(file, shard):
+                _touch(file)
+                return file
             if file is not None:
-                if os.fstat(file).st_size == shard.bytes:
-                    os.utime(file)
-                    return file
-                path.unlink(missing_ok=True)  # somebody has cut it
-                release(file)
+                self._discard(file, path)
+
+    def _is_right(self, file: int, shard: Shard) -> bool:
+        """Whether a file of the cache is the shard; hashed once in a run."""
+        return os.fstat(file).st_size == shard.bytes and self._checked.is_right(file, shard.digest)
+
+    @staticmethod
+    def _discard(file: int, path: Path) -> None:
+        _log.warning("%s: is not what its sha256 says; it is removed and downloaded again", path)
+        path.unlink(missing_ok=True)
+        release(file)
 
     def index(self, shard: Shard) -> ShardIndex:
         """The index of a remote shard, by its index file beside it; kept here too. Needs no download of the shard.
@@ -126,17 +146,18 @@ class ShardCache:
         """
         self._make_folder()
         path = self.path(shard).with_suffix(".index.json")
-        try:
-            index = parse_index(path.read_text(), str(path), shard)
-            os.utime(path)
-            return index
-        except FileNotFoundError:
-            pass
+        if (file := open_own(path, os.O_RDONLY)) is not None:
+            try:
+                with open(file, "rb") as content:
+                    index = parse_index(content.read(), str(path), shard)
+                    _touch(file)
+                    return index
+            except ValueError as error:
+                _log.warning("%s; it is downloaded again", error)
         url = with_path(shard.path, lambda old: re.sub(r"\.[^./]*$", "", old) + ".index.json")
         text = fetch(url, lambda text: parse_index(text, redact(url), shard) and text, self.patience)
-        temporary = path.with_name(f"{path.name}.{os.getpid()}-{time.monotonic_ns()}.tmp")
-        temporary.write_text(text)
-        temporary.replace(path)
+        with self._no_eviction():  # nor another process that writes it
+            atomic_write_text(path, text)
         return parse_index(text, redact(url), shard)
 
     def prefetch(self, shards: Iterable[Shard]) -> None:
@@ -154,7 +175,14 @@ class ShardCache:
 
     def _land_ahead(self, shard: Shard) -> None:
         self._make_folder()
-        if not self.path(shard).exists() and (file := self._land(shard, wait=False)) is not None:
+        path = self.path(shard)
+        file = open_in_use(path)
+        if file is not None and not self._is_right(file, shard):
+            self._discard(file, path)
+            file = None
+        if file is None:
+            file = self._land(shard, wait=False)
+        if file is not None:
             release(file)
 
     def _land(self, shard: Shard, *, wait: bool) -> int | None:
@@ -173,6 +201,7 @@ class ShardCache:
                 return None
             self._fill(part, file, shard, ahead=not wait)
             with self._no_eviction():
+                self._checked.note(file, shard.digest)
                 part.replace(path)
                 release(file)
                 file = None
@@ -208,7 +237,7 @@ class ShardCache:
             if not _OURS.fullmatch(path.name):
                 continue
             try:
-                status = path.stat()
+                status = path.lstat()
             except FileNotFoundError:  # another process has removed or renamed it
                 continue
             part = _PART.fullmatch(path.name)
@@ -220,7 +249,7 @@ class ShardCache:
         with self._no_eviction():
             entries = sorted(self._entries())
             excess = sum(entry.size for entry in entries) - self.max_bytes
-            lacking = shard.bytes - part.stat().st_size - shutil.disk_usage(self.folder).free
+            lacking = shard.bytes - part.lstat().st_size - shutil.disk_usage(self.folder).free
             for entry in entries:
                 if excess <= 0 and lacking <= 0:
                     return
@@ -241,7 +270,7 @@ class ShardCache:
                 release(lock)
 
     def _refuse(self, part: Path, shard: Shard, excess: int, lacking: int) -> None:
-        if part.stat().st_size == 0:
+        if part.lstat().st_size == 0:
             part.unlink()
         if excess <= 0:
             raise ValueError(
@@ -249,8 +278,10 @@ class ShardCache:
                 f"{shard.bytes} bytes, got {lacking} too few"
             )
         raise CacheFullError(
-            f"{self.folder}: expected room for {redact(shard.path)} of {shard.bytes} bytes, and all but so much of "
-            f"the {self.max_bytes} bytes of data.cache_bytes is in use; raise it, or lower data.window"
+            f"{self.folder}: expected room for {redact(shard.path)} of {shard.bytes} bytes, and all but "
+            f"{max(0, shard.bytes - excess)} of the {self.max_bytes} bytes of data.cache_bytes is in use; raise it by "
+            f"{excess} bytes or more, or let less be in use: each of the data.num_workers keeps open the shards of two "
+            "windows, of data.window shards each"
         )
 
     @contextmanager

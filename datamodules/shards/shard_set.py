@@ -23,7 +23,7 @@ from datamodules.shards.tar_index import ShardIndex
 from inpaint_module.redaction import redact
 
 _OPEN_SHARDS = 64
-_OPEN_REMOTE = 8  # or as many as a window has: an open shard cannot leave the cache
+_OPEN_REMOTE = 8  # until a window says how many: an open shard cannot leave the cache
 _PAUSES = (0.1, 1.0, 4.0)  # seconds between reads of a file system that hiccups
 _FINAL = (RemoteError, CacheFullError, FileNotFoundError, PermissionError)
 
@@ -46,7 +46,7 @@ class RawSample(NamedTuple):
 class ShardSet:
     """Random access to the samples of several shards, numbered 0..n-1 through the shards in their order.
 
-    Holds at most 64 open files, and of remote shards as many as a window has. `os.pread` shares no file offset.
+    Holds at most 64 open files, and of remote shards as many as were asked for ahead. `os.pread` shares no file offset.
 
     Args:
         shards: local or remote.
@@ -108,7 +108,7 @@ class ShardSet:
         """
         shards = [self.shards[number] for number in numbers if is_remote(self.shards[number].path)]
         if self.cache is not None and shards:
-            self._remote.limit = max(_OPEN_REMOTE, len(shards))
+            self._remote.limit = len(shards)
             self.cache.prefetch(shards)
 
     def _open_cached(self, cache: ShardCache, shard: Shard) -> int:
