@@ -2,7 +2,8 @@
 
 SHARDS is a folder of tars, a tar, a brace pattern or glob such as 'data/{000..099}.tar', a text file with one of
 these a line, or the URL (http, https, s3, gs; with braces) of tars. The tars are read once, hashed and checked, and
-never touched.
+never touched. An account at the end tells what the samples have, and which members are no part of a sample and left
+aside: folders, hidden files, files without an image of their name, and files of a kind without a use here.
 
 Without OUT the manifest and the index files go beside the tars, which must be all of one local folder. With OUT, a
 local folder, they go there, and its manifest says where the tars are: use it for tars that are remote, read-only or
@@ -112,11 +113,12 @@ def _home(addresses: Sequence[str]) -> Path:
 
 
 def _row(row: ManifestRow, address: str, out: Path) -> ManifestRow:
-    """The row, saying where its tar is if it is not beside the manifest."""
+    """The row, saying where its tar is if it is not beside the manifest; a link may lead anywhere."""
     if is_remote(address):
         return replace(row, url=address)
     beside = os.path.abspath(address) == os.path.abspath(out / row.name)
-    return row if beside else replace(row, path=os.path.abspath(address))
+    inside = Path(address).resolve().is_relative_to(out.resolve())
+    return row if beside and inside else replace(row, path=os.path.abspath(address))
 
 
 def index_shards(
@@ -187,7 +189,7 @@ def _parser() -> argparse.ArgumentParser:
         "--ignore",
         metavar="A,B",
         default="",
-        help="leave out members with these suffixes, such as npy,embedding.bin (default: refuse them)",
+        help="count members with these suffixes as left aside, as asked for, such as npy,embedding.bin (default: none)",
     )
     parser.add_argument(
         "--strict",

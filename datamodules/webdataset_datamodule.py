@@ -8,6 +8,7 @@ from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import Any
 
+from lightning.pytorch.utilities import rank_zero_info
 from torch import nn
 
 from datamodules.argument_checks import check_at_least, check_colour, check_image_size, check_share
@@ -20,7 +21,7 @@ from datamodules.samples.sample_decoder import SampleDecoder
 from datamodules.shards.manifest import Shard
 from datamodules.shards.shard_cache import ShardCache
 from datamodules.shards.shard_set import ShardSet
-from datamodules.shards.shard_specs import find_shards, open_shards
+from datamodules.shards.shard_specs import aside_line, find_shards
 from datamodules.stream.aspects import ShardAspects
 from datamodules.stream.bucket_order import BucketOrder
 from datamodules.stream.buckets import Buckets
@@ -172,7 +173,7 @@ class WebDatasetDataModule(StreamDataModule, DescribedData):
     @cached_property
     def train_set(self) -> ShardSet:
         """All training shards."""
-        return ShardSet([shard for shards in self.train_sources for shard in shards], self.cache)
+        return self._opened("data.train_shards", [shard for shards in self.train_sources for shard in shards])
 
     @cached_property
     def train_order(self) -> Order:
@@ -218,7 +219,13 @@ class WebDatasetDataModule(StreamDataModule, DescribedData):
         """
         if self.val_shards is None:
             raise ValueError("data.val_shards: expected shards to evaluate on, got null")
-        return open_shards(self.val_shards, self.cache)
+        return self._opened("data.val_shards", find_shards(self.val_shards, self.cache))
+
+    def _opened(self, name: str, shards: list[Shard]) -> ShardSet:
+        """Shards to read from; members of their tars that are left aside are told."""
+        if told := aside_line(shards, name):
+            rank_zero_info(told)
+        return ShardSet(shards, self.cache)
 
     def setup(self, stage: str) -> None:
         """Without validation shards, train without validation."""

@@ -44,7 +44,8 @@ class Parsed:
         place = f"{self.field}: " if self.field else ""
         return ValueError(redact(f"{self.origin}: {place}expected {expected}, got {came}{advice}"))
 
-    def _part(self, value: Any, name: str | int) -> Parsed:
+    def part(self, value: Any, name: str | int) -> Parsed:
+        """A value that stands in this one, at a name or a number: for those who check many values by themselves."""
         plain = isinstance(name, str) and _PLAIN.fullmatch(name)
         text = f".{name}" if plain and self.field else f"{name}" if plain else f"[{_short(name)}]"
         return Parsed(value, self.origin, self.field + text, self.advice)
@@ -57,7 +58,7 @@ class Parsed:
         """
         found = self.get(name)
         if found is None:
-            raise self._part(None, name).refuse("a value", "none")
+            raise self.part(None, name).refuse("a value", "none")
         return found
 
     def get(self, name: str) -> Parsed | None:
@@ -68,7 +69,7 @@ class Parsed:
         """
         if not isinstance(self.value, dict):
             raise self.refuse("an object")
-        return None if self.value.get(name) is None else self._part(self.value[name], name)
+        return None if self.value.get(name) is None else self.part(self.value[name], name)
 
     def members(self) -> dict[str, Parsed]:
         """All members of an object, null among them.
@@ -78,7 +79,7 @@ class Parsed:
         """
         if not isinstance(self.value, dict):
             raise self.refuse("an object")
-        return {name: self._part(value, name) for name, value in self.value.items()}
+        return {name: self.part(value, name) for name, value in self.value.items()}
 
     def items(self, count: int | None = None) -> list[Parsed]:
         """All of a list.
@@ -92,7 +93,7 @@ class Parsed:
         if not isinstance(self.value, list) or (count is not None and len(self.value) != count):
             expected = "a list" if count is None else f"a list of {count}"
             raise self.refuse(expected, f"{len(self.value)}" if isinstance(self.value, list) else None)
-        return [self._part(value, number) for number, value in enumerate(self.value)]
+        return [self.part(value, number) for number, value in enumerate(self.value)]
 
     def whole(self, low: int = 0, high: int = LARGEST) -> int:
         """A whole number from `low` to `high`; true is none, nor is 1.0.

@@ -136,14 +136,10 @@ def test_goes_on_after_an_end_in_the_middle(tmp_path: Path, monkeypatch: pytest.
 @pytest.mark.parametrize(
     ("members", "message"),
     [
-        (
-            [("a.jpg", JPEG), ("a.npy", b"")],
-            "member 'a.npy': .*'npy'; python -m datamodules.index_shards --ignore npy",
-        ),
         ([("a.jpg", JPEG), ("a.pickle", b"")], "member 'a.pickle': .*kinds that execute are always refused"),
         ([("a.jpg", JPEG), ("a.x.pkl", b"")], "member 'a.x.pkl': .*kinds that execute are always refused"),
         ([("a.jpg", JPEG), ("b.jpg", b""), ("a.txt", b"")], "member 'a.txt': key 'a' is duplicate or not in one piece"),
-        ([("a.txt", b"")], "sample 'a': expected one image"),
+        ([("a.txt", b"")], "expected one image .* got none, but members left aside: 1 without an image"),
     ],
 )
 def test_bad_tars_are_named(tmp_path: Path, members: list[tuple[str, bytes]], message: str) -> None:
@@ -159,9 +155,25 @@ def test_ignored_members_are_left_out(tmp_path: Path, capsys: pytest.CaptureFixt
     assert main([str(tmp_path), "--ignore", "npy,.embedding.bin", "--workers", "1"]) == 0
     assert capsys.readouterr().out == (
         "2 samples in 1 shard, 0 of them indexed before\n  captions 1, masks 0, labels 0, json 0\n"
+        "2 left aside\n  2 ignored, as asked for: 0.tar: a.embedding.bin, 0.tar: b.NPY\n"
     )
     shards = open_shards(str(tmp_path))
     assert [shards.read(number).fields for number in range(2)] == [{"jpg": JPEG, "txt": b"t"}, {"jpg": JPEG}]
+
+
+def test_the_account_tells_what_is_left_aside(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Also when no tar is read again."""
+    write_tar(tmp_path / "0.tar", [("d/._a.jpg", b""), ("d/a.jpg", JPEG), ("d/a.xmp", b""), ("d/b.mask.png", b"")])
+    write_tar(tmp_path / "1.tar", [("d/c.jpg", JPEG), ("d/c.xmp", b"")])
+    for before in (0, 2):
+        assert main([str(tmp_path), "--workers", "1"]) == 0
+        assert capsys.readouterr().out == (
+            f"2 samples in 2 shards, {before} of them indexed before\n  captions 0, masks 0, labels 0, json 0\n"
+            "4 left aside\n  1 hidden or of the system: 0.tar: d/._a.jpg\n"
+            "  2 not used, ending in .xmp: 0.tar: d/a.xmp, 1.tar: d/c.xmp\n"
+            "  1 without an image of their name: 0.tar: d/b.mask.png\n"
+        )
+    assert [shard.aside for shard in open_shards(str(tmp_path)).shards] == [3, 1]
 
 
 @pytest.mark.parametrize(

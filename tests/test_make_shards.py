@@ -207,3 +207,27 @@ def test_a_stopped_command_leaves_no_orphans_and_goes_on(tmp_path: Path, number:
             make_shards(folder, target, samples_per_shard=2)
     assert contents(out) == contents(tmp_path / "whole")
     assert (out / "000001.tar").stat().st_mtime_ns == left
+
+
+def test_shards_are_on_the_disk_before_the_journal_and_their_names_say_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each tar whole, then its index, then its line in the journal; names and folder last."""
+    steps: list[tuple[str, int]] = []
+    fsync = os.fsync
+
+    def recorded(file: int) -> None:
+        path = Path(os.readlink(f"/proc/self/fd/{file}"))
+        steps.append((path.name, path.stat().st_size if path.name.endswith(".part") else 0))
+        fsync(file)
+
+    source = photo_folder(tmp_path / "photos", 3)
+    monkeypatch.setattr(os, "fsync", recorded)
+    make_shards(source, tmp_path / "out", samples_per_shard=2)
+    sizes = {f"{path.name}.part": path.stat().st_size for path in (tmp_path / "out").glob("*.tar")}
+    names = [name for name, _ in steps]
+    journal = [number for number, name in enumerate(names) if name == JOURNAL]
+    for number, part in enumerate(sorted(sizes), 1):
+        at = steps.index((part, sizes[part]))
+        assert at < names.index(f"{part[:6]}.index.json.tmp") < journal[number]
+    assert names[-3:] == ["manifest.json.tmp", "out", "out"]

@@ -89,7 +89,7 @@ def test_index_must_fit_its_shard(tmp_path: Path) -> None:
     assert load_index(shard).keys == ["a", "d/b"]
 
 
-@pytest.mark.parametrize("text", ["{", "[]", '{"version": 2, "shards": []}', '{"version": 1}'])
+@pytest.mark.parametrize("text", ["{", "[]", "[" * 100_000, '{"version": 2, "shards": []}', '{"version": 1}'])
 def test_unreadable_manifest_is_named(tmp_path: Path, text: str) -> None:
     (tmp_path / "manifest.json").write_text(text)
     with pytest.raises(ValueError, match=r"manifest\.json: not a valid file of this kind"):

@@ -3,11 +3,13 @@
 from pathlib import Path
 
 import pytest
-from data_fixtures import photo, write_tar
+from data_fixtures import Halves, photo, write_tar
 
+from datamodules import WebDatasetDataModule
 from datamodules.index_shards import find_tars
 from datamodules.shards import shard_specs
-from datamodules.shards.shard_specs import find_shards, open_shards
+from datamodules.shards.manifest import write_manifest
+from datamodules.shards.shard_specs import aside_line, find_shards, open_shards
 
 
 def test_specs(tmp_path: Path) -> None:
@@ -82,3 +84,20 @@ def test_no_samples(tmp_path: Path) -> None:
     write_tar(tmp_path / "0.tar", [])
     with pytest.raises(ValueError, match=r"expected at least one sample, got none in .*0\.tar"):
         open_shards(str(tmp_path))
+
+
+def test_what_is_left_aside_is_told_at_the_start(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """With kinds where the tars were just read, else as a count with the command that tells more."""
+    for number, more in enumerate([["._0.jpg", "0.npy"], [".DS_Store"], []]):
+        write_tar(tmp_path / f"{number}.tar", [(f"{number}.jpg", b""), *((name, b"") for name in more)])
+    told = "data.x: 3 members of 2 tars are no part of a sample and left aside"
+    assert aside_line(find_shards(str(tmp_path)), "data.x") == (
+        f"{told}: 2 hidden or of the system, 1 not used, ending in .npy"
+    )
+    write_manifest(tmp_path)
+    assert aside_line(find_shards(str(tmp_path)), "data.x") == f"{told}; python -m datamodules.index_shards tells which"
+    assert aside_line(find_shards(str(tmp_path / "2.tar")), "data.x") == ""
+    data = WebDatasetDataModule(str(tmp_path), batch_size=1, image_size=32, mask_generator=Halves())
+    with caplog.at_level("INFO"):
+        assert len(data.train_set) == 3
+    assert "data.train_shards: 3 members of 2 tars are no part of a sample" in caplog.text

@@ -12,8 +12,8 @@ import pytest
 from data_fixtures import write_tar
 
 from datamodules.shards import tar_index
-from datamodules.shards.sequential_file import SequentialFile
 from datamodules.shards.tar_index import index_shard, scan_tar, split_name
+from datamodules.shards.tar_members import SequentialFile
 
 PAIR = [("a.jpg", b"image a"), ("a.txt", b"one"), ("d/b.png", b"image b"), ("d/b.mask.png", b"mask b")]
 
@@ -36,15 +36,14 @@ def test_index_points_at_the_bytes(tmp_path: Path) -> None:
     [
         ([("a.jpg", b""), ("b.jpg", b""), ("a.txt", b"")], "member 'a.txt': key 'a' is duplicate or not in one piece"),
         ([("a.jpg", b""), ("a.jpg", b"")], "member 'a.jpg': key 'a' is duplicate"),
-        ([("a b.jpg", b"")], "member 'a b.jpg': expected a name of the characters"),
         ([("a.jpg", b""), ("a.pickle", b"")], "member 'a.pickle': expected one of the suffixes"),
-        ([("a.jpg", b""), ("a.label.npy", b"")], "expected one of the suffixes .*, got 'label.npy'"),
         ([("a.jpg", b""), ("a.pth", b"")], "expected one of the suffixes jpg, jpeg, png, webp"),
-        ([("d/.jpg", b"")], "member 'd/.jpg': expected KEY.FIELD"),
+        ([("a\n.jpg", b"")], r"member 'a\\n.jpg': expected a name of at most 4096 characters, without control"),
+        ([("a" * 5000 + ".jpg", b"")], "member 'a{200}': expected a name of at most 4096 characters"),
+        ([("a.txt", b""), ("b.npy", b"")], "expected one image .* at least, got none, .* 1 not used, ending in .npy"),
         ([("../a.jpg", b"")], "member '../a.jpg': expected a key that stays in its folder"),
         ([("d/../../a.jpg", b"")], "expected a key that stays in its folder, got one with '..' or a leading '/'"),
         ([("/a.jpg", b"")], "member '/a.jpg': expected a key that stays in its folder"),
-        ([("a.txt", b"")], "sample 'a': expected one image"),
         ([("a.jpg", b""), ("a.png", b"")], "sample 'a': expected one image .*'jpg', 'png'"),
     ],
 )
@@ -54,7 +53,7 @@ def test_refused_members_are_named(tmp_path: Path, members: list[tuple[str, byte
         index_shard(path)
 
 
-@pytest.mark.parametrize("kind", [tarfile.SYMTYPE, tarfile.DIRTYPE, tarfile.FIFOTYPE, tarfile.GNUTYPE_SPARSE])
+@pytest.mark.parametrize("kind", [tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.FIFOTYPE, tarfile.GNUTYPE_SPARSE])
 def test_only_regular_files(tmp_path: Path, kind: bytes) -> None:
     member = tarfile.TarInfo("a.jpg")
     member.type = kind
@@ -124,11 +123,10 @@ def test_one_pass_over_a_stream_finds_the_same(tmp_path: Path, damage: str | Non
     assert found.index.sizes == [(7, 214), (7, 214), (512, 202), (0, 0), (3 << 20, 206)]
 
 
-def test_sequential_file_goes_back_over_its_last_read_only() -> None:
+def test_a_stream_is_read_onwards_only() -> None:
     file = SequentialFile(io.BytesIO(bytes(range(100))))
     assert file.read(10) == bytes(range(10))
-    assert (file.seek(4), file.tell(), file.read(3), file.read(8)) == (4, 4, bytes([4, 5, 6]), bytes(range(7, 15)))
-    assert (file.seek(13), file.seek(90), file.read(50), file.tell()) == (13, 90, bytes(range(90, 100)), 100)
+    assert (file.seek(10), file.seek(90), file.read(50), file.tell()) == (10, 90, bytes(range(90, 100)), 100)
     assert file.sha256 == hashlib.sha256(bytes(range(100))).hexdigest()
     with pytest.raises(ValueError, match="expected to go on from byte 100, got a seek to 3"):
         file.seek(3)

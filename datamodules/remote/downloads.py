@@ -17,11 +17,11 @@ from typing import TypeVar
 
 from datamodules.remote.patience import Patience, Tries, WrongContentError
 from datamodules.remote.transports import Body, RemoteError, transport
+from inpaint_module.parsing import MAX_BYTES
 from inpaint_module.redaction import redact
 
 _CHUNK = 1 << 18
 _SLOWEST = 1024  # bytes a second: anything slower has stalled
-_MAX_FETCH = 1 << 30
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 T = TypeVar("T")
@@ -46,6 +46,13 @@ def _copy(url: str, body: Body, write: Callable[[bytes], object], room: int, sta
             began, count = time.monotonic(), 0
 
 
+def _text(content: bytes, url: str) -> str:
+    try:
+        return content.decode()
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{redact(url)}: expected a text in UTF-8: {error}") from error
+
+
 def fetch(url: str, parse: Callable[[str], T], patience: Patience = Patience()) -> T:  # noqa: B008, immutable
     """A small UTF-8 file, parsed; one that does not parse may have been cut short, and is asked for again.
 
@@ -58,12 +65,14 @@ def fetch(url: str, parse: Callable[[str], T], patience: Patience = Patience()) 
         try:
             parts: list[bytes] = []
             with closing(transport(url, stall_seconds=patience.stall_seconds).open(url)) as body:
-                _copy(url, body, parts.append, _MAX_FETCH, patience.stall_seconds)
+                _copy(url, body, parts.append, MAX_BYTES + 1, patience.stall_seconds)
             content = b"".join(parts)
+            if len(content) > MAX_BYTES:
+                raise RemoteError(f"{redact(url)}: expected at most {MAX_BYTES} bytes, got more")
             if body.total is not None and len(content) < body.total:
                 raise OSError(f"{redact(url)}: expected {body.total} bytes, got {len(content)}")
             try:
-                return parse(content.decode())
+                return parse(_text(content, url))
             except ValueError as error:
                 if tries.wrong + 1 == tries.most_wrong:
                     raise

@@ -33,8 +33,9 @@ def kinds_of(fields: Iterable[str]) -> tuple[str, ...]:
 
 
 def account_of(index: ShardIndex) -> Account:
-    """The account of one tar's samples."""
+    """The account of one tar's samples, and of its members that are none."""
     account = Account()
+    account.aside |= index.aside or {}
     for fields in index.fields:
         account.take(kinds_of(fields))
     return account

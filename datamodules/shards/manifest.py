@@ -10,29 +10,48 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
+from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from dataclasses import field as dataclass_field
 from pathlib import Path
 from typing import Any
 
-from datamodules.shards.tar_index import Measure, ShardIndex, index_shard, is_safe, scan_tar
+from datamodules.shards.tar_index import (
+    CONTROLS,
+    FIELDS,
+    IMAGE_FIELDS,
+    MAX_MEMBER_BYTES,
+    Aside,
+    Measure,
+    ShardIndex,
+    index_shard,
+    is_safe,
+    scan_tar,
+)
+from datamodules.shards.tar_members import begins_as_tar
 from inpaint_module.files import atomic_write_text
-from inpaint_module.redaction import permissions_for, redact
+from inpaint_module.parsing import Parsed, parse_json
+from inpaint_module.redaction import permissions_for
 
 VERSION = 1
 MANIFEST = "manifest.json"
 JOURNAL = "make_shards.journal"  # lies in a folder that make_shards has not finished
-_NAME = re.compile(r"(?!\.+$)[^/\\\0]+")
-_SHA256 = re.compile(r"[0-9a-f]{64}")
+_NAME = re.compile(r"(?!\.+$)[^/\\\0-\x1f\x7f]{1,255}")
+SHA256 = re.compile(r"[0-9a-f]{64}")
+_ADVICE = "make it again"
+_FIELDS, _IMAGES = frozenset(FIELDS), frozenset(IMAGE_FIELDS)
+_LARGEST_SIDE = 1 << 31
 
 
 @dataclass(frozen=True)
 class Shard:
     """One tar: `digest` is its sha256 from the manifest, else `index:` and the sha256 of its index.
 
-    `index_file` names the index file of a tar that has it elsewhere than beside itself.
+    `index_file` names the index file of a tar that has it elsewhere than beside itself; `aside` counts the members that
+    are no part of a sample.
     """
 
     path: str
@@ -41,11 +60,15 @@ class Shard:
     digest: str
     index: ShardIndex | None = dataclass_field(default=None, repr=False)
     index_file: str | None = None
+    aside: int = 0
 
 
 @dataclass(frozen=True)
 class ManifestRow:
-    """One shard of a manifest; a tar that does not lie beside the manifest has a `url` or a `path`."""
+    """One shard of a manifest; a tar that does not lie beside the manifest has a `url` or a `path`.
+
+    `aside` counts its members that are no part of a sample; None if there are none.
+    """
 
     name: str
     count: int
@@ -53,6 +76,7 @@ class ManifestRow:
     sha256: str
     url: str | None = None
     path: str | None = None
+    aside: int | None = None
 
 
 def index_path(shard: Path) -> Path:
@@ -86,103 +110,152 @@ def write_manifest(folder: str | Path, *, measure: Measure | None = None) -> lis
     for path in sorted(folder.glob("*.tar")):
         with path.open("rb") as file:
             tar = scan_tar(file, str(path), measure=measure)
-        rows.append(ManifestRow(path.name, len(tar.index.keys), tar.bytes, tar.sha256))
+        rows.append(ManifestRow(path.name, len(tar.index.keys), tar.bytes, tar.sha256, aside=tar.index.count_aside()))
         write_index(index_path(path), tar.index, tar.bytes)
     write_rows(folder, rows)
     return read_manifest(folder)
 
 
-def _read_json(text: str, origin: str, keys: Sequence[str]) -> dict[str, Any]:
-    try:
-        content = json.loads(text)
-        if content["version"] != VERSION:
-            raise ValueError(f"expected version {VERSION}, got {content['version']!r}")
-        return {**content, **{key: content[key] for key in keys}}
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{origin}: not a valid file of this kind: {error!r}; make it again") from error
+def _check_version(version: Parsed) -> None:
+    if version.whole() != VERSION:
+        raise version.refuse(f"version {VERSION}")
 
 
-def _row(content: dict[str, Any]) -> ManifestRow:
-    row = ManifestRow(**{field.name: content[field.name] for field in fields(ManifestRow) if field.name in content})
-    texts, numbers = (row.name, row.sha256, row.url or "", row.path or ""), (row.count, row.bytes)
-    if {type(text) for text in texts} != {str} or {type(number) for number in numbers} != {int} or min(numbers) < 0:
-        raise ValueError("expected texts as name, sha256, url and path, and whole numbers as count and bytes")
-    if not _NAME.fullmatch(row.name) or not _SHA256.fullmatch(row.sha256):
-        raise ValueError("expected a file name without a folder, and a sha256 of 64 digits")
-    return row
+def _row(content: Parsed) -> ManifestRow:
+    url, path, aside = content.get("url"), content.get("path"), content.get("aside")
+    return ManifestRow(
+        content["name"].text(_NAME, "a file name without a folder"),
+        content["count"].whole(),
+        content["bytes"].whole(),
+        content["sha256"].text(SHA256, "a sha256 of 64 digits"),
+        None if url is None else url.text(),
+        None if path is None else path.text(),
+        None if aside is None else aside.whole(1),
+    )
 
 
-def parse_manifest(text: str, origin: str) -> list[ManifestRow]:
+def parse_manifest(text: str | bytes, origin: str) -> list[ManifestRow]:
     """The rows of a `manifest.json`; `origin` is what error messages call it.
 
     Raises:
-        ValueError: if it is not a manifest, or a name in it is not that of a file in its folder, or comes twice.
+        ValueError: naming the field, if it is not a manifest, or a name in it is not that of a file in its folder, or
+            comes twice.
     """
+    whole = parse_json(text, f"{origin}: not a valid file of this kind", advice=_ADVICE)
+    _check_version(whole["version"])
     rows: list[ManifestRow] = []
-    for content in _read_json(text, origin, ["shards"])["shards"]:
-        try:
-            rows.append(_row(content))
-        except (ValueError, TypeError) as error:
-            raise ValueError(redact(f"{origin}: not a valid row: {content!r}: {error}; make it again")) from None
+    for content in whole["shards"].items():
+        content.origin = f"{origin}: not a valid row"
+        rows.append(_row(content))
     names = [row.name for row in rows]
     if twice := sorted({name for name in names if names.count(name) > 1} if len(set(names)) < len(names) else ()):
-        raise ValueError(f"{origin}: expected every shard once, got {twice} more than once; make it again")
+        raise ValueError(f"{origin}: expected every shard once, got {twice} more than once; {_ADVICE}")
     return rows
 
 
 def _check_local(path: Path, row: ManifestRow, folder: Path) -> None:
+    """Refuse what a local row cannot mean: only tars are read, and elsewhere only those that the row names as such."""
+    at = f"{folder / MANIFEST}: {row.name}"
     size = path.stat().st_size if path.exists() else None
     if size != row.bytes:
         found = "no such file" if size is None else f"{size} bytes"
         hint = "; make_shards was interrupted here, run it again" if (folder / JOURNAL).exists() else ""
         raise ValueError(f"{path}: expected {row.bytes} bytes by {MANIFEST}, got {found}{hint}")
+    if row.path is not None:
+        plain = os.path.isabs(row.path) and os.path.normpath(row.path) == row.path and row.path.endswith(".tar")
+        if not plain or not begins_as_tar(path):
+            raise ValueError(f"{at}: expected the absolute path of a tar, NAME.tar, got {row.path!r}; {_ADVICE}")
+    elif not path.resolve().is_relative_to(folder.resolve()):
+        raise ValueError(
+            f"{at}: expected a tar in the manifest's own folder, got a link to {path.resolve()}; "
+            "python -m datamodules.index_shards SHARDS OUT makes a manifest of tars that lie elsewhere"
+        )
 
 
 def read_manifest(folder: Path) -> list[Shard]:
     """The shards of a folder's `manifest.json`, in its order.
 
     Raises:
-        ValueError: if a local shard is missing, has another size, or lies in the folder but not in the manifest.
+        ValueError: if a local shard is missing, has another size, lies in the folder but not in the manifest, or leads
+            out of the folder without being named as a tar elsewhere.
     """
     shards, names = [], set()
-    for row in parse_manifest((folder / MANIFEST).read_text(), str(folder / MANIFEST)):
+    for row in parse_manifest((folder / MANIFEST).read_bytes(), str(folder / MANIFEST)):
         path = row.url or row.path or str(folder / row.name)
         names.add(row.name)
         if row.url is None:
             _check_local(Path(path), row, folder)
         elsewhere = None if path == str(folder / row.name) else str(index_path(folder / row.name))
-        shards.append(Shard(path, row.count, row.bytes, row.sha256, index_file=elsewhere))
+        shards.append(Shard(path, row.count, row.bytes, row.sha256, index_file=elsewhere, aside=row.aside or 0))
     if extra := sorted(str(path) for path in folder.glob("*.tar") if path.name not in names):
         raise ValueError(f"{folder / MANIFEST}: expected every tar of its folder, {extra} are not in it")
     return shards
 
 
-def parse_index(text: str, origin: str, shard: Shard) -> ShardIndex:
+def parse_index(text: str | bytes, origin: str, shard: Shard) -> ShardIndex:
     """The index of a shard from its file's text; `origin` is what error messages call the file.
 
     Raises:
-        ValueError: if it does not fit the shard's size and count, or holds a key that leaves its folder.
+        ValueError: naming the field, if it does not fit the shard's size and count, points outside the shard, or holds
+            a key that leaves its folder.
     """
-    content = _read_json(text, origin, ["bytes", "keys", "fields"])
-    try:
-        sizes = None if content.get("sizes") is None else [(int(w), int(h)) for w, h in content["sizes"]]
-    except (ValueError, TypeError) as error:
-        raise ValueError(f"{origin}: expected sizes [[width, height], ...]: {error}; make it again") from error
-    index = ShardIndex(content["keys"], content["fields"], sizes)
-    _check_index(index, content["bytes"], origin, shard)
-    return index
-
-
-def _check_index(index: ShardIndex, size: int, origin: str, shard: Shard) -> None:
-    found = (size, len(index.keys), len(index.fields))
+    whole = parse_json(text, origin, advice=_ADVICE)
+    _check_version(whole["version"])
+    keys, fields = whole["keys"], whole["fields"]
+    found = (whole["bytes"].whole(), len(keys.items()), len(fields.items()))
     if found != (shard.bytes, shard.count, shard.count):
-        raise ValueError(
-            f"{origin}: expected {shard.bytes} bytes and {shard.count} samples, got {found}; make it again"
-        )
-    if index.sizes is not None and len(index.sizes) != shard.count:
-        raise ValueError(f"{origin}: expected {shard.count} sizes, got {len(index.sizes)}; make it again")
-    if unsafe := [key for key in index.keys if not is_safe(key)]:
-        raise ValueError(f"{origin}: expected keys that stay in their folder, got {unsafe[:3]}")
+        raise whole.refuse(f"{shard.bytes} bytes and {shard.count} samples", f"{found}")
+    names, sizes, aside = _keys(keys), whole.get("sizes"), whole.get("aside")
+    if unsafe := [key for key in names if not is_safe(key) or CONTROLS.search(key)]:
+        raise whole.refuse("keys that stay in their folder", f"{unsafe[:3]}")
+    return ShardIndex(
+        names,
+        _fields(fields, shard.bytes),
+        None if sizes is None else _sizes(sizes, shard.count),
+        None if aside is None else _aside(aside),
+    )
+
+
+def _keys(keys: Parsed) -> list[str]:
+    for number, key in enumerate(keys.value):
+        keys.part(key, number).text()
+    if len(set(keys.value)) < len(keys.value):
+        twice = next(key for key, count in Counter(keys.value).items() if count > 1)
+        raise keys.refuse("every key once", f"{twice!r} more than once")
+    return keys.value
+
+
+def _fields(rows: Parsed, size: int) -> list[dict[str, tuple[int, int]]]:
+    """Where the fields of all samples lie: each after the one before and a header, in a shard of `size` bytes."""
+    end, found = 0, []
+    for number, row in enumerate(rows.value):
+        places: dict[str, tuple[int, int]] = {}
+        for name, place in rows.part(row, number).members().items():
+            value = place.value
+            pair = type(value) is list and len(value) == 2 and type(value[0]) is int and type(value[1]) is int
+            if not pair or not 0 <= value[1] <= MAX_MEMBER_BYTES or not end + 512 <= value[0] <= size - value[1]:
+                raise place.refuse(f"[offset, size] after byte {end + 511} and before the shard's end, {size}")
+            places[name] = (value[0], value[1])
+            end = value[0] + value[1]
+        if not _FIELDS.issuperset(places) or len(_IMAGES.intersection(places)) != 1:
+            raise rows.part(row, number).refuse(f"one image, and other fields of {', '.join(FIELDS)}")
+        found.append(places)
+    return found
+
+
+def _sizes(sizes: Parsed, count: int) -> list[tuple[int, int]]:
+    if len(sizes.items()) != count:
+        raise sizes.refuse(f"{count} sizes", f"{len(sizes.value)}")
+    for number, size in enumerate(sizes.value):
+        pair = type(size) is list and len(size) == 2 and type(size[0]) is int and type(size[1]) is int
+        if not pair or not 0 <= min(size) <= max(size) <= _LARGEST_SIDE:
+            raise sizes.part(size, number).refuse("sizes [[width, height], ...] of whole numbers")
+    return [(width, height) for width, height in sizes.value]
+
+
+def _aside(aside: Parsed) -> Aside:
+    told = {why: pair.items(2) for why, pair in aside.members().items()}
+    return {why: (count.whole(1), [name.text() for name in names.items()]) for why, (count, names) in told.items()}
 
 
 def load_index(shard: Shard) -> ShardIndex:
@@ -195,9 +268,10 @@ def load_index(shard: Shard) -> ShardIndex:
         return shard.index
     path = Path(shard.index_file) if shard.index_file else index_path(Path(shard.path))
     if path.exists():
-        return parse_index(path.read_text(), str(path), shard)
+        return parse_index(path.read_bytes(), str(path), shard)
     index = index_shard(shard.path)
-    _check_index(index, shard.bytes, str(path), shard)
+    if len(index.keys) != shard.count:
+        raise ValueError(f"{shard.path}: expected {shard.count} samples, got {len(index.keys)}; {_ADVICE}")
     return index
 
 

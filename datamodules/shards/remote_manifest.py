@@ -23,7 +23,7 @@ def _shard(folder: str, row: ManifestRow) -> Shard:
     if row.path is not None or not is_remote(url):
         came = redact(f"{in_folder(folder, MANIFEST)}: expected shards at URLs, got {row.path or row.url!r}")
         raise ValueError(came)
-    return Shard(url, row.count, row.bytes, row.sha256)
+    return Shard(url, row.count, row.bytes, row.sha256, aside=row.aside or 0)
 
 
 def read_remote_manifest(folder: str, patience: Patience = Patience()) -> dict[str, Shard]:  # noqa: B008, immutable

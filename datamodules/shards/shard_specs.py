@@ -5,6 +5,7 @@ from __future__ import annotations
 import mimetypes
 import os
 import shlex
+from collections import Counter
 from collections.abc import Sequence
 from fnmatch import fnmatchcase
 from glob import glob
@@ -63,7 +64,8 @@ def _scan(path: Path) -> Shard:
     if advice := packing_advice(path):
         raise ValueError(f"shards {str(path)!r}: expected a tar of samples, got another file{advice}")
     index = index_shard(path)
-    return Shard(str(path), len(index.keys), path.stat().st_size, index_digest(index), index)
+    size, aside = path.stat().st_size, index.count_aside() or 0
+    return Shard(str(path), len(index.keys), size, index_digest(index), index, aside=aside)
 
 
 def _advice(item: str) -> str:
@@ -150,6 +152,20 @@ def find_shards(spec: str | Sequence[str], cache: ShardCache | None = None) -> l
     """
     finder = _Finder(Patience() if cache is None else cache.patience)
     return [shard for item in ([spec] if isinstance(spec, str) else spec) for shard in finder.find(item)]
+
+
+def aside_line(shards: Sequence[Shard], name: str) -> str:
+    """What to say at the start of members that are no part of a sample; "" if there are none."""
+    if not (count := sum(shard.aside for shard in shards)):
+        return ""
+    kinds: Counter[str] = Counter()
+    for shard in shards:
+        for kind, (number, _) in ((shard.index and shard.index.aside) or {}).items():
+            kinds[kind] += number
+    told = ", ".join(f"{number} {kind}" for kind, number in kinds.most_common()) if kinds.total() == count else ""
+    tars = sum(shard.aside > 0 for shard in shards)
+    more = f": {told}" if told else "; python -m datamodules.index_shards tells which"
+    return f"{name}: {count} members of {tars} tar{'s' * (tars != 1)} are no part of a sample and left aside{more}"
 
 
 def open_shards(spec: str | Sequence[str], cache: ShardCache | None = None) -> ShardSet:

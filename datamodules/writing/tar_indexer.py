@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import json
 import os
 from contextlib import closing
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from datamodules.account import Account
 from datamodules.images.image_sizes import image_size
 from datamodules.remote.remote_stream import RemoteStream
 from datamodules.remote.transports import is_remote
 from datamodules.shards.contents import account_of
-from datamodules.shards.manifest import ManifestRow, Shard, load_index, write_index
+from datamodules.shards.manifest import SHA256, ManifestRow, Shard, load_index, write_index
 from datamodules.shards.tar_index import ScannedTar, ShardIndex, scan_tar
+from inpaint_module.parsing import read_json
 from inpaint_module.redaction import redact
 
 
@@ -47,12 +48,12 @@ def _state(place: TarPlace) -> dict[str, Any]:
 def _read_again(place: TarPlace, source: dict[str, Any]) -> ScannedTar | None:
     """What the index file says, if it was made from this very tar; a file that is not whole was not."""
     try:
-        content = json.loads(place.index_file.read_text())
-        if content["source"] != source or source["size"] is None:
+        content = read_json(place.index_file)
+        if source["size"] is None or content["source"].value != source:
             return None
-        shard = Shard(place.address, len(content["keys"]), source["size"], "", index_file=str(place.index_file))
-        return ScannedTar(load_index(shard), shard.bytes, content["sha256"])
-    except (OSError, ValueError, KeyError, TypeError):
+        shard = Shard(place.address, len(content["keys"].items()), source["size"], "", index_file=str(place.index_file))
+        return ScannedTar(load_index(shard), shard.bytes, content["sha256"].text(SHA256))
+    except (OSError, ValueError):
         return None
 
 
@@ -66,6 +67,14 @@ def _scan(place: TarPlace, ignore: frozenset[str]) -> ScannedTar:
 
 def _unreadable(index: ShardIndex) -> list[str]:
     return [key for key, size in zip(index.keys, index.sizes or (), strict=True) if size == (0, 0)]
+
+
+def _account(index: ShardIndex, place: TarPlace) -> Account:
+    """The account of one tar, which names it before its members."""
+    account = account_of(index)
+    for kind, (count, names) in account.aside.items():
+        account.aside[kind] = (count, [f"{place.name}: {name}" for name in names])
+    return account
 
 
 def index_tar(place: TarPlace, *, ignore: frozenset[str], strict: bool) -> IndexedTar:
@@ -92,8 +101,9 @@ def index_tar(place: TarPlace, *, ignore: frozenset[str], strict: bool) -> Index
         fields = next(fields for key, fields in zip(*tar.index[:2], strict=True) if key == unreadable[0])
         at = f"{redact(place.address)}: member of {unreadable[0]!r} ({', '.join(fields)})"
         raise ValueError(f"{at}: expected an image, its header cannot be read ({len(unreadable)} such images)")
-    row = ManifestRow(place.name, len(tar.index.keys), tar.bytes, tar.sha256)
-    return IndexedTar(row, unreadable, known is None, account_of(tar.index).as_json())
+    count, aside = len(tar.index.keys), tar.index.count_aside()
+    row = ManifestRow(place.name, count, tar.bytes, tar.sha256, aside=aside)
+    return IndexedTar(row, unreadable, known is None, _account(tar.index, place).as_json())
 
 
 def try_index_tar(place: TarPlace, *, ignore: frozenset[str], strict: bool) -> IndexedTar | str:

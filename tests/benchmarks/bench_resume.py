@@ -12,6 +12,7 @@ shards that hold them.
 from __future__ import annotations
 
 import argparse
+import os
 import tempfile
 import time
 from collections.abc import Callable, Iterable
@@ -34,6 +35,7 @@ from tests.benchmarks.markdown import table
 from tests.benchmarks.peak_memory import MEBIBYTE, in_fresh_process, rise
 
 BATCH, EPOCH = 64, 1000
+_SAMPLE = 2048  # bytes of a tar: two headers, two bodies
 SIZES = [(1200, 800), (800, 600), (640, 640), (600, 800), (1920, 1080)]
 
 
@@ -63,16 +65,19 @@ def even_counts(samples: int, shards: int) -> list[int]:
 
 
 def shard_set(folder: str, counts: list[int]) -> ShardSet:
-    """Shards of one byte, whose samples are all that byte."""
-    return ShardSet([Shard(f"{folder}/{number:06d}.tar", count, 1, "") for number, count in enumerate(counts)])
+    """Shards of nothing, whose samples have one byte in each field."""
+    shards = [Shard(f"{folder}/{number:06d}.tar", count, _SAMPLE * count, "") for number, count in enumerate(counts)]
+    return ShardSet(shards)
 
 
 def write_shard(path: Path, count: int) -> None:
-    """The byte and the index: key, an image, a text and a size for each sample."""
-    path.write_bytes(b"x")
+    """A file without content on the disk, and the index: key, an image, a text and a size for each sample."""
+    path.touch()
+    os.truncate(path, _SAMPLE * count)
     keys = [f"{path.stem}{row:06d}" for row in range(count)]
     sizes = [SIZES[row % len(SIZES)] for row in range(count)]
-    write_index(index_path(path), ShardIndex(keys, [{"jpg": (0, 1), "txt": (0, 1)}] * count, sizes), 1)
+    fields = [{"jpg": (_SAMPLE * row + 512, 1), "txt": (_SAMPLE * row + 1536, 1)} for row in range(count)]
+    write_index(index_path(path), ShardIndex(keys, fields, sizes), _SAMPLE * count)
 
 
 def first_batch(kind: str, counts: list[int], start: int, folder: str) -> tuple[float, float]:
