@@ -79,13 +79,20 @@ class Account:
         """The account in lines of at most 80 columns; `taken` says what the first number counts."""
         lines = [f"{self.taken} {taken}", f"  {', '.join(f'{kind} {count}' for kind, count in self.found.items())}"]
         lines += _tallies(self.noted)
-        if self.aside:
-            lines += [f"{sum(count for count, _ in self.aside.values())} left aside", *_tallies(self.aside)]
+        lines += self._left()
         if self.refused:
             lines.append(f"{len(self.refused)} refused")
             lines += [f"  {printable(reason)}" for reason in self.refused[:_REFUSED]]
             lines += [f"  and {len(self.refused) - _REFUSED} more"] * (len(self.refused) > _REFUSED)
         return "\n".join(map(_wrapped, lines)) + "\n"
+
+    def left(self) -> str:
+        """The part of the text that tells what was left aside; "" if nothing was."""
+        return "".join(f"{_wrapped(line)}\n" for line in self._left())
+
+    def _left(self) -> list[str]:
+        total = sum(count for count, _ in self.aside.values())
+        return [f"{total} left aside", *_tallies(self.aside)] if total else []
 
 
 class RefusedError(ValueError):

@@ -1,7 +1,8 @@
 """Inpaint a folder of pictures: python -m datamodules.predict photos out --preset lama-medium
 
-Masks come from --masks, a folder with a mask of the same name (NAME.png, webp or jpg; white = inpaint) for each
-picture, or from NAME.mask.png beside it, or are painted by a preset. Pixels outside the mask come out as they went in.
+Masks come from NAME.mask.png beside each picture (white = inpaint), or from --masks, a folder with masks of the
+pictures' names or a pattern such as '{name}_mask*.png', or are painted by a preset. Files are found and read as by
+make_shards. Pixels outside the mask come out as they went in.
 """
 
 from __future__ import annotations
@@ -20,10 +21,13 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
-from datamodules.images.reading import Turn, open_image, read_turn, to_rgb, upright
+from datamodules.account import Account
+from datamodules.images.conversion import stored_picture
+from datamodules.images.reading import Turn, read_turn, to_rgb, upright
 from datamodules.own_masks import mask_files
-from datamodules.shards.tar_index import IMAGE_FIELDS, MASK_FIELDS
-from datamodules.writing.source_lists import is_image
+from datamodules.samples.captions import decode_text
+from datamodules.writing.folders import find_photos, walk
+from datamodules.writing.mask_places import MaskPlaces
 from inpaint_module.commands.config_command import ConfigCommand
 from inpaint_module.commands.errors import exit_code_of
 from inpaint_module.embedded import ASSETS
@@ -39,46 +43,55 @@ _MAX_PIXELS = 200_000_000
 
 
 class Picture(NamedTuple):
-    """A picture to inpaint, its mask's file (None: painted), its number among all, and where the result goes."""
+    """A picture to inpaint.
+
+    Attributes:
+        path: the file.
+        mask: its mask's file; None for a painted one.
+        number: among all pictures.
+        out: where the result goes.
+        caption: the file of its caption, if there is one.
+    """
 
     path: Path
     mask: Path | None
     number: int
     out: Path
+    caption: Path | None = None
 
 
-def find_pictures(folder: Path, out: Path, masks: Path | None, painted: bool) -> list[Picture]:
-    """The pictures under a folder, by name.
+def find_pictures(folder: Path, out: Path, masks: str | None, painted: bool, account: Account) -> list[Picture]:
+    """The pictures under a folder, by name, as make_shards finds them.
+
+    Args:
+        folder: with its subfolders.
+        out: where the results go.
+        masks: where masks are besides NAME.mask.png, see `MaskPlaces`.
+        painted: look for no masks.
+        account: counts what is left aside.
 
     Raises:
         ValueError: if there are none, if one has no mask, or if two would have the same result.
     """
-    paths = sorted(path for path in folder.rglob("*") if is_image(path)) if folder.is_dir() else []
-    if not paths:
-        raise ValueError(f"{folder}: expected a folder with images ({', '.join(IMAGE_FIELDS)}), found none")
+    names = dict(sorted(walk(folder, account))) if folder.is_dir() else {}
+    places = None if masks is None or painted else MaskPlaces(masks, folder)
+    photos = sorted(find_photos(names, places, (), account))
+    if account.refused or not photos:
+        raise ValueError("\n".join(account.refused) or f"{folder}: expected a folder with images, found none")
     pictures: dict[Path, Picture] = {}
-    for number, path in enumerate(paths):
-        target = (out / path.relative_to(folder)).with_suffix(".png")
+    for number, (path, beside) in enumerate(photos):
+        target = (out / path).with_suffix(".png")
         if target in pictures:
-            raise ValueError(f"{path}: {pictures[target].path} would have the same result {target}; rename one")
-        pictures[target] = Picture(path, None if painted else find_mask(path, folder, masks), number, target)
+            raise ValueError(
+                f"{folder / path}: {pictures[target].path} would have the same result {target}; rename one"
+            )
+        files = {purpose: folder / file for purpose, file in beside.items()}
+        if not painted and "mask" not in files:
+            place = f"{path.stem}.mask.png beside it" + (f", or by --masks {masks}" if masks else "")
+            raise ValueError(f"{folder / path}: expected its mask at {place}; found none. Or give --preset")
+        mask = None if painted else files["mask"]
+        pictures[target] = Picture(folder / path, mask, number, target, files.get("txt"))
     return list(pictures.values())
-
-
-def find_mask(path: Path, folder: Path, masks: Path | None) -> Path:
-    """The mask of one picture.
-
-    Raises:
-        ValueError: naming the picture and where its mask was looked for.
-    """
-    if masks is None:
-        places = [path.with_suffix(f".{field}") for field in MASK_FIELDS]
-    else:
-        places = [(masks / path.relative_to(folder)).with_suffix(f".{field}") for field in IMAGE_FIELDS]
-    for place in places:
-        if place.is_file():
-            return place
-    raise ValueError(f"{path}: expected its mask at {', '.join(map(str, places))}; found none. Or give --preset")
 
 
 def check_outputs(pictures: Sequence[Picture], folder: Path, out: Path) -> None:
@@ -111,7 +124,7 @@ def read_picture(path: Path) -> Tensor:
         ValueError: naming the file.
     """
     try:
-        picture = to_rgb(upright(open_image(path.read_bytes(), _MAX_PIXELS)))
+        picture = to_rgb(upright(stored_picture(path.read_bytes(), path.name, _MAX_PIXELS).image))
         return torch.from_numpy(np.array(picture)).movedim(-1, 0)
     except Exception as error:  # Pillow raises many kinds on damaged files, SyntaxError among them
         raise ValueError(f"{path}: {error}") from error
@@ -130,7 +143,8 @@ def read_mask(path: Path, size: tuple[int, int], turn: Turn = Turn(), **ways: bo
         ValueError: naming the file.
     """
     try:
-        mask = mask_files.read_mask(path.read_bytes(), size[::-1], turn, _MAX_PIXELS, **ways)
+        data = stored_picture(path.read_bytes(), path.name, _MAX_PIXELS).data
+        mask = mask_files.read_mask(data, size[::-1], turn, _MAX_PIXELS, **ways)
     except Exception as error:  # as above
         raise ValueError(f"{path}: {error}") from error
     if mask.size != (size[1], size[0]):
@@ -141,7 +155,7 @@ def read_mask(path: Path, size: tuple[int, int], turn: Turn = Turn(), **ways: bo
 def mask_of(picture: Picture, size: tuple[int, int], painter: MaskGenerator, seed: int, **ways: bool) -> Tensor:
     """The mask of a picture of `size` (H, W): its file's, or painted by (seed, number); bool (1, H, W)."""
     if picture.mask is not None:
-        turn = read_turn(open_image(picture.path.read_bytes(), _MAX_PIXELS))
+        turn = read_turn(stored_picture(picture.path.read_bytes(), picture.path.name, _MAX_PIXELS).image)
         return read_mask(picture.mask, size, turn, **ways)
     return painter(key(seed, torch.tensor([picture.number]), Stream.MASK), *size)[0]
 
@@ -187,9 +201,9 @@ def _parser() -> ConfigCommand:
     parser.add_argument("out", type=Path, help="folder for the PNGs, named as the pictures")
     parser.add_argument(
         "--masks",
-        type=Path,
-        metavar="FOLDER",
-        help="masks with the pictures' names (default: NAME.mask.png beside NAME)",
+        metavar="PATTERN",
+        help="a folder of masks with the pictures' names, or a pattern such as '{name}_mask*.png', from each picture's "
+        "folder (default: NAME.mask.png beside NAME)",
     )
     parser.add_argument(
         "--preset", metavar="NAME", help="paint masks instead: one that `python -m inpaint_module.masks --help` names"
@@ -234,7 +248,8 @@ class Predicted(NamedTuple):
 
 def predict(options: argparse.Namespace, overrides: Sequence[str]) -> Predicted:
     """Inpaint them all; results that are written stay, whatever comes after them."""
-    pictures = find_pictures(options.pictures, options.out, options.masks, painted=options.preset is not None)
+    account, painted = Account(), options.preset is not None
+    pictures = find_pictures(options.pictures, options.out, options.masks, painted, account)
     check_outputs(pictures, options.pictures, options.out)
     ways = {"inverted": options.inverted_masks, "transparent": options.transparent_masks}
     bad = find_bad(pictures, ways, options.skip_bad)
@@ -246,15 +261,15 @@ def predict(options: argparse.Namespace, overrides: Sequence[str]) -> Predicted:
         mask = mask_of(picture, (image.shape[1], image.shape[2]), painter, options.seed, **ways)
         empty += not mask.any()
         _write(picture.out, _inpainted(module, picture, image, mask, options))
-    sys.stdout.write(f"{len(good)} pictures in {options.out}\n")
+    sys.stdout.write(f"{len(good)} pictures in {options.out}\n{account.left()}")
     return Predicted(len(good), empty, bad)
 
 
 def _inpainted(
     module: InpaintDiffusion, picture: Picture, image: Tensor, mask: Tensor, options: argparse.Namespace
 ) -> Tensor:
-    beside = picture.path.with_suffix(".txt")
-    caption = beside.read_text().strip() if beside.is_file() else options.caption
+    beside = picture.caption
+    caption = options.caption if beside is None else decode_text(beside.read_bytes()).strip()
     sizes = {name: getattr(options, name) for name in ("tile", "overlap", "margin", "working_side")}
     image, mask = image.to(module.device), mask.to(module.device)
     return inpaint_image(module, image, mask, position=picture.number, caption=caption, **sizes)

@@ -184,3 +184,23 @@ def test_bad_pictures_are_left_out_and_listed(tmp_path: Path, config: str, capsy
     assert "1 pictures left out" in (said := capsys.readouterr().err)
     assert "b.png" in said
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["a.png", "c.png"]
+
+
+def test_pictures_and_masks_are_found_and_read_as_by_make_shards(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "in"
+    (folder / "@eaDir").mkdir(parents=True)
+    picture, hole = Image.new("RGB", (64, 64), (200, 30, 90)), Image.new("L", (64, 64))
+    picture.save(folder / "a.TIFF")
+    hole.save(folder / "a.Mask.bmp")
+    picture.save(folder / "b.jpe", "JPEG")
+    hole.save(folder / "b_mask001.png")
+    (folder / "._a.TIFF").write_bytes(b"x")
+    picture.save(folder / "@eaDir" / "c.jpg")
+    assert main([str(folder), str(tmp_path / "out")]) == 1
+    assert "b.jpe: expected its mask at b.mask.png beside it; found none. Or give --preset" in capsys.readouterr().err
+    assert main([str(folder), str(tmp_path / "out"), "--masks", "{name}_mask*.png"]) == 0
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["a.png", "b.png"]
+    assert Image.open(tmp_path / "out" / "a.png").getpixel((0, 0)) == (200, 30, 90)
+    assert "2 left aside\n  2 hidden or of the system: ._a.TIFF, @eaDir/\n" in capsys.readouterr().out

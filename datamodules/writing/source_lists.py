@@ -15,7 +15,6 @@ from typing import Any, NamedTuple
 from datamodules.account import Account
 from datamodules.images.conversion import is_picture, why_unread
 from datamodules.samples.captions import decode_text
-from datamodules.shards.tar_index import IMAGE_FIELDS, LABEL_FIELDS, MASK_FIELDS
 from datamodules.writing.folders import find_photos, is_metadata, walk, why_left
 from datamodules.writing.mask_places import MaskPlaces, list_names
 from datamodules.writing.sidecars import folded, sort_folder
@@ -48,14 +47,6 @@ class Source(NamedTuple):
 
     def __str__(self) -> str:
         return f"{self.origin}: {self.path}" if self.origin and isinstance(self.path, Path) else str(self.path)
-
-
-def is_image(path: Path) -> bool:
-    """An image that training opens, by its name; masks and label maps are not."""
-    name = path.name.lower()
-    return name.endswith(tuple(f".{field}" for field in IMAGE_FIELDS)) and not name.endswith(
-        tuple(f".{field}" for field in MASK_FIELDS + LABEL_FIELDS)
-    )
 
 
 def make_key(path: str) -> str:
