@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import lightning
+import torch
 from jsonargparse import Namespace
 from lightning.pytorch import Callback, LightningDataModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
@@ -19,9 +20,12 @@ from lightning.pytorch.utilities.model_helpers import is_overridden
 
 from inpaint_module.callbacks.nonfinite_guard import NonFiniteGuard
 from inpaint_module.callbacks.run_record import RunConfig, RunRecord
-from inpaint_module.checkpoints.checkpoint_io import VerifiedCheckpointIO, newest_valid_checkpoint, read_seal
+from inpaint_module.checkpoints.checkpoint_io import VerifiedCheckpointIO
+from inpaint_module.checkpoints.choice import check_trained, keep_run, resume_line
 from inpaint_module.checkpoints.leftovers import Leftovers
-from inpaint_module.checkpoints.resume import ExactResume, model_checkpoints
+from inpaint_module.checkpoints.rank_checks import LIGHTNINGS_WORDS
+from inpaint_module.checkpoints.resume import ExactResume, checkpoint_folders, model_checkpoints
+from inpaint_module.checkpoints.settings import settings_of
 from inpaint_module.commands.config_action import ConfigFile
 from inpaint_module.commands.errors import parser_message
 from inpaint_module.run_folder import CONFIG_HEAD, keep_csv_logs, names_folder, run_folder
@@ -48,9 +52,11 @@ class ResumingCLI(LightningCLI):
     """LightningCLI whose `fit` goes on from the newest valid checkpoint in the folder of its ModelCheckpoint.
 
     The same command run again after a kill ends with the same bits as without the kill. To start anew, delete or
-    rename the folder, or name another one. `--ckpt_path` goes before. Checkpoints are sealed by `VerifiedCheckpointIO`,
-    and `ExactResume` and `NonFiniteGuard` are among the callbacks; to set the guard, name it in the config. A config
-    that names another CheckpointIO resumes by `--ckpt_path` alone.
+    rename the folder, or name another one. What `--ckpt_path` names goes before at the first start with it; the same
+    command then goes on from there, and checkpoints of later steps, which it has left behind, are renamed.
+
+    Checkpoints are sealed by `VerifiedCheckpointIO`, and `ExactResume` and `NonFiniteGuard` are among the callbacks; to
+    set the guard, name it in the config. A config that names another CheckpointIO resumes by `--ckpt_path` alone.
 
     The config is in the run folder, in `config.yaml`, which `fit` alone writes. While one process trains in a run
     folder, another `fit` is refused.
@@ -120,23 +126,38 @@ class ResumingCLI(LightningCLI):
         Raises:
             ValueError: there are checkpoints, but none verifies; or another process trains in the run folder.
         """
-        self._prepare_folder("fit")
         options = self.config_init["fit"]
-        ours = isinstance(self.trainer.strategy.checkpoint_io, VerifiedCheckpointIO)
-        if ours and options["ckpt_path"] is None and not self.trainer.fast_dev_run:  # type: ignore[attr-defined]
-            path = newest_valid_checkpoint(*checkpoint_folders(self.trainer))
+        named, quick = options["ckpt_path"], self.trainer.fast_dev_run  # type: ignore[attr-defined]
+        ours = isinstance(self.trainer.strategy.checkpoint_io, VerifiedCheckpointIO) and not quick
+        path = keep_run(self.trainer, named) if ours else None
+        self._prepare_folder("fit")
+        if ours and (named is None or path is not None):
             options["ckpt_path"] = path and str(path)
             self.leftovers.goes_on = True
             rank_zero_info(resume_line(path, self.trainer.max_steps))
+        elif ours and named not in LIGHTNINGS_WORDS:
+            self.exact_resume.started_from = str(Path(named).resolve())
+        self.exact_resume.settings = settings_of(self.config["fit"].as_dict())
+        self.exact_resume.settings |= {"ranks": str(self.trainer.world_size), "torch": str(torch.__version__)}
         self.exact_resume.ckpt_path = options["ckpt_path"]
         warnings.filterwarnings("ignore", message="Checkpoint directory .* exists and is not empty")  # as it should be
         if is_overridden("state_dict", self.datamodule, LightningDataModule):  # which then keeps the position
             warnings.filterwarnings("ignore", message=".*your dataloader is not resumable")
 
     def before_validate(self) -> None:
-        """Have the ranks compare their checkpoints."""
+        """Take the newest checkpoint of the run folder, if none is named, and have the ranks compare theirs.
+
+        Raises:
+            ValueError: there is none, and the model's weights are random.
+        """
+        options = self.config_init[self.subcommand]
+        ours = isinstance(self.trainer.strategy.checkpoint_io, VerifiedCheckpointIO)
+        path = keep_run(self.trainer, None) if ours and options["ckpt_path"] is None else None
         self._prepare_folder(str(self.subcommand))
-        self.exact_resume.ckpt_path = self.config_init[self.subcommand]["ckpt_path"]
+        if options["ckpt_path"] is None and not self.trainer.fast_dev_run:  # type: ignore[attr-defined]
+            check_trained(path, self._get(self.config, "model").as_dict(), checkpoint_folders(self.trainer))
+            options["ckpt_path"] = path and str(path)
+        self.exact_resume.ckpt_path = options["ckpt_path"]
 
     before_test = before_predict = before_validate
 
@@ -182,19 +203,3 @@ def check_extras(config: Any, installed: Callable[[str], object] = find_spec) ->
                 "installed: pip install 'inpaint-module[text]'"
             )
         check_extras(value, installed)
-
-
-def checkpoint_folders(trainer: Trainer) -> list[Path]:
-    """Where the trainer's ModelCheckpoints write all that a resume needs."""
-    default = run_folder(trainer) / "checkpoints"
-    return [Path(each.dirpath or default) for each in model_checkpoints(trainer) if not each.save_weights_only]
-
-
-def resume_line(path: Path | None, max_steps: int) -> str:
-    """What `fit` says first."""
-    if path is None:
-        return "resume: no checkpoint yet, starting from scratch"
-    step = read_seal(path).step
-    if 0 <= max_steps <= step:
-        return f"resume: finished: {path} is at step {step} of {max_steps}; raise trainer.max_steps to go on"
-    return f"resume: going on from {path} at step {step}; to start anew, delete or rename its folder"

@@ -21,7 +21,7 @@ from inpaint_module.denoisers.denoiser_call import DenoiserCall, check_image_siz
 from inpaint_module.denoisers.sharding import shard
 from inpaint_module.denoisers.surgery import check_input_channels
 from inpaint_module.encoder import InpaintEncoder, InpaintLatents, to_unit_float
-from inpaint_module.fingerprints import check_ranks, check_saved
+from inpaint_module.fingerprints import check_ranks, check_saved, check_weights
 from inpaint_module.layouts import Layout
 from inpaint_module.metrics.validation import FillMetrics, GridLosses
 from inpaint_module.objectives.loss_weights import LossWeights, weighted_loss
@@ -132,11 +132,13 @@ class InpaintDiffusion(ScheduledModule):
         checkpoint["conditioning_sha256"] = self.conditioning.fingerprint().hex()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuse another VAE or other text encoders, whatever the strategy; see `check_saved`."""
+        """Refuse another VAE, other text encoders or another denoiser, whatever the strategy."""
         if "encoder" in checkpoint:
             self.encoder.set_extra_state(checkpoint["encoder"])
         here = self.conditioning.fingerprint().hex()
         check_saved("conditioning", checkpoint.get("conditioning_sha256", here), here)
+        if checkpoint.get("state_dict"):
+            check_weights(checkpoint["state_dict"], self.state_dict())
 
     def training_step(self, batch: Batch, batch_index: int) -> Tensor:
         """The loss of a batch."""

@@ -23,6 +23,7 @@ FLOORS = {
     "inpaint_module.sizing": 0,
     "inpaint_module.run_lock": 1,
     "inpaint_module.run_folder": 2,
+    "inpaint_module.run_versions": 2,
     "inpaint_module.masks": 1,
     "inpaint_module.objectives": 1,
     "inpaint_module.vae": 1,

@@ -22,8 +22,9 @@ from tiny_models import tiny_module
 from tiny_run import Setup, tiny_config
 
 from inpaint_module.checkpoints.checkpoint_io import VerifiedCheckpointIO
-from inpaint_module.checkpoints.resume import ExactResume
-from inpaint_module.cli import ResumingCLI, checkpoint_folders, resume_line
+from inpaint_module.checkpoints.choice import resume_line
+from inpaint_module.checkpoints.resume import ExactResume, checkpoint_folders
+from inpaint_module.cli import ResumingCLI
 
 PLAIN, EPOCHS, VALIDATIONS = Setup(), Setup(saves="epochs"), Setup(saves="validations")
 RECORDED = Setup(record=True)

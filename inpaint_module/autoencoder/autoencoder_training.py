@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from inpaint_module.autoencoder.pca_start import pca_start
 from inpaint_module.encoder import to_unit_float
+from inpaint_module.fingerprints import check_weights
 from inpaint_module.metrics.masked_psnr import MaskedPSNR
 from inpaint_module.schedules import ScheduledModule
 
@@ -70,6 +71,11 @@ class AutoencoderTraining(ScheduledModule):
             images = torch.cat([to_unit_float(batch["image"]) * 2 - 1 for batch in batches])
             pca_start(self.autoencoder.cpu(), images)
             self.autoencoder.to(self.device)
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuse another autoencoder."""
+        if checkpoint.get("state_dict"):
+            check_weights(checkpoint["state_dict"], self.state_dict())
 
     def training_step(self, batch: dict[str, Any], batch_index: int) -> Tensor:
         """Loss of a batch whose `image` is uint8 (B, 3, H, W)."""

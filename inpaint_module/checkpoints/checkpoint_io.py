@@ -126,6 +126,12 @@ def read_seal(path: Path) -> Seal:
         return _parse_seal(file, path)[0]
 
 
+def read_plain(path: Path) -> dict[str, Any]:
+    """The content of a checkpoint that was verified, for its plain values: tensors stay on the disk until used."""
+    found: dict[str, Any] = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
+    return found
+
+
 def local_path(path: str | Path) -> Path:
     """The path of a file on this machine.
 

@@ -4,14 +4,26 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint, WeightAveraging
 from lightning.pytorch.strategies import ModelParallelStrategy
+from lightning.pytorch.utilities import rank_zero_info
 
+from inpaint_module.checkpoints.checkpoint_io import read_seal
+from inpaint_module.checkpoints.going_on import adapt
 from inpaint_module.checkpoints.rank_checks import check_same_checkpoint
+from inpaint_module.checkpoints.settings import changes
+from inpaint_module.files import set_aside
+from inpaint_module.run_folder import run_folder
+from inpaint_module.run_versions import versions_of
+
+SETTINGS, STARTED_FROM, LOG_VERSIONS = "run_settings", "started_from", "log_versions"  # of a checkpoint
 
 
 class ExactResume(Callback):
@@ -24,13 +36,21 @@ class ExactResume(Callback):
     - A validation that was due at the checkpoint's step runs again: a kill may have cut it off.
     - What would save inside an accumulation window is refused: the gradients so far are in no checkpoint.
     - Ranks that would go on from different checkpoints are refused, and checkpoints that no seal covers.
+    - What has changed since the checkpoint is said, a line each, and takes effect; see `adapt`.
 
     Args:
         ckpt_path: what `trainer.fit` is given as such on this rank; ResumingCLI sets it.
+        settings: of the run, see `settings_of`; None for unknown ones, which are not compared.
+        started_from: the checkpoint that the user has named, if the run begins with it.
     """
 
-    def __init__(self, ckpt_path: str | None = None):
-        self.ckpt_path = ckpt_path
+    def __init__(
+        self,
+        ckpt_path: str | None = None,
+        settings: Mapping[str, str] | None = None,
+        started_from: str | None = None,
+    ):
+        self.ckpt_path, self.settings, self.started_from = ckpt_path, settings, started_from
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Check and prepare the checkpoint callbacks, and compare what the ranks go on from.
@@ -41,6 +61,8 @@ class ExactResume(Callback):
         """
         _check_sharding(trainer, stage)
         check_same_checkpoint(trainer, self.ckpt_path)
+        if stage == "fit" and self.started_from is not None and trainer.is_global_zero:
+            set_newer_aside(trainer, Path(self.started_from))
         for callback in model_checkpoints(trainer):
             callback._enable_version_counter = False
             if trainer.accumulate_grad_batches > 1 and (callback._train_time_interval or callback.save_on_exception):
@@ -51,10 +73,10 @@ class ExactResume(Callback):
                 )
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Refuse to go on inside an accumulation window.
+        """Refuse to go on inside an accumulation window; adapt the checkpoint to settings that have changed.
 
         Raises:
-            ValueError: the checkpoint was saved there.
+            ValueError: the checkpoint was saved there, or its optimizer's state does not fit.
         """
         batches = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]["current"]["processed"]
         if trainer.training and batches % trainer.accumulate_grad_batches:
@@ -63,6 +85,19 @@ class ExactResume(Callback):
                 f"{trainer.accumulate_grad_batches}: it was saved inside an accumulation window, or with another "
                 "accumulate_grad_batches"
             )
+        if trainer.training:
+            self.started_from = self.started_from or checkpoint.get(STARTED_FROM)
+            known = SETTINGS in checkpoint and self.settings is not None
+            changed = changes(checkpoint[SETTINGS], self.settings or {}) if known else []
+            adapt(checkpoint, trainer, pl_module, changed)
+
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Keep what the next start compares."""
+        checkpoint[LOG_VERSIONS] = versions_of(trainer.loggers)
+        if self.settings is not None:
+            checkpoint[SETTINGS] = dict(self.settings)
+        if self.started_from is not None:
+            checkpoint[STARTED_FROM] = self.started_from
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """After a resume, mark the checkpoint as saved, and run the validation that was due at it."""
@@ -78,6 +113,23 @@ class ExactResume(Callback):
         seed = os.environ.get("PL_GLOBAL_SEED", "0")
         text = f"{seed} {trainer.global_step} {micro_step} {trainer.global_rank}"
         torch.manual_seed(int.from_bytes(hashlib.sha256(text.encode()).digest()[:8]) >> 1)
+
+
+def checkpoint_folders(trainer: Trainer) -> list[Path]:
+    """Where the trainer's ModelCheckpoints write all that a resume needs."""
+    default = run_folder(trainer) / "checkpoints"
+    return [Path(each.dirpath or default) for each in model_checkpoints(trainer) if not each.save_weights_only]
+
+
+def set_newer_aside(trainer: Trainer, path: Path) -> None:
+    """A run that goes back to `path` leaves later steps behind: rename them, so that no later start goes on there."""
+    step = read_seal(path).step
+    for folder in checkpoint_folders(trainer):
+        for other in sorted(folder.rglob("*.ckpt")):
+            with suppress(ValueError, OSError):  # damaged ones are named where one is chosen
+                if other.resolve() != path.resolve() and read_seal(other).step > step:
+                    kept = set_aside(other, "newer")
+                    rank_zero_info(f"resume: {other} is of a later step than {path}: kept as {kept.name}")
 
 
 def model_checkpoints(trainer: Trainer) -> list[ModelCheckpoint]:
