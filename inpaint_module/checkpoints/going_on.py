@@ -26,8 +26,7 @@ def adapt(checkpoint: dict[str, Any], trainer: Trainer, module: LightningModule,
     """
     for change in changed:
         rank_zero_info(f"resume: changed since the checkpoint: {change}")
-    averages = any(isinstance(each, WeightAveraging) for each in trainer.callbacks)  # type: ignore[attr-defined]
-    if "current_model_state" in checkpoint and not averages:
+    if "current_model_state" in checkpoint and not _averages(trainer):
         rank_zero_info("resume: no weight averaging any more: goes on from the weights that were trained last")
         module.load_state_dict(checkpoint["current_model_state"])
     if not isinstance(module, ScheduledModule) or not checkpoint.get("optimizer_states"):
@@ -38,6 +37,10 @@ def adapt(checkpoint: dict[str, Any], trainer: Trainer, module: LightningModule,
         _check_optimizer(checkpoint["optimizer_states"][0], module)
         if _concerns_rates(changed, module):
             _set_rates(checkpoint, trainer, module)
+
+
+def _averages(trainer: Trainer) -> bool:
+    return any(isinstance(each, WeightAveraging) for each in trainer.callbacks)  # type: ignore[attr-defined]
 
 
 def _concerns_rates(changed: list[Change], module: ScheduledModule) -> bool:
