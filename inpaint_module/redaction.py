@@ -35,7 +35,7 @@ _RULES = (
     ),
     # what a header says, and tokens that are known by their form
     (re.compile(r"\b(Bearer|Basic)\s+[\w.~+/=-]{8,}"), rf"\1 {HIDDEN}"),
-    (re.compile(r"\bhf_[A-Za-z0-9]{8,}|\bgh[oprsu]_[A-Za-z0-9]{16,}|\beyJ[\w-]{8,}\.[\w-]{8,}\.[\w-]*"), HIDDEN),
+    (re.compile(r"\bhf_[A-Za-z0-9]{8,}|\b(?:gh[oprsu]|github_pat)_\w{16,}|\beyJ[\w-]{8,}\.[\w-]{8,}\.[\w-]*"), HIDDEN),
 )
 
 

@@ -61,3 +61,13 @@ def test_a_damaged_line_does_not_keep_a_run_from_starting(
         file.write(line)
     assert CrashLog(tmp_path).killers == {("0.tar", "k1")}
     assert "line 2: expected a sample that killed a worker, passed over" in caplog.text
+
+
+def test_a_file_of_other_bytes_is_told_in_one_line_without_control_characters(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "crashes.jsonl").write_bytes(b"\x1b[2J\x07\n" * 200)
+    assert CrashLog(tmp_path).killers == set()
+    (record,) = caplog.records
+    said = "line 1: expected a sample that killed a worker, passed over: '\\x1b[2J\\x07', and 199 other lines"
+    assert record.getMessage() == f"{tmp_path / 'crashes.jsonl'}, {said}"

@@ -43,7 +43,7 @@ def test_a_flipped_bit_is_found_where_the_strategy_does_not_look(tmp_path: Path)
     data[100] ^= 1
     path.write_bytes(data)
     check_equal([look_at(path, verify=False)])
-    with pytest.raises(ValueError, match=r"rank 0: checkpoint .*a\.ckpt: expected sha256 .* it is damaged"):
+    with pytest.raises(ValueError, match=r"^resume: checkpoint .*a\.ckpt: expected sha256 .* it is damaged"):
         check_equal([look_at(path, verify=True)])
 
 
@@ -53,8 +53,13 @@ def test_what_cannot_be_loaded_is_refused(name: str, tmp_path: Path) -> None:
     save(tmp_path / "short.ckpt", 3)
     os.truncate(tmp_path / "short.ckpt", 100)
     path = name if ":" in name else tmp_path / name
-    with pytest.raises(ValueError, match=f"got rank 0: .*{name}"):
-        check_equal([look_at(path, verify=True)])
+    damaged = look_at(path, verify=True)
+    with pytest.raises(ValueError, match=f"got rank 0: .*{name}.*; rank 1: .*{name}.* all hosts"):
+        check_equal([damaged, damaged])
+    with pytest.raises(ValueError, match=f"^resume: .*{name}") as error:  # nothing about ranks and hosts
+        check_equal([damaged])
+    assert "rank" not in str(error.value)
+    assert "hosts" not in str(error.value)
 
 
 def test_without_ranks_there_is_one() -> None:

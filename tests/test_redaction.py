@@ -45,6 +45,7 @@ S = "SECRET"
         (f"wrong token={S}, got 3", "wrong token=***, got 3"),
         (f"a: 1\n  api_key: {S}\nb: 2", "a: 1\n  api_key: ***\nb: 2"),
         (f"token hf_{S}0123456789", "token ***"),
+        (f"git said: github_pat_11AB_{S}0123456789", "git said: ***"),
     ],
 )
 def test_addresses_and_texts(text: str, left: str) -> None:

@@ -91,16 +91,18 @@ def _cause(error: BaseException | None) -> str:
 
 
 def _killers(path: Path) -> set[tuple[str, str]]:
-    """The samples to leave out; a line that is cut short or of another kind is passed over, and said."""
+    """The samples to leave out; lines that are cut short or of another kind are passed over, and said once."""
     counts: Counter[tuple[str, str]] = Counter()
+    wrong = []
     for number, line in enumerate(path.read_text(errors="replace").splitlines(), 1):
         try:
             row: dict[str, Any] = json.loads(line)
             counts[str(row["shard"]), str(row["key"])] += _ENOUGH if row.get("cause") in _OWN else 1
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
-            _log.warning(
-                "%s, line %d: expected a sample that killed a worker, passed over: %s", path, number, line[:80]
-            )
+            wrong.append(f"line {number}: expected a sample that killed a worker, passed over: {line[:80]!r}")
+    if wrong:
+        more = f", and {len(wrong) - 1} other lines" if wrong[1:] else ""
+        _log.warning("%s, %s%s", path, wrong[0], more)
     return {sample for sample, count in counts.items() if count >= _ENOUGH}
 
 

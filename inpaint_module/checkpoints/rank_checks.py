@@ -67,6 +67,8 @@ def check_equal(ranks: list[Resumed]) -> None:
     Raises:
         ValueError: naming the ranks and their files.
     """
+    if len(ranks) == 1 and ranks[0].error:
+        raise ValueError(f"resume: {ranks[0].error}")
     if any(rank.error or rank.seal != ranks[0].seal for rank in ranks):
         what = "; ".join(f"rank {number}: {rank}" for number, rank in enumerate(ranks))
         raise ValueError(
