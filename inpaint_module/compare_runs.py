@@ -8,8 +8,6 @@ generator: where generators differ, compare the reports, whose photos and masks 
 from __future__ import annotations
 
 import argparse
-import base64
-import html
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,6 +15,7 @@ from typing import Any, NamedTuple
 
 from inpaint_module.commands.config_files import read_config
 from inpaint_module.files import atomic_write_text
+from inpaint_module.pages import data_url, render
 from inpaint_module.redaction import redacted
 from inpaint_module.run_folder import (
     CONFIG,
@@ -114,40 +113,18 @@ def text_table(heads: Sequence[str], rows: Sequence[Row]) -> str:
     return "\n".join("  ".join(cell.ljust(w) for cell, w in zip(line, widths, strict=True)).rstrip() for line in lines)
 
 
-def _html_table(title: str, heads: Sequence[str], rows: Sequence[Row]) -> str:
-    head = "".join(f"<th>{html.escape(name)}</th>" for name in ["", *heads])
-    body = "".join(
-        f"<tr><td>{html.escape(row.name)}</td>{''.join(f'<td>{html.escape(v)}</td>' for v in row.values)}</tr>"
-        for row in rows
-    )
-    return f"<h2>{html.escape(title)}</h2><table><tr>{head}</tr>{body}</table>"
-
-
-_STYLE = (
-    "body{font:15px/1.5 system-ui,sans-serif;margin:2rem auto;max-width:75rem;padding:0 1rem}"
-    "table{border-collapse:collapse}td,th{padding:.25rem .8rem;border-bottom:1px solid #ddd;text-align:left;"
-    "overflow-wrap:anywhere}img{max-width:100%}figure{margin:1rem 0}"
-)
-
-
 def page(runs: Sequence[Run]) -> str:
     """The comparison as one self-contained HTML page."""
-    heads = [run.name for run in runs]
-    figures = [
-        f"<figure><figcaption>{html.escape(run.name)}, {run.grid.stem}</figcaption>"
-        f'<img alt="{html.escape(run.name)}" src="data:image/png;base64,'
-        f'{base64.b64encode(run.grid.read_bytes()).decode()}"></figure>'
-        for run in runs
-        if run.grid
-    ]
-    return (
-        f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{html.escape(" and ".join(heads))}</title>'
-        f"<style>{_STYLE}</style><h1>{len(runs)} runs side by side</h1>"
-        + _html_table("Last metrics", heads, last_metrics(runs))
-        + _html_table("What differs", heads, differences(runs))
-        + "<h2>Newest grids</h2>"
-        + "".join(figures)
-        + "</html>\n"
+    tables = {"Last metrics": last_metrics(runs), "What differs": differences(runs)}
+    return render(
+        "compare.html",
+        heads=[run.name for run in runs],
+        tables={title: [{"name": row.name, "cells": row.values} for row in rows] for title, rows in tables.items()},
+        figures=[
+            {"name": run.name, "grid": run.grid.stem, "url": data_url(run.grid.read_bytes(), "png")}
+            for run in runs
+            if run.grid
+        ],
     )
 
 

@@ -12,6 +12,7 @@ FLOORS = {
     "inpaint_module.redaction": -2,
     "inpaint_module.parsing": -1,
     "inpaint_module.batch": 0,
+    "inpaint_module.pages": 0,
     "inpaint_module.checkpoints": 3,
     "inpaint_module.commands": 0,
     "inpaint_module.embedded": 0,

@@ -14,10 +14,10 @@ from inpaint_module.metrics.fill_scores import (
     ScoredPhoto,
     ScoredPreset,
 )
+from inpaint_module.pages import STYLE
 from inpaint_module.report.caption_sheet import SheetRow, caption_sheet
 from inpaint_module.report.line_chart import Line, line_chart, nice_ticks, smoothed, thinned
 from inpaint_module.report.page import page
-from inpaint_module.report.style import STYLE
 from inpaint_module.run_folder import MetricRow
 
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-import html
 import math
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
+
+from markupsafe import Markup
+
+from inpaint_module.pages import render_part
 
 _WIDTH, _HEIGHT = 460, 250
 _LEFT, _RIGHT, _TOP, _BOTTOM = 52, 12, 12, 32
@@ -20,7 +23,7 @@ class Line(NamedTuple):
     style: str
 
 
-def line_chart(description: str, lines: Sequence[Line]) -> str:
+def line_chart(description: str, lines: Sequence[Line]) -> Markup:
     """The chart, 460 x 250 units that scale with the page; values that are not finite are left out.
 
     Args:
@@ -32,17 +35,19 @@ def line_chart(description: str, lines: Sequence[Line]) -> str:
     steps, values = nice_ticks(0, max(step for step, _ in points)), [value for _, value in points]
     levels = nice_ticks(min(values), max(values))
     x, y = _scale(steps, _LEFT, _WIDTH - _RIGHT), _scale(levels, _HEIGHT - _BOTTOM, _TOP)
-    parts = [f'<svg class="chart" role="img" viewBox="0 0 {_WIDTH} {_HEIGHT}" aria-label="{html.escape(description)}">']
-    for level in levels:
-        parts.append(f'<line class="rule" x1="{_LEFT}" x2="{_WIDTH - _RIGHT}" y1="{y(level)}" y2="{y(level)}"/>')
-        parts.append(f'<text x="{_LEFT - 6}" y="{y(level)}" dy=".35em" text-anchor="end">{level:.4g}</text>')
-    for step in steps:
-        anchor = "end" if step == steps[-1] else "middle"
-        parts.append(f'<text x="{x(step)}" y="{_HEIGHT - 12}" text-anchor="{anchor}">{step:,.0f}</text>')
-    for line in kept:
-        path = " ".join(f"{x(step)},{y(value)}" for step, value in line.points)
-        parts.append(f'<polyline class="line {line.style}" points="{path}"/>')
-    return "".join(parts) + "</svg>"
+    size = {"width": _WIDTH, "height": _HEIGHT, "left": _LEFT, "right": _WIDTH - _RIGHT}
+    drawn = [
+        {"style": line.style, "points": " ".join(f"{x(step)},{y(value)}" for step, value in line.points)}
+        for line in kept
+    ]
+    return render_part(
+        "chart.svg",
+        description=description,
+        levels=[{"at": y(level), "text": f"{level:.4g}"} for level in levels],
+        steps=[{"at": x(step), "text": f"{step:,.0f}"} for step in steps],
+        lines=drawn,
+        **size,
+    )
 
 
 def thinned(points: Sequence[tuple[int, float]]) -> list[tuple[int, float]]:

@@ -1,0 +1,38 @@
+"""Pages: what a value says is text, wherever it stands."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+from jinja2 import UndefinedError
+from page_reader import Page
+from PIL import Image
+
+from inpaint_module import pages
+from inpaint_module.compare_runs import Run, page
+
+EVIL = "<img src=x onerror=\"alert('1')\">&"
+
+
+def test_names_of_runs_settings_metrics_and_pictures_are_text(tmp_path: Path) -> None:
+    grid = tmp_path / f"{EVIL}.png"
+    Image.new("RGB", (2, 2)).save(grid)
+    runs = [Run(f"{EVIL}{n}", {EVIL: f"{EVIL}{n}"}, {EVIL: float(n)}, grid) for n in range(2)]
+    seen = Page(page(runs))
+    assert seen.names.count("img") == len(seen.images) == 2
+    assert {image["alt"] for image in seen.images} == {f"{EVIL}0", f"{EVIL}1"}
+    assert seen.text.count(EVIL) >= 2 * 5 + 2
+    assert all(str(image["src"]).startswith("data:image/png;base64,") for image in seen.images)
+
+
+def test_templates_escape_and_name_nothing_unknown() -> None:
+    folder = Path(pages.__file__).parent
+    for path in folder.glob("*.*"):
+        assert path.suffix == ".py" or not re.search(r"\|\s*safe|autoescape|Markup|<script|https?://", path.read_text())
+    assert pages.render(
+        "chart.svg", description=EVIL, width=1, height=1, left=0, right=0, levels=[], steps=[], lines=[]
+    )
+    with pytest.raises(UndefinedError, match="'heads' is undefined"):
+        pages.render("compare.html")
