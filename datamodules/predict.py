@@ -2,13 +2,13 @@
 
 Masks come from NAME.mask.png beside each picture (white = inpaint), or from --masks, a folder with masks of the
 pictures' names or a pattern such as '{name}_mask*.png', or are painted by a preset. Files are found and read as by
-make_shards. Pixels outside the mask come out as they went in.
+make_shards. Pixels outside the mask come out as they went in, with the file's colour profile, transparency and 16 bits
+of grey. Only results of this command are replaced.
 """
 
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from collections.abc import Sequence
 from functools import partial
@@ -21,13 +21,12 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
-from datamodules.account import Account
+from datamodules.account import Account, first_names
 from datamodules.images.conversion import stored_picture
-from datamodules.images.reading import Turn, read_turn, to_rgb, upright
+from datamodules.images.giving_back import GivenPicture, filled, read_given, write_png
+from datamodules.images.reading import Turn, read_turn
 from datamodules.own_masks import mask_files
-from datamodules.samples.captions import decode_text
-from datamodules.writing.folders import find_photos, walk
-from datamodules.writing.mask_places import MaskPlaces
+from datamodules.writing.pictures import MAKER, Picture, caption_of, check_outputs, find_pictures
 from inpaint_module.commands.config_command import ConfigCommand
 from inpaint_module.commands.errors import exit_code_of
 from inpaint_module.embedded import ASSETS
@@ -40,94 +39,6 @@ from inpaint_module.randomness import Stream, key
 
 MODEL = ASSETS / "inpainter" / "model.yaml"
 _MAX_PIXELS = 200_000_000
-
-
-class Picture(NamedTuple):
-    """A picture to inpaint.
-
-    Attributes:
-        path: the file.
-        mask: its mask's file; None for a painted one.
-        number: among all pictures.
-        out: where the result goes.
-        caption: the file of its caption, if there is one.
-    """
-
-    path: Path
-    mask: Path | None
-    number: int
-    out: Path
-    caption: Path | None = None
-
-
-def find_pictures(folder: Path, out: Path, masks: str | None, painted: bool, account: Account) -> list[Picture]:
-    """The pictures under a folder, by name, as make_shards finds them.
-
-    Args:
-        folder: with its subfolders.
-        out: where the results go.
-        masks: where masks are besides NAME.mask.png, see `MaskPlaces`.
-        painted: look for no masks.
-        account: counts what is left aside.
-
-    Raises:
-        ValueError: if there are none, if one has no mask, or if two would have the same result.
-    """
-    names = dict(sorted(walk(folder, account))) if folder.is_dir() else {}
-    places = None if masks is None or painted else MaskPlaces(masks, folder)
-    photos = sorted(find_photos(names, places, (), account))
-    if account.refused or not photos:
-        raise ValueError("\n".join(account.refused) or f"{folder}: expected a folder with images, found none")
-    pictures: dict[Path, Picture] = {}
-    for number, (path, beside) in enumerate(photos):
-        target = (out / path).with_suffix(".png")
-        if target in pictures:
-            raise ValueError(
-                f"{folder / path}: {pictures[target].path} would have the same result {target}; rename one"
-            )
-        files = {purpose: folder / file for purpose, file in beside.items()}
-        if not painted and "mask" not in files:
-            place = f"{path.stem}.mask.png beside it" + (f", or by --masks {masks}" if masks else "")
-            raise ValueError(f"{folder / path}: expected its mask at {place}; found none. Or give --preset")
-        mask = None if painted else files["mask"]
-        pictures[target] = Picture(folder / path, mask, number, target, files.get("txt"))
-    return list(pictures.values())
-
-
-def check_outputs(pictures: Sequence[Picture], folder: Path, out: Path) -> None:
-    """Refuse results that would fall on a picture or a mask, or that the next start would take for pictures.
-
-    Raises:
-        ValueError: naming the file or folder.
-    """
-    if out.exists() and out.samefile(folder):
-        raise ValueError(f"{out}: expected another folder for the results than that of the pictures")
-    inside = next((above for above in (out.absolute(), *out.absolute().parents) if above.exists()), out).resolve()
-    if folder.resolve() in (inside, *inside.parents):
-        raise ValueError(f"{out}: expected a folder outside of {folder}, whose pictures would be the results next time")
-    inputs = {(state.st_dev, state.st_ino) for picture in pictures for state in _states(picture)}
-    for picture in pictures:
-        if picture.out.exists():
-            state = picture.out.stat()
-            if (state.st_dev, state.st_ino) in inputs:
-                raise ValueError(f"{picture.out}: the result would replace a picture or a mask; choose another folder")
-
-
-def _states(picture: Picture) -> list[os.stat_result]:
-    return [path.stat() for path in (picture.path, picture.mask) if path is not None and path.exists()]
-
-
-def read_picture(path: Path) -> Tensor:
-    """An upright picture in sRGB, uint8 (3, H, W).
-
-    Raises:
-        ValueError: naming the file.
-    """
-    try:
-        picture = to_rgb(upright(stored_picture(path.read_bytes(), path.name, _MAX_PIXELS).image))
-        return torch.from_numpy(np.array(picture)).movedim(-1, 0)
-    except Exception as error:  # Pillow raises many kinds on damaged files, SyntaxError among them
-        raise ValueError(f"{path}: {error}") from error
 
 
 def read_mask(path: Path, size: tuple[int, int], turn: Turn = Turn(), **ways: bool) -> Tensor:  # noqa: B008, immutable
@@ -160,7 +71,7 @@ def mask_of(picture: Picture, size: tuple[int, int], painter: MaskGenerator, see
     return painter(key(seed, torch.tensor([picture.number]), Stream.MASK), *size)[0]
 
 
-def find_bad(pictures: Sequence[Picture], ways: dict[str, bool], skip: bool) -> dict[Path, str]:
+def find_bad(pictures: Sequence[Picture], ways: dict[str, bool], skip: bool, account: Account) -> dict[Path, str]:
     """The pictures that cannot be inpainted, each with the reason; nothing is computed yet.
 
     Raises:
@@ -169,13 +80,17 @@ def find_bad(pictures: Sequence[Picture], ways: dict[str, bool], skip: bool) -> 
     bad: dict[Path, str] = {}
     for picture in pictures:
         try:
-            size = read_picture(picture.path).shape[1:]
+            given = read_given(picture.path, _MAX_PIXELS)
             if picture.mask is not None:
-                mask_of(picture, (size[0], size[1]), preset("sd"), 0, **ways)
+                mask_of(picture, given.rgb.shape[:2], preset("sd"), 0, **ways)
+            caption_of(picture, "")
         except ValueError as error:
             if not skip:
                 raise ValueError(f"{error}. Nothing was inpainted; --skip-bad leaves such pictures out") from error
             bad[picture.path] = str(error)
+        else:
+            for kind in given.notes:
+                account.note(kind, picture.path.name)
     return bad
 
 
@@ -246,43 +161,56 @@ class Predicted(NamedTuple):
     bad: dict[Path, str]
 
 
-def predict(options: argparse.Namespace, overrides: Sequence[str]) -> Predicted:
-    """Inpaint them all; results that are written stay, whatever comes after them."""
-    account, painted = Account(), options.preset is not None
+def predict(options: argparse.Namespace, overrides: Sequence[str], account: Account) -> Predicted:
+    """Inpaint them all; results that are written stay, whatever comes after them. `account` tells what was found."""
+    painted = options.preset is not None
     pictures = find_pictures(options.pictures, options.out, options.masks, painted, account)
     check_outputs(pictures, options.pictures, options.out)
     ways = {"inverted": options.inverted_masks, "transparent": options.transparent_masks}
-    bad = find_bad(pictures, ways, options.skip_bad)
+    bad = find_bad(pictures, ways, options.skip_bad, account)
     good = [picture for picture in pictures if picture.path not in bad]
     module = load_model(options.config, options.checkpoint, options.steps, overrides)
     painter, empty = preset(options.preset or "sd"), 0
     for picture in tqdm(good, unit="image"):
-        image = read_picture(picture.path)
-        mask = mask_of(picture, (image.shape[1], image.shape[2]), painter, options.seed, **ways)
+        try:
+            given = read_given(picture.path, _MAX_PIXELS)
+            mask = mask_of(picture, given.rgb.shape[:2], painter, options.seed, **ways)
+            result = _inpainted(module, picture, given, mask, options)
+        except ValueError as error:
+            if not options.skip_bad:
+                raise
+            bad[picture.path] = str(error)
+            continue
         empty += not mask.any()
-        _write(picture.out, _inpainted(module, picture, image, mask, options))
-    sys.stdout.write(f"{len(good)} pictures in {options.out}\n{account.left()}")
-    return Predicted(len(good), empty, bad)
+        _write(picture.out, result, given)
+    return Predicted(len(pictures) - len(bad), empty, bad)
 
 
 def _inpainted(
-    module: InpaintDiffusion, picture: Picture, image: Tensor, mask: Tensor, options: argparse.Namespace
-) -> Tensor:
-    beside = picture.caption
-    caption = options.caption if beside is None else decode_text(beside.read_bytes()).strip()
+    module: InpaintDiffusion, picture: Picture, given: GivenPicture, mask: Tensor, options: argparse.Namespace
+) -> Image.Image:
+    caption = caption_of(picture, options.caption)
     sizes = {name: getattr(options, name) for name in ("tile", "overlap", "margin", "working_side")}
-    image, mask = image.to(module.device), mask.to(module.device)
-    return inpaint_image(module, image, mask, position=picture.number, caption=caption, **sizes)
+    image = torch.from_numpy(given.rgb).movedim(-1, 0).to(module.device)
+    try:
+        fill = inpaint_image(module, image, mask.to(module.device), position=picture.number, caption=caption, **sizes)
+    except ValueError as error:
+        raise ValueError(f"{picture.path}: {error}") from error
+    return filled(given, np.ascontiguousarray(fill.cpu().movedim(0, -1).numpy()), mask[0].cpu().numpy())
 
 
-def _write(path: Path, result: Tensor) -> None:
+def _write(path: Path, result: Image.Image, given: GivenPicture) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_write(path) as file:
-        Image.fromarray(np.ascontiguousarray(result.cpu().movedim(0, -1).numpy())).save(file, "PNG")
+        write_png(file, result, given, MAKER)
 
 
 def _run(options: argparse.Namespace, overrides: Sequence[str]) -> int:
-    done = predict(options, overrides)
+    account = Account()
+    done = predict(options, overrides, account)
+    sys.stdout.write(f"{done.total} pictures in {options.out}\n{account.left()}")
+    for kind, (count, names) in account.noted.items():
+        sys.stdout.write(f"{count} {kind}: {first_names(names, count)}\n")
     if done.empty:
         sys.stdout.write(f"{done.empty} of them have an empty mask and came out unchanged\n")
     if done.bad:

@@ -112,3 +112,21 @@ def atomic_write_picture(path: Path, picture: Image.Image) -> None:
         raise ValueError(f"{path}: expected a name that ends with a picture format such as .png, got {path.name}")
     with atomic_write(path) as file:
         picture.save(file, kind)
+
+
+def check_replaceable(path: Path, maker: str) -> None:
+    """Refuse to write over a file that another program or the user made.
+
+    Args:
+        path: to be written; fine if there is nothing yet.
+        maker: the command; what it writes has its name as PNG's text `Software`, or as HTML's `generator`.
+
+    Raises:
+        ValueError: if a file or folder is there that does not have it.
+    """
+    if not os.path.lexists(path):
+        return
+    marks = (f"tEXtSoftware\0{maker}", f'<meta name="generator" content="{maker}">')
+    content = path.read_bytes() if path.is_file() else b""
+    if not any(mark.encode() in content for mark in marks):
+        raise ValueError(f"{path}: it is there already and was not written by {maker}; move it or choose another name")

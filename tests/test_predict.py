@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 
+import cv2
 import numpy as np
 import pytest
 import torch
 import yaml
-from PIL import Image
+from icc_profiles import display_p3
+from PIL import Image, PngImagePlugin
 from tiny_run import Setup, tiny_config
 
 from datamodules import WebDatasetDataModule
@@ -204,3 +207,159 @@ def test_pictures_and_masks_are_found_and_read_as_by_make_shards(
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["a.png", "b.png"]
     assert Image.open(tmp_path / "out" / "a.png").getpixel((0, 0)) == (200, 30, 90)
     assert "2 left aside\n  2 hidden or of the system: ._a.TIFF, @eaDir/\n" in capsys.readouterr().out
+
+
+def hole(folder: Path, name: str) -> None:
+    """A mask of 16 x 16 pixels whose left half is to be inpainted."""
+    Image.fromarray(np.repeat(np.uint8([255, 0]), 8)[None].repeat(16, 0)).save(folder / f"{name}.mask.png")
+
+
+def given(mode: str) -> Image.Image:
+    """Noise of 16 x 16 pixels in a mode; of transparency the first row is clear."""
+    noise = np.random.default_rng(5).integers(0, 256, (16, 16, 4), dtype=np.uint8)
+    noise[0, :, 3] = 0
+    if mode == "I;16":
+        return Image.fromarray(noise[..., 0].astype(np.uint16) * 256 + noise[..., 1])
+    if mode == "P":
+        image = Image.fromarray(noise[..., 0] % 3).convert("P")
+        image.putpalette([200, 10, 10, 10, 200, 10, 10, 10, 200])
+        image.info["transparency"] = b"\x40\xff\x00"
+        return image
+    image = Image.fromarray(noise) if mode == "RGBA" else Image.fromarray(noise[..., :3])
+    if mode == "LA":
+        image = image.convert("L")
+        image.putalpha(Image.fromarray(noise[..., 3]))
+    return image if image.mode == mode else image.convert(mode)
+
+
+@pytest.fixture
+def filled_green(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every hole is filled with the sRGB colour (90, 200, 60)."""
+
+    def fill(module: object, image: torch.Tensor, mask: torch.Tensor, **_: object) -> torch.Tensor:
+        return torch.where(mask, torch.tensor([90, 200, 60], dtype=torch.uint8)[:, None, None], image)
+
+    monkeypatch.setattr("datamodules.predict.inpaint_image", fill)
+    monkeypatch.setattr("datamodules.predict.load_model", lambda *_: SimpleNamespace(device="cpu"))
+
+
+FILLS = {  # by hand: L is .299 R + .587 G + .114 B = 151.15, of 16 bits times 257
+    "RGB": ("RGB", (90, 200, 60)),
+    "RGBA": ("RGBA", (90, 200, 60, 255)),
+    "P": ("RGBA", (90, 200, 60, 255)),
+    "L": ("L", 151),
+    "1": ("L", 151),
+    "LA": ("LA", (151, 255)),
+    "I;16": ("I;16", 151 * 257),
+}
+
+
+@pytest.mark.usefixtures("filled_green")
+@pytest.mark.parametrize("mode", FILLS)
+def test_transparency_and_depth_are_given_back(mode: str, tmp_path: Path, config: str) -> None:
+    given(mode).save(tmp_path / "a.png")
+    hole(tmp_path, "a")
+    assert main([str(tmp_path), str(tmp_path.with_name(tmp_path.name + "_out")), "--config", config]) == 0
+    before, after = Image.open(tmp_path / "a.png"), Image.open(tmp_path.with_name(tmp_path.name + "_out") / "a.png")
+    wanted, colour = FILLS[mode]
+    assert after.mode == wanted
+    assert after.getpixel((3, 0)) == colour
+    kept = np.array(before if before.mode == wanted else before.convert(wanted))
+    assert (np.array(after)[:, 8:] == kept[:, 8:]).all()
+
+
+@pytest.mark.usefixtures("filled_green")
+def test_the_colour_profile_is_given_back(tmp_path: Path, config: str) -> None:
+    profile, pixels = display_p3(), given("RGB")
+    (tmp_path / "in").mkdir()
+    pixels.save(tmp_path / "in/a.png", icc_profile=profile)
+    hole(tmp_path / "in", "a")
+    assert main([str(tmp_path / "in"), str(tmp_path / "out"), "--config", config]) == 0
+    after = Image.open(tmp_path / "out/a.png")
+    assert after.info["icc_profile"] == profile
+    assert (np.array(after)[:, 8:] == np.array(pixels)[:, 8:]).all()
+    # sRGB's (90, 200, 60) by the published primaries of both, by hand
+    assert np.abs(np.subtract(after.getpixel((3, 3)), (120, 198, 82))).max() <= 1
+
+
+@pytest.mark.usefixtures("filled_green")
+def test_what_a_png_cannot_hold_is_said(tmp_path: Path, config: str, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "in").mkdir()
+    given("CMYK").save(tmp_path / "in/a.tif")
+    given("CMYK").save(tmp_path / "in/c.jpg")
+    deep = np.random.default_rng(1).integers(0, 65536, (16, 16, 3), dtype=np.uint16)
+    (tmp_path / "in/b.png").write_bytes(cv2.imencode(".png", deep)[1].tobytes())
+    for name in "abc":
+        hole(tmp_path / "in", name)
+    assert main([str(tmp_path / "in"), str(tmp_path / "out"), "--config", config]) == 0
+    said = capsys.readouterr().out
+    assert "2 in CMYK: read as sRGB: a.tif, c.jpg" in said
+    assert "1 in colour of 16 bits: the upper 8 are read: b.png" in said
+    assert (read(tmp_path / "out/b.png")[:, 8:] == (deep[:, 8:, ::-1] >> 8)).all()
+    assert (read(tmp_path / "out/a.png")[:, 8:] == read(tmp_path / "in/a.tif")[:, 8:, :3]).sum() < 200
+
+
+@pytest.mark.usefixtures("filled_green")
+def test_a_png_s_gamma_is_kept(tmp_path: Path, config: str) -> None:
+    words = PngImagePlugin.PngInfo()
+    words.add(b"gAMA", (100000).to_bytes(4))
+    (tmp_path / "in").mkdir()
+    given("RGB").save(tmp_path / "in/a.png", pnginfo=words)
+    hole(tmp_path / "in", "a")
+    assert main([str(tmp_path / "in"), str(tmp_path / "out"), "--config", config]) == 0
+    with Image.open(tmp_path / "out/a.png") as after:
+        assert after.info["gamma"] == 1
+
+
+@pytest.mark.usefixtures("filled_green")
+def test_only_own_results_are_replaced(tmp_path: Path, config: str, capsys: pytest.CaptureFixture[str]) -> None:
+    photo(tmp_path / "in/a.png", 16, 16)
+    photo(tmp_path / "out/a.png", 8, 8)
+    mine = (tmp_path / "out/a.png").read_bytes()
+    arguments = [str(tmp_path / "in"), str(tmp_path / "out"), "--config", config, "--preset", "sd"]
+    assert main(arguments) == 1
+    assert f"{tmp_path / 'out/a.png'}: it is there already" in capsys.readouterr().err
+    assert (tmp_path / "out/a.png").read_bytes() == mine
+    (tmp_path / "out/a.png").unlink()
+    assert main(arguments) == 0
+    assert main([*arguments, "--seed", "1"]) == 0
+
+
+def test_what_fails_while_inpainting_is_left_out(
+    tmp_path: Path, config: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fill(module: object, image: torch.Tensor, mask: torch.Tensor, *, position: int, **_: object) -> torch.Tensor:
+        if position == 0:
+            raise ValueError("the model makes NaN")
+        return image
+
+    monkeypatch.setattr("datamodules.predict.inpaint_image", fill)
+    for name in ("a.png", "b.tif"):
+        photo(tmp_path / "in" / name, 16, 16)
+    arguments = [str(tmp_path / "in"), str(tmp_path / "out"), "--config", config, "--preset", "sd"]
+    assert main(arguments) == 1
+    assert f"{tmp_path / 'in/a.png'}: the model makes NaN" in capsys.readouterr().err
+    assert main([*arguments, "--skip-bad"]) == 1
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["b.png"]
+    assert f"1 pictures left out:\n  {tmp_path / 'in/a.png'}: the model makes NaN" in capsys.readouterr().err
+
+
+def test_files_and_captions_are_found_as_in_packing(
+    tmp_path: Path, config: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    captions = []
+
+    def fill(module: object, image: torch.Tensor, mask: torch.Tensor, *, caption: str, **_: object) -> torch.Tensor:
+        captions.append(caption)
+        return image
+
+    monkeypatch.setattr("datamodules.predict.inpaint_image", fill)
+    photo(tmp_path / "in/A.BMP", 16, 16)
+    (tmp_path / "in/A.TXT").write_bytes("\ufeffa größer hat\0\0".encode("utf-16-le"))
+    Image.new("L", (16, 16), 255).save(tmp_path / "in/A.MASK.TIF")
+    for name in ("._A.BMP", "notes.pdf"):
+        (tmp_path / "in" / name).write_bytes(b"?")
+    assert main([str(tmp_path / "in"), str(tmp_path / "out"), "--config", config]) == 0
+    assert captions == ["a größer hat"]
+    said = capsys.readouterr().out
+    assert "  1 hidden or of the system: ._A.BMP\n  1 not used, ending in .pdf: notes.pdf\n" in said

@@ -19,6 +19,8 @@ from datamodules.images.profiles import profile_fault, profile_of, to_srgb
 from datamodules.images.reading import FORMATS, is_animated, open_image
 
 HEIC_ADVICE = "pip install 'inpaint-module[heic]' reads it"
+CMYK = "in CMYK: read as sRGB"
+DEEP = "in colour of 16 bits: the upper 8 are read"
 ORIENTATION = 0x0112  # the EXIF tag
 _TRAINED = {"jpg": "JPEG", "jpeg": "JPEG", "jpe": "JPEG", "jfif": "JPEG", "jif": "JPEG", "mpo": "JPEG"}
 _TRAINED |= {"png": "PNG", "apng": "PNG", "webp": "WEBP"}
@@ -110,15 +112,23 @@ def stored_picture(data: bytes, name: str, max_pixels: int) -> StoredPicture:
         named = _CONVERTED.get(suffix)
         chosen = [each for each in (*([named] if named else []), *_BY_CONTENT) if each in formats]
         return _converted(data, chosen, max_pixels)
+    deep = _is_deep(image)
     image.load()
     suffix = suffix if suffix in ("jpg", "jpeg", "png", "webp") else _STORED[image.format or "PNG"]
-    return StoredPicture(suffix, data, _notes(is_animated(image), profile_fault(image)), image)
+    return StoredPicture(suffix, data, _notes(image, is_animated(image), deep), image)
 
 
-def _notes(several: bool, fault: str | None, converted: bool = False) -> tuple[str, ...]:
+def _is_deep(image: Image.Image) -> bool:
+    """Whether a picture that is not decoded yet has colours of 16 bits, which Pillow cuts down."""
+    return ";16" in str(getattr(image, "tile", "")) and not image.mode.startswith("I")
+
+
+def _notes(image: Image.Image, several: bool, deep: bool, converted: bool = False) -> tuple[str, ...]:
     kinds = (
         ("animated or of several pages: the first picture is taken", several),
-        ("with a colour profile that cannot be used: its numbers are taken for sRGB", fault is not None),
+        ("with a colour profile that cannot be used: its numbers are taken for sRGB", profile_fault(image) is not None),
+        (CMYK, image.mode == "CMYK"),
+        (DEEP, deep),
         ("converted to PNG", converted),
     )
     return tuple(kind for kind, true in kinds if true)
@@ -142,7 +152,7 @@ def _converted(data: bytes, formats: list[str], max_pixels: int) -> StoredPictur
     image = _open_other(data, formats, max_pixels)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of unknown tags, such as TIFFs have
-        orientation = image.getexif().get(ORIENTATION, 1)
+        orientation, deep = image.getexif().get(ORIENTATION, 1), _is_deep(image)
         image.load()
         if orientation in _TURNED_BACK and image.getexif().get(ORIENTATION, 1) != orientation:
             pixels = image.transpose(_TURNED_BACK[orientation])  # Pillow has turned it already, as it does TIFFs
@@ -158,7 +168,7 @@ def _converted(data: bytes, formats: list[str], max_pixels: int) -> StoredPictur
     return StoredPicture(
         "png",
         file.getvalue(),
-        _notes(several, profile_fault(image), converted=True),
+        _notes(image, several, deep, converted=True),
         open_image(file.getvalue(), max_pixels),
     )
 
