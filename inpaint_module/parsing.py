@@ -143,7 +143,9 @@ class Parsed:
         return self.value
 
 
-def parse_json(data: bytes | str, origin: str, *, advice: str = "", max_bytes: int = MAX_BYTES) -> Parsed:
+def parse_json(
+    data: bytes | str, origin: str, *, advice: str = "", max_bytes: int = MAX_BYTES, strict: bool = True
+) -> Parsed:
     """JSON of any of its encodings, with or without a byte-order mark.
 
     Args:
@@ -151,19 +153,18 @@ def parse_json(data: bytes | str, origin: str, *, advice: str = "", max_bytes: i
         origin: what errors call the file.
         advice: what to do, at the end of errors.
         max_bytes: refuse more; a parsed text takes many times its room.
+        strict: false for files that other programs have made, which write NaN, and of names that stand twice the last.
 
     Raises:
-        ValueError: naming the file, if it is too large, no JSON, nested too deep, holds a name twice in one object,
-            or a number that is none or too large.
+        ValueError: naming the file, if it is too large, no JSON, nested too deep or, if strict, holds a name twice in
+            one object, or a number that is none or too large.
     """
     whole = Parsed(data, origin, advice=advice)
     if len(data) > max_bytes:
         raise whole.refuse(f"at most {max_bytes} bytes of JSON", f"{len(data)}")
     try:
         text = data if isinstance(data, str) else data.decode(json.detect_encoding(data))
-        value = json.loads(
-            text.removeprefix("\ufeff"), object_pairs_hook=_unique, parse_constant=_no_constant, parse_float=_finite
-        )
+        value = json.loads(text.removeprefix("\ufeff"), **(_STRICT if strict else {}))
     except (RecursionError, MemoryError) as error:
         raise whole.refuse("JSON", "one nested too deep, or too large") from error
     except ValueError as error:
@@ -211,6 +212,13 @@ def _finite(text: str) -> float:
     if math.isinf(value):
         raise ValueError(f"the number {text[:40]}, which is too large")
     return value
+
+
+_STRICT: dict[str, Any] = {
+    "object_pairs_hook": _unique,
+    "parse_constant": _no_constant,
+    "parse_float": _finite,
+}
 
 
 def _short(value: Any) -> str:

@@ -17,6 +17,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info
 
 from inpaint_module.files import append_lines, atomic_write_text, set_aside
+from inpaint_module.parsing import parse_json
 from inpaint_module.run_lock import claim, holder
 
 CONFIG, RECORD, METRICS, REPORT = "config.yaml", "run.json", "metrics.csv", "report.json"
@@ -96,8 +97,8 @@ def read_json(path: Path, fields: Mapping[str, type]) -> dict[str, Any]:
         ValueError: naming the file, if it cannot be read, or if one of the fields is there and of another type.
     """
     try:
-        content = json.loads(path.read_bytes())
-    except (OSError, ValueError, RecursionError) as error:
+        content = parse_json(path.read_bytes(), str(path), strict=False).value
+    except OSError as error:
         raise ValueError(f"{path}: expected JSON, got {error}") from error
     if not isinstance(content, dict):
         raise ValueError(f"{path}: expected a JSON object, got {type(content).__name__}")

@@ -35,6 +35,15 @@ def test_no_json(data: bytes, message: str) -> None:
         parse_json(data, "there", advice="make it again")
 
 
+def test_what_other_programs_write_is_taken_where_it_does_no_harm() -> None:
+    lenient = parse_json('{"a": NaN, "b": 1, "b": 2}', "there", strict=False)
+    assert lenient["b"].whole() == 2
+    with pytest.raises(ValueError, match="a: expected a number, got nan"):
+        lenient["a"].number()
+    with pytest.raises(ValueError, match=r"^there: expected JSON, got one nested too deep"):
+        parse_json("[" * 100_000, "there", strict=False)
+
+
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-32", "utf-16-le"])
 def test_encodings(encoding: str) -> None:
     assert parse_json('{"é": "ü"}'.encode(encoding), "there")["é"].text() == "ü"

@@ -232,3 +232,20 @@ def test_writer_knows_what_a_scan_finds(tmp_path: Path) -> None:
         found = scan_tar(file, name, measure=lambda data: (48, 40))
     assert found == written
     assert json.dumps(found.index) == json.dumps(written.index)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{\n", "line 1: expected JSON"),
+        ("[]\n", "line 1: expected an object"),
+        ('{"version": 1}\n', "line 1: arguments: expected a value, got none"),
+        ('{"arguments": {}}\n{"row": {"name": "../x"}}\n', r"line 2: row\.name: expected a file name without a folder"),
+        ('{"arguments": {}}\n' + "[" * 100_000 + "\n", "line 2: expected JSON, got one nested too deep"),
+        ("\udcff\n", "line 1: expected JSON"),
+    ],
+)
+def test_a_damaged_journal_is_named(tmp_path: Path, text: str, message: str) -> None:
+    (tmp_path / JOURNAL).write_text(text, errors="surrogateescape")
+    with pytest.raises(ValueError, match=rf"^{tmp_path / JOURNAL}, {message}.*; empty the folder$"):
+        ShardJournal(tmp_path, {})

@@ -6,13 +6,13 @@ a polygon is meant.
 
 from __future__ import annotations
 
-import json
 import math
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from datamodules.own_masks.coco_rle import read_runs
+from inpaint_module.parsing import parse_json
 
 _CIRCLE = 128  # corners of a polygon that stands for a circle
 _LABELME_POLYGONS = ("polygon", "rotation", None, "")
@@ -61,7 +61,7 @@ def parse_annotations(data: bytes) -> Annotations:
     Raises:
         ValueError: saying what was expected.
     """
-    content = json.loads(data)
+    content = parse_json(data, "json", strict=False).value
     if not isinstance(content, dict):
         raise ValueError(f"expected an object in json, got {type(content).__name__}")
     left_out: list[str] = []

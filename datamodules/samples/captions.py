@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import codecs
-import json
 import re
 from typing import Any
+
+from inpaint_module.parsing import parse_json
 
 _LARGEST_LABEL = 2**63 - 1
 _NULS = re.compile(r"\0[\0\s]*\Z")
@@ -59,7 +60,7 @@ def read_json(fields: dict[str, bytes]) -> dict[str, Any]:
     Raises:
         ValueError: if it is not JSON, or not an object.
     """
-    content = json.loads(fields["json"]) if "json" in fields else {}
+    content = parse_json(fields["json"], "json", strict=False).value if "json" in fields else {}
     if not isinstance(content, dict):
         raise ValueError(f"expected an object in json, got {type(content).__name__}")
     return content

@@ -121,7 +121,12 @@ def _check_version(version: Parsed) -> None:
         raise version.refuse(f"version {VERSION}")
 
 
-def _row(content: Parsed) -> ManifestRow:
+def parse_row(content: Parsed) -> ManifestRow:
+    """One row of a manifest, checked.
+
+    Raises:
+        ValueError: naming the field.
+    """
     url, path, aside = content.get("url"), content.get("path"), content.get("aside")
     return ManifestRow(
         content["name"].text(_NAME, "a file name without a folder"),
@@ -146,7 +151,7 @@ def parse_manifest(text: str | bytes, origin: str) -> list[ManifestRow]:
     rows: list[ManifestRow] = []
     for content in whole["shards"].items():
         content.origin = f"{origin}: not a valid row"
-        rows.append(_row(content))
+        rows.append(parse_row(content))
     names = [row.name for row in rows]
     if twice := sorted({name for name in names if names.count(name) > 1} if len(set(names)) < len(names) else ()):
         raise ValueError(f"{origin}: expected every shard once, got {twice} more than once; {_ADVICE}")

@@ -10,10 +10,11 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from datamodules.shards.manifest import JOURNAL, MANIFEST, ManifestRow, index_path, write_index, write_rows
+from datamodules.shards.manifest import JOURNAL, MANIFEST, ManifestRow, index_path, parse_row, write_index, write_rows
 from datamodules.shards.tar_index import ScannedTar
 from datamodules.writing.shard_writer import PART
 from inpaint_module.files import sync_folder
+from inpaint_module.parsing import Parsed, parse_json_lines
 
 VERSION = 1
 
@@ -29,9 +30,14 @@ class FinishedShard:
     account: dict[str, Any] = field(default_factory=dict)
 
 
-def _parse(lines: Sequence[str]) -> list[FinishedShard]:
-    contents = [json.loads(line) for line in lines]
-    return [FinishedShard(ManifestRow(**content.pop("row")), **content) for content in contents]
+def _finished(line: Parsed) -> FinishedShard:
+    skipped, account = line.get("skipped"), line.get("account")
+    return FinishedShard(
+        parse_row(line["row"]),
+        line["next_source"].whole(),
+        [reason.text() for reason in skipped.items()] if skipped else [],
+        {name: part.value for name, part in account.members().items()} if account else {},
+    )
 
 
 class ShardJournal:
@@ -52,7 +58,7 @@ class ShardJournal:
         self.folder = folder
         self.path = folder / JOURNAL
         self.shards: list[FinishedShard] = []
-        self._file = self.path.open("a+", encoding="utf-8")
+        self._file = self.path.open("a+", encoding="utf-8", errors="surrogateescape")
         try:
             self._lock()
             self._restore(dict(arguments))
@@ -78,22 +84,24 @@ class ShardJournal:
 
     def _restore(self, arguments: dict[str, Any]) -> None:
         self._file.seek(0)
-        lines = self._file.read().split("\n")[:-1]  # what follows the last line break was cut short
-        if not lines:
+        text = self._file.read()
+        whole = text[: text.rfind("\n") + 1]  # what follows the last line break was cut short
+        if not whole:
             self._file.truncate(0)
             self._append(json.dumps({"version": VERSION, "arguments": arguments}) + "\n")
             return
-        before = json.loads(lines[0])["arguments"]
+        first, *lines = parse_json_lines(whole, str(self.path), advice="empty the folder")
+        before = {name: value.value for name, value in first["arguments"].members().items()}
         if changed := [name for name in {**before, **arguments} if before.get(name) != arguments.get(name)]:
             now = ", ".join(f"{name} was {before.get(name)!r}, is {arguments.get(name)!r}" for name in changed)
             raise ValueError(
                 f"{self.folder}: holds an unfinished run with other arguments ({now}); "
                 "start it with the same to go on, or empty the folder"
             )
-        self.shards = _parse(lines[1:])
+        self.shards = list(map(_finished, lines))
         for shard in self.shards:
             self._check(shard.row)
-        self._file.truncate(len("\n".join(lines).encode()) + 1)
+        self._file.truncate(len(whole.encode(errors="surrogateescape")))
 
     def _check(self, row: ManifestRow) -> None:
         path = self.folder / row.name

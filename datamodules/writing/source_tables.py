@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from datamodules.samples.captions import decode_text
+from inpaint_module.parsing import parse_json
 
 _BYTES = "bytes"  # of Hugging Face's image columns, struct<bytes: binary, path: string>
 
@@ -74,10 +74,7 @@ def _read_json_lines(path: Path, encoding: str) -> Table:
     for number, line in enumerate(decode_text(path.read_bytes(), encoding).split("\n"), 1):
         if not line.strip():
             continue
-        try:
-            rows.append(json.loads(line))
-        except ValueError as error:
-            raise ValueError(f"line {number}: {error}") from error
+        rows.append(parse_json(line, f"line {number}", strict=False).value)
         if not isinstance(rows[-1], dict):
             raise ValueError(f"line {number}: expected an object, got {type(rows[-1]).__name__}")
     return Table(list(dict.fromkeys(name for row in rows for name in row)), rows)

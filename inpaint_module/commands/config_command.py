@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from inpaint_module.commands.config_files import find_config
+from inpaint_module.redaction import redact
 
 _EXAMPLES = {"model": "--model.sampling_steps=4", "data": "--data.batch_size=2"}
 
@@ -53,7 +54,7 @@ class ConfigCommand(argparse.ArgumentParser):
         options, overrides = self.parse_known_args(arguments)
         allowed = tuple(f"--{part}." for part in self.parts)
         if unknown := [each for each in overrides if not each.startswith(allowed) or "=" not in each]:
-            self.error(f"expected overrides such as {_EXAMPLES[self.parts[-1]]}, got {' '.join(unknown)}")
+            self.error(f"expected overrides such as {_EXAMPLES[self.parts[-1]]}, got {redact(' '.join(unknown))}")
         try:
             options.config = [find_config(path) for path in options.config or []]
         except ValueError as error:
