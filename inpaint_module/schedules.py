@@ -120,7 +120,7 @@ class ScheduledModule(LightningModule):
         if self.stretch_schedule:
             return f"{head}: it is stretched to that (model.init_args.{option})"
         rate = self.schedule_at(min(total, length) - 1)[0].param_groups[0]["lr"]
-        end = "the rate of its last step is kept from there on" if total > length else "it does not come to its end"
+        end = "the rate of its last step is kept from there on" if total > length else "it is cut off at its rate then"
         return f"{head}: {end}, {rate:.3g}; model.init_args.{option}: true stretches it to the training"
 
 

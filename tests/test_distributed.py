@@ -38,6 +38,11 @@ DDP, FSDP = Setup(ranks=2), Setup(ranks=2, strategy="fsdp")
 OVERLAY = ROOT / "configs" / "multi_gpu.yaml"
 SHORT = ("--trainer.max_steps=4",)
 EVALUATION: dict[str, Any] = {"verb": "validate", "val_batch_size": 5}  # 4, 4 and 6 batches in all
+ONE_STEP = ("--trainer.max_steps=1", "--trainer.limit_val_batches=0")
+TRAINED: tuple[str, dict[str, Any]] = (
+    "",
+    {"verb": "fit", "ranks": 1, "options": ONE_STEP},
+)  # random weights are refused
 ON_ONE_RANK = {"ranks": 1, "batch_size": 4, "workers": 2}
 REPORT = (
     "--trainer.callbacks+=inpaint_module.report.validation_report.ValidationReport",
@@ -48,7 +53,7 @@ QUICK: dict[str, tuple[Setup, Starts]] = {
     "killed": (DDP, starts("save:last@6")),
     "poison": (Setup(ranks=2, options=SHORT), [("poison1@3", {})]),
     "report": (Setup(ranks=2, ema=True, options=REPORT), starts()),
-    **{f"evaluation{ranks}": (Setup(ranks=ranks, **EVALUATION), starts()) for ranks in (1, 2, 3)},
+    **{f"evaluation{ranks}": (Setup(ranks=ranks, **EVALUATION), [TRAINED, ("", {})]) for ranks in (1, 2, 3)},
 }
 LONG: dict[str, tuple[Setup, Starts]] = {
     "whole": (DDP, starts()),

@@ -26,7 +26,7 @@ def keep_run(trainer: Trainer, named: str | None) -> Path | None:
         named: by the user as where to begin; a run that began with it goes on, any other is left alone.
 
     Raises:
-        ValueError: there are checkpoints, but none verifies.
+        ValueError: there are checkpoints, but none verifies, and none is named.
     """
     last = None
     if names_versions(trainer):
@@ -35,7 +35,12 @@ def keep_run(trainer: Trainer, named: str | None) -> Path | None:
         folders = own + ([last / "checkpoints"] if last else [])
     else:
         folders = checkpoint_folders(trainer)
-    path = newest_valid_checkpoint(*folders)
+    try:
+        path = newest_valid_checkpoint(*folders)
+    except ValueError:
+        if named is None:
+            raise
+        return None
     if path is None:
         return None
     kept = read_plain(path) if named is not None or any(map(is_open, trainer.loggers)) else {}
