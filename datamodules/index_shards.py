@@ -2,8 +2,9 @@
 
 SHARDS is a folder of tars, a tar, a brace pattern or glob such as 'data/{000..099}.tar', a text file with one of
 these a line, or the URL (http, https, s3, gs; with braces) of tars. The tars are read once, hashed and checked, and
-never touched. An account at the end tells what the samples have, and which members are no part of a sample and left
-aside: folders, hidden files, files without an image of their name, and files of a kind without a use here.
+never touched. An account at the end tells what the samples have, what is odd about masks (the first 64 of each local
+tar), and which members are no part of a sample and left aside: folders, hidden files, files without an image of their
+name, and files of a kind without a use here.
 
 Without OUT the manifest and the index files go beside the tars, which must be all of one local folder. With OUT, a
 local folder, they go there, and its manifest says where the tars are: use it for tars that are remote, read-only or

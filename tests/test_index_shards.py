@@ -13,13 +13,16 @@ from typing import Any
 
 import pytest
 from data_fixtures import encode, photo, photo_shards, write_tar
+from PIL import Image
 
 from datamodules import index_shards as module
 from datamodules.images.image_sizes import image_size
 from datamodules.index_shards import find_tars, index_shards, main
+from datamodules.own_masks.polarity import EMPTY, FULL
 from datamodules.shards.manifest import JOURNAL, index_path, load_index, parse_manifest, write_manifest
 from datamodules.shards.shard_specs import open_shards
 from datamodules.writing import tar_indexer
+from datamodules.writing.tar_indexer import UNUSABLE
 
 JPEG = encode(photo(1), "JPEG")
 
@@ -159,6 +162,21 @@ def test_ignored_members_are_left_out(tmp_path: Path, capsys: pytest.CaptureFixt
     )
     shards = open_shards(str(tmp_path))
     assert [shards.read(number).fields for number in range(2)] == [{"jpg": JPEG, "txt": b"t"}, {"jpg": JPEG}]
+
+
+def test_the_account_tells_of_odd_masks(tmp_path: Path) -> None:
+    masks = [Image.new("L", (48, 40), 255 * (number == 1)) for number in range(3)]
+    masks[2].paste(255, (0, 0, 10, 10))
+    members = [
+        (f"{n}.{kind}", data)
+        for n, mask in enumerate(masks)
+        for kind, data in (("jpg", JPEG), ("mask.png", encode(mask)))
+    ]
+    write_tar(tmp_path / "0.tar", [*members, ("3.jpg", JPEG), ("3.mask.png", b"none")])
+    for _ in range(2):
+        account = index_shards(str(tmp_path)).account
+        assert (account.taken, account.found["masks"]) == (4, 4)
+        assert account.noted == {EMPTY: (1, ["0.tar: 0"]), FULL: (1, ["0.tar: 1"]), UNUSABLE: (1, ["0.tar: 3"])}
 
 
 def test_the_account_tells_what_is_left_aside(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

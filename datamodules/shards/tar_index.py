@@ -232,7 +232,7 @@ def index_members(
 
 
 def index_shard(path: str | Path) -> ShardIndex:
-    """Index a tar from its headers, about 46,000 members a second.
+    """Index a tar from its headers, at about three quarters of the speed of tarfile, which checks less.
 
     Members that are no part of a sample are left aside, and counted: folders, hidden files and those of systems, files
     without an image of their name, and files of a kind without a use here.

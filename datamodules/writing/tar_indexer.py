@@ -3,19 +3,29 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from datamodules.account import Account
 from datamodules.images.image_sizes import image_size
+from datamodules.images.reading import open_image, read_turn, upright_size
+from datamodules.own_masks.mask_sources import FileMask, MaskRequest, image_bytes
+from datamodules.own_masks.polarity import why_look
 from datamodules.remote.remote_stream import RemoteStream
 from datamodules.remote.transports import is_remote
 from datamodules.shards.contents import account_of
 from datamodules.shards.manifest import SHA256, ManifestRow, Shard, load_index, write_index
-from datamodules.shards.tar_index import ScannedTar, ShardIndex, scan_tar
+from datamodules.shards.tar_index import MASK_FIELDS, ScannedTar, ShardIndex, scan_tar
 from inpaint_module.parsing import read_json
 from inpaint_module.redaction import redact
+
+UNUSABLE = "with a mask that cannot be used, or an image that cannot be read"
+_LOOKED_AT = 64  # masks of a tar: to look at all of them would take many times as long as all else
+_MAX_PIXELS = 50_000_000
 
 
 class TarPlace(NamedTuple):
@@ -69,9 +79,28 @@ def _unreadable(index: ShardIndex) -> list[str]:
     return [key for key, size in zip(index.keys, index.sizes or (), strict=True) if size == (0, 0)]
 
 
+def _masks(index: ShardIndex, path: str) -> Iterator[tuple[str, str]]:
+    """What is odd about the first masks of a local tar, each as a kind of an account and the sample's key."""
+    rows = [row for row, fields in enumerate(index.fields) if any(name in fields for name in MASK_FIELDS)]
+    with open(path, "rb") as file:
+        for row in rows[:_LOOKED_AT]:
+            places = index.fields[row].items()
+            fields = {name: os.pread(file.fileno(), size, at) for name, (at, size) in places}
+            try:
+                image = open_image(image_bytes(fields), _MAX_PIXELS)
+                request = MaskRequest(fields, upright_size(image), max_pixels=_MAX_PIXELS, turn=read_turn(image))
+                kind = why_look(np.asarray(FileMask()(request)) >= 128)
+            except Exception:  # Pillow raises many kinds on damaged files
+                kind = UNUSABLE
+            if kind is not None:
+                yield kind, index.keys[row]
+
+
 def _account(index: ShardIndex, place: TarPlace) -> Account:
     """The account of one tar, which names it before its members."""
     account = account_of(index)
+    for kind, key in () if is_remote(place.address) else _masks(index, place.address):
+        account.note(kind, f"{place.name}: {key}")
     for kind, (count, names) in account.aside.items():
         account.aside[kind] = (count, [f"{place.name}: {name}" for name in names])
     return account
