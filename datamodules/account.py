@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import textwrap
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -93,6 +94,12 @@ class Account:
     def _left(self) -> list[str]:
         total = sum(count for count, _ in self.aside.values())
         return [f"{total} left aside", *_tallies(self.aside)] if total else []
+
+
+def tell(text: str) -> None:
+    """Write to stdout, with escapes for what the terminal's encoding does not have."""
+    encoding = sys.stdout.encoding or "utf-8"
+    sys.stdout.write(text.encode(encoding, "backslashreplace").decode(encoding))
 
 
 class RefusedError(ValueError):

@@ -15,6 +15,7 @@ import os
 import sys
 from pathlib import Path
 
+from datamodules.account import tell
 from datamodules.examination.doctor_sheet import draw_sheet
 from datamodules.examination.doctor_table import table
 from datamodules.examination.examination import Examination, examine
@@ -57,7 +58,7 @@ def run(arguments: list[str] | None = None) -> tuple[int, bool]:
         parser.error(f"--{error}")
     chosen = {"batches": options.batches, "timeout": options.timeout, "step": not options.no_step, "device": device}
     exam = examine(options.config, overrides, **chosen)
-    sys.stdout.write(redact(table(exam)))
+    tell(redact(table(exam)))
     if options.out is not None and (sheet := draw_sheet(exam, ", ".join(map(str, options.config)))) is not None:
         with atomic_write(options.out) as file:
             sheet.save(file, "PNG")

@@ -32,7 +32,7 @@ from typing import Any, NamedTuple
 from tqdm import tqdm
 from webdataset.shardlists import expand_urls
 
-from datamodules.account import Account, RefusedError
+from datamodules.account import Account, RefusedError, tell
 from datamodules.remote.transports import file_name, is_remote, scheme
 from datamodules.shards.manifest import JOURNAL, ManifestRow, Shard, index_path, read_manifest, write_rows
 from datamodules.shards.shard_specs import packing_advice
@@ -210,13 +210,13 @@ def _run(options: dict[str, Any]) -> int:
     try:
         report = index_shards(**options, progress=True)
     except RefusedError as error:
-        sys.stdout.write(error.account.text("samples in the tars that can be used"))
+        tell(error.account.text("samples in the tars that can be used"))
         raise
     for sample in report.unreadable:
         sys.stderr.write(f"no image size: {sample}\n")
     count = len(report.shards)
     head = f"samples in {count} shard{'s' * (count != 1)}, {count - report.fresh} of them indexed before"
-    sys.stdout.write(report.account.text(head))
+    tell(report.account.text(head))
     return 0
 
 

@@ -32,7 +32,7 @@ from typing import Any, NamedTuple
 import PIL
 from tqdm import tqdm
 
-from datamodules.account import Account, RefusedError
+from datamodules.account import Account, RefusedError, tell
 from datamodules.samples.captions import check_encoding
 from datamodules.shards.manifest import Shard, read_manifest
 from datamodules.shards.tar_index import ScannedTar
@@ -100,6 +100,8 @@ def make_shards(
     resize: Resize = Resize(),  # noqa: B008, immutable
     max_pixels: int = 50_000_000,
     caption_encoding: str = "utf-8",
+    inverted_masks: bool = False,
+    transparent_masks: bool = False,
     skip_bad: bool = False,
     workers: int = 1,
     progress: bool = False,
@@ -118,6 +120,8 @@ def make_shards(
         resize: shrink larger images; without it their bytes are copied unchanged.
         max_pixels: refuse larger images.
         caption_encoding: of captions, tables and lists that have no byte-order mark.
+        inverted_masks: black = inpaint in mask files; they are written the other way round.
+        transparent_masks: mask files are transparent where to inpaint; they are written in black and white.
         skip_bad: leave unusable images out and report them, instead of refusing all.
         workers: processes that read, shrink and encode.
         progress: show a progress bar.
@@ -128,7 +132,8 @@ def make_shards(
         RefusedError: naming every image that cannot be used.
         OSError: if writing fails, or a worker dies; the same call goes on.
     """
-    out, account, packing = Path(out), Account(), Packing(resize, max_pixels, check_encoding(caption_encoding))
+    out, account, encoding = Path(out), Account(), check_encoding(caption_encoding)
+    packing = Packing(resize, max_pixels, encoding, inverted_masks, transparent_masks)
     sources = find_sources(source, columns, masks=masks, encoding=packing.encoding, account=account)
     arguments = _arguments(
         sources,
@@ -136,7 +141,9 @@ def make_shards(
         samples_per_shard=samples_per_shard,
         **resize._asdict(),
         max_pixels=max_pixels,
-        caption_encoding=packing.encoding,
+        caption_encoding=encoding,
+        inverted_masks=inverted_masks,
+        transparent_masks=transparent_masks,
         skip_bad=skip_bad,
     )
     with closing(open_journal(out, arguments)) as journal:
@@ -173,21 +180,28 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--skip-bad", action="store_true", help="leave out images that cannot be used (default: refuse all)"
     )
+    number("--workers", default=os.cpu_count(), help="processes (default: one per core)")
+    _add_reading(parser)
+    _add_columns(parser)
+    return parser
+
+
+def _add_reading(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--masks",
         metavar="PATTERN",
         help="where masks are besides NAME.mask.png: '{name}_mask*.png' or 'masks/{name}.png', from each photo's "
         "folder, or a folder of masks with the photos' names (default: nowhere)",
     )
+    for name, where in (("inverted", "black"), ("transparent", "transparent, as ComfyUI saves them")):
+        what = f"inpaint where mask files are {where}; they are written with white = inpaint (default: white)"
+        parser.add_argument(f"--{name}-masks", action="store_true", help=what)
     parser.add_argument(
         "--caption-encoding",
         metavar="NAME",
         default="utf-8",
         help="of captions, tables and lists without a byte-order mark, such as latin-1 (default %(default)s)",
     )
-    number("--workers", default=os.cpu_count(), help="processes (default: one per core)")
-    _add_columns(parser)
-    return parser
 
 
 def _add_columns(parser: argparse.ArgumentParser) -> None:
@@ -215,12 +229,12 @@ def _run(options: dict[str, Any]) -> int:
     try:
         report = make_shards(**options, columns=columns, resize=resize, progress=True)
     except RefusedError as error:
-        sys.stdout.write(error.account.text("photos can be taken"))
+        tell(error.account.text("photos can be taken"))
         raise
     for reason in report.skipped:
         sys.stderr.write(f"skipped: {reason}\n")
     count = len(report.shards)
-    sys.stdout.write(report.account.text(f"photos taken, in {count} shard{'s' * (count != 1)}"))
+    tell(report.account.text(f"photos taken, in {count} shard{'s' * (count != 1)}"))
     return 0
 
 

@@ -21,7 +21,7 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
-from datamodules.account import Account, first_names
+from datamodules.account import Account, first_names, tell
 from datamodules.images.conversion import stored_picture
 from datamodules.images.giving_back import GivenPicture, filled, read_given, write_png
 from datamodules.images.reading import Turn, read_turn
@@ -135,12 +135,16 @@ def _parser() -> ConfigCommand:
         metavar="TEXT",
         help="for models with text encoders, of pictures without a NAME.txt (default: an empty one)",
     )
+    _add_flags(parser)
+    _add_numbers(parser)
+    return parser
+
+
+def _add_flags(parser: argparse.ArgumentParser) -> None:
     flag = partial(parser.add_argument, action="store_true")
     flag("--inverted-masks", help="black = inpaint (default: white)")
     flag("--transparent-masks", help="inpaint where mask files are transparent, as ComfyUI saves them (default: white)")
     flag("--skip-bad", help="leave out pictures that cannot be read, list them, and end with exit code 1")
-    _add_numbers(parser)
-    return parser
 
 
 def _add_numbers(parser: argparse.ArgumentParser) -> None:
@@ -208,7 +212,7 @@ def _write(path: Path, result: Image.Image, given: GivenPicture) -> None:
 def _run(options: argparse.Namespace, overrides: Sequence[str]) -> int:
     account = Account()
     done = predict(options, overrides, account)
-    sys.stdout.write(f"{done.total} pictures in {options.out}\n{account.left()}")
+    tell(f"{done.total} pictures in {options.out}\n{account.left()}")
     for kind, (count, names) in account.noted.items():
         sys.stdout.write(f"{count} {kind}: {first_names(names, count)}\n")
     if done.empty:

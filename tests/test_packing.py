@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 from data_fixtures import contents, encode, photo, photo_folder
-from PIL import Image
+from PIL import Image, ImageOps
 
 from datamodules.account import RefusedError
 from datamodules.make_shards import main, make_shards
@@ -177,6 +177,42 @@ def test_masks_worth_a_look_are_counted(tmp_path: Path) -> None:
         FULL: (1, ["p001.mask.png"]),
         INVERTED: (2, ["p002.mask.png", "p004.mask.png"]),
     }
+
+
+def test_masks_of_other_ways_are_written_as_training_reads_them(tmp_path: Path) -> None:
+    folder = photo_folder(tmp_path / "in", 1)
+    hole = photo(1).convert("RGBA")
+    hole.putalpha(ImageOps.invert(mask(0.25)))  # transparent where to inpaint, over a photo
+    hole.save(folder / "p000.mask.png")
+    with pytest.raises(RefusedError, match="make_shards and predict --transparent-masks"):
+        packed(folder)
+    found, _ = packed(folder, transparent_masks=True)
+    assert np.array_equal(Image.open(io.BytesIO(found["p000"]["mask.png"])), mask(0.25))
+    other = photo_folder(tmp_path / "other", 1)
+    ImageOps.invert(mask(0.25)).save(other / "p000.mask.png")
+    found, account = packed(other, inverted_masks=True)
+    assert np.array_equal(Image.open(io.BytesIO(found["p000"]["mask.png"])), mask(0.25))
+    assert account.noted == {}
+
+
+def test_a_json_with_a_caption_or_a_copy_of_the_photo(tmp_path: Path) -> None:
+    folder = tmp_path / "in"
+    folder.mkdir()
+    photo(1).save(folder / "a.png")
+    content = {"caption": "text", "shapes": [{"points": [[0, 0], [9, 0], [9, 9]]}]}
+    (folder / "a.json").write_text(json.dumps(content | {"imageData": "x" * 1000}))
+    found, account = packed(folder)
+    assert json.loads(found["a"]["json"]) == content
+    assert account.found == {"captions": 1, "masks": 0, "labels": 0, "json": 1}
+
+
+def test_names_that_the_terminal_cannot_show(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = photo_folder(tmp_path / "in", 1)
+    (folder / "größe.xmp").touch()
+    buffer = io.BytesIO()
+    monkeypatch.setattr("sys.stdout", io.TextIOWrapper(buffer, encoding="ascii", write_through=True))
+    assert main([str(folder), str(tmp_path / "out"), "--workers", "1"]) == 0
+    assert rb"gr\xf6\xdfe.xmp" in buffer.getvalue()
 
 
 def test_a_json_that_says_nothing_is_told(tmp_path: Path) -> None:

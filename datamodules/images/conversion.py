@@ -126,7 +126,10 @@ def _is_deep(image: Image.Image) -> bool:
 def _notes(image: Image.Image, several: bool, deep: bool, converted: bool = False) -> tuple[str, ...]:
     kinds = (
         ("animated or of several pages: the first picture is taken", several),
-        ("with a colour profile that cannot be used: its numbers are taken for sRGB", profile_fault(image) is not None),
+        (
+            "with a colour profile that cannot be used: its numbers are taken for sRGB",
+            image.mode != "LAB" and profile_fault(image),
+        ),
         (CMYK, image.mode == "CMYK"),
         (DEEP, deep),
         ("converted to PNG", converted),
@@ -162,7 +165,7 @@ def _converted(data: bytes, formats: list[str], max_pixels: int) -> StoredPictur
     exif = Image.Exif()
     exif[ORIENTATION] = orientation
     file, turned = io.BytesIO(), orientation in _TURNED_BACK
-    profile = profile_of(image) if image.mode != "CMYK" else None  # which PNG has not: it becomes sRGB
+    profile = profile_of(image) if image.mode not in ("CMYK", "LAB") else None  # which PNG has not: they become sRGB
     pixels = _as_png_has(pixels) if image.mode != "CMYK" else to_srgb(pixels, profile_of(image))
     pixels.save(file, "PNG", icc_profile=profile, exif=exif if turned else None)
     return StoredPicture(

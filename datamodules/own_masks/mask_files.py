@@ -130,7 +130,8 @@ def _over_black(image: Image.Image) -> Image.Image:
     if max(most - least for least, most in spread) > _NOISE:
         _refuse(
             "a picture of several colours that is transparent in part, so that both could be the mask (FileMask has "
-            "`transparent: true`, predict --transparent-masks, for holes in the transparency, as ComfyUI saves them)"
+            "`transparent: true`, make_shards and predict --transparent-masks, for holes in the transparency, as "
+            "ComfyUI saves them)"
         )
     if max(most for _, most in spread) < 128:
         _refuse("a dark picture that is transparent in part, so that it is not clear which part is the hole")

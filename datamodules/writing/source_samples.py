@@ -60,11 +60,13 @@ class PackedSample(NamedTuple):
 
 
 class Packing(NamedTuple):
-    """How sources become samples: shrinking, the most pixels of a picture, the encoding of texts."""
+    """How sources become samples: shrinking, the most pixels of a picture, the encoding of texts, the way of masks."""
 
     resize: Resize = Resize()
     max_pixels: int = 50_000_000
     encoding: str = "utf-8"
+    inverted_masks: bool = False
+    transparent_masks: bool = False
 
 
 @contextmanager
@@ -118,7 +120,12 @@ class _Reader:
         fields = {f"mask.{stored.suffix}": stored.data}
         self.fields |= fields
         self._lies(upright_size(stored.image), read_turn(stored.image))
-        grey = FileMask()(MaskRequest(fields, self.frame, max_pixels=self.packing.max_pixels, turn=self.turn))
+        ways = {"inverted": self.packing.inverted_masks, "transparent": self.packing.transparent_masks}
+        request = MaskRequest(fields, self.frame, max_pixels=self.packing.max_pixels, turn=self.turn)
+        grey = FileMask(**ways)(request)
+        if grey is not None and any(ways.values()):  # written as training reads it without being told
+            del self.fields[f"mask.{stored.suffix}"]
+            self.fields["mask.png"] = _png(grey)
         if kind := why_look(np.asarray(grey) >= 128):
             self.note(kind, name)
 
@@ -153,8 +160,9 @@ class _Reader:
             self.note(f"with {reason}, left out", name)
         if not found.objects and not parse_caption({"json": data}, _MAX_CAPTION_BYTES):
             self.note(UNKNOWN, name)
-        more = self.fields.get("json")
-        self.fields["json"] = data if more is None else json.dumps({**content, **json.loads(more)}).encode()
+        copy = content.pop("imageData", None)  # LabelMe's of the very photo
+        more = json.loads(self.fields.get("json", b"{}"))
+        self.fields["json"] = data if copy is None and not more else json.dumps({**content, **more}).encode()
 
     def sample(self) -> PackedSample:
         """All that was read, the image shrunk if it has to be."""
@@ -164,7 +172,15 @@ class _Reader:
             self.fields["json"] = _sized_json(self.fields["json"], self.frame)
         self.fields[self.stored.suffix] = image
         sample = EncodedSample(self.source.key, self.fields, image_size(image))
-        return PackedSample(sample, kinds_of(self.fields), tuple(self.notes))
+        told = ("captions",) if parse_caption(self.fields, _MAX_CAPTION_BYTES) else ()  # it may be in the json
+        found = (*told, *(kind for kind in kinds_of(self.fields) if kind not in told))
+        return PackedSample(sample, found, tuple(self.notes))
+
+
+def _png(image: Image.Image) -> bytes:
+    file = io.BytesIO()
+    image.save(file, "PNG")
+    return file.getvalue()
 
 
 def _utf8(data: bytes, encoding: str) -> bytes:
@@ -217,7 +233,8 @@ def read_source(source: Source, packing: Packing) -> PackedSample:
     for purpose, place in source.beside:
         if purpose not in reader.fields or purpose == "json":
             reader.read(place, uses[purpose])
-    return reader.sample()
+    with _naming(str(source)):
+        return reader.sample()
 
 
 def try_source(source: Source, packing: Packing) -> PackedSample | str:
