@@ -100,7 +100,13 @@ def load_scheduler(
 
 
 def load_text(
-    path: str, *, dtype: str = "float32", length: int | None = None, guidance: float = 30.0, t5: bool = True
+    path: str,
+    *,
+    dtype: str = "float32",
+    length: int | None = None,
+    guidance: float = 30.0,
+    t5: bool = True,
+    clip_skip: int | None = None,
 ) -> Conditioning:
     """The text encoders of a pipeline, frozen, as its own class calls them.
 
@@ -110,9 +116,12 @@ def load_text(
         length: tokens of a T5; None for the pipeline's default, 256 for SD3 and 512 for Flux.
         guidance: what a guidance-distilled Flux is told; 30 is what `FluxFillPipeline` says.
         t5: False leaves out the T5 of SD3, which the base model was trained to bear.
+        clip_skip: layers that the CLIPs of Stable Diffusion, XL and 3 leave out at the end, as the argument of their
+            pipelines; serve with the same. None for the default of each. Flux has none.
 
     Raises:
-        ValueError: no such pipeline there, an unknown dtype, or transformers is not installed.
+        ValueError: no such pipeline there, an unknown dtype, a `clip_skip` that the base model has not, or transformers
+            is not installed.
     """
     if dtype not in DTYPES:
         raise ValueError(f"text dtype must be one of {', '.join(DTYPES)}; got {dtype!r}")
@@ -125,7 +134,7 @@ def load_text(
             f"hub name, got {name}"
         )
     parts = _Parts(path, index, DTYPES[dtype])
-    return _READERS[family](parts, length, guidance, t5)
+    return _READERS[family](parts, length, guidance, t5, clip_skip)
 
 
 class _Parts:
@@ -158,25 +167,29 @@ class _Parts:
         return _loaded(FluxTransformer2DModel, self.path, "transformer", "transformer", call="load_config")
 
 
-def _flux(parts: _Parts, length: int | None, guidance: float, t5: bool) -> Conditioning:
+def _flux(parts: _Parts, length: int | None, guidance: float, t5: bool, clip_skip: int | None) -> Conditioning:
+    if clip_skip is not None:
+        raise ValueError(f"clip_skip: expected null for Flux, which reads no layer of its CLIP; got {clip_skip}")
     told = guidance if parts.transformer().get("guidance_embeds") else None
     return FluxText(parts.encoder(1), parts.encoder(2, length or 512), guidance=told)
 
 
-def _sd3(parts: _Parts, length: int | None, guidance: float, t5: bool) -> Conditioning:
+def _sd3(parts: _Parts, length: int | None, guidance: float, t5: bool, clip_skip: int | None) -> Conditioning:
     length = length or 256
     third = parts.encoder(3, length) if t5 and parts.has(3) else None
     width = parts.transformer()["joint_attention_dim"]
-    return StableDiffusion3Text(parts.encoder(1), parts.encoder(2), third, width=width, length=length)
+    return StableDiffusion3Text(
+        parts.encoder(1), parts.encoder(2), third, width=width, length=length, clip_skip=clip_skip
+    )
 
 
-def _sdxl(parts: _Parts, length: int | None, guidance: float, t5: bool) -> Conditioning:
+def _sdxl(parts: _Parts, length: int | None, guidance: float, t5: bool, clip_skip: int | None) -> Conditioning:
     force_zeros = parts.index.get("force_zeros_for_empty_prompt", True)
-    return StableDiffusionXLText(parts.encoder(1), parts.encoder(2), force_zeros=force_zeros)
+    return StableDiffusionXLText(parts.encoder(1), parts.encoder(2), force_zeros=force_zeros, clip_skip=clip_skip)
 
 
-def _sd(parts: _Parts, length: int | None, guidance: float, t5: bool) -> Conditioning:
-    return StableDiffusionText(parts.encoder(1))
+def _sd(parts: _Parts, length: int | None, guidance: float, t5: bool, clip_skip: int | None) -> Conditioning:
+    return StableDiffusionText(parts.encoder(1), clip_skip=clip_skip)
 
 
 # the first that a pipeline's class name starts with

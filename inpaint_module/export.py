@@ -60,7 +60,8 @@ def export(
             if none are frozen. VAE and text encoders are written in the dtypes that they were trained beside.
 
     Warns:
-        UserWarning: for other masks than training's, or another decode; `export.json` lists all that will be otherwise.
+        UserWarning: for other masks than training's, another decode, or a `clip_skip`; `export.json` lists all that
+            will be otherwise.
 
     Raises:
         ValueError: a folder with files in it, an unknown dtype, a LoRA that is not there or cannot stand alone, a VAE
@@ -101,8 +102,8 @@ def _record(module: InpaintDiffusion, pipeline: Any, out: Path, trained: dict[st
     record: dict[str, Any] = {"dtypes": {"trained": trained, "written": _dtypes(module)}}
     if pipeline is not None:
         differ = served.mask_differences(encoder, module.layout)
-        asked = (served.scaling_difference(encoder, pipeline), served.decode_difference(encoder, pipeline))
-        differ += [told for told in asked if told]
+        asked = [served.scaling_difference(encoder, pipeline), served.decode_difference(encoder, pipeline)]
+        differ += [told for told in [*asked, served.clip_skip_difference(module.conditioning)] if told]
         for each in differ:
             warnings.warn(each, stacklevel=3)
         differ += [told] if (told := served.posterior_difference(encoder)) else []

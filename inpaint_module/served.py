@@ -7,7 +7,8 @@ from typing import Any
 
 import torch
 
-from inpaint_module.conditioning.text_conditioning import TextConditioning
+from inpaint_module.conditioning.conditioning import Conditioning
+from inpaint_module.conditioning.text_conditioning import StableDiffusionText, TextConditioning
 from inpaint_module.encoder import InpaintEncoder
 from inpaint_module.layouts import Layout
 from inpaint_module.vae.loading import DiffusersVAE
@@ -46,6 +47,20 @@ def posterior_difference(encoder: InpaintEncoder) -> str | None:
         "trained with the mode of the VAE's posterior (posterior: mode), but the pipeline samples it: the masked "
         "image's latents differ by noise of the posterior's standard deviation; posterior: sample trains with it"
     )
+
+
+def clip_skip_difference(conditioning: Conditioning) -> str | None:
+    """Which layers of its CLIPs a pipeline must be asked to leave out; None if those that it leaves out itself."""
+    if not isinstance(conditioning, TextConditioning) or not conditioning.clip_skip:
+        return None
+    skip = conditioning.clip_skip
+    said = f"trained with clip_skip: {skip}, which no folder holds: call the pipeline with clip_skip={skip}"
+    if isinstance(conditioning, StableDiffusionText) and not hasattr(conditioning.encoder.model, "text_model"):
+        said += (
+            "; the installed diffusers then looks for text_model in a CLIP, which the installed transformers makes "
+            "without: before the call, set pipeline.text_encoder.__dict__['text_model'] = pipeline.text_encoder"
+        )
+    return said
 
 
 def decode_difference(encoder: InpaintEncoder, pipeline: Any) -> str | None:

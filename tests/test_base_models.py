@@ -35,6 +35,7 @@ from inpaint_module.layouts import unpack
 from inpaint_module.lightning_module import InpaintDiffusion
 from inpaint_module.masks import Boxes
 from inpaint_module.randomness import Stream, key, normal
+from inpaint_module.served import clip_skip_difference
 
 pytestmark = [
     *QUIET,
@@ -246,6 +247,21 @@ def test_sd3_without_its_t5(configs: dict[str, list[Path]]) -> None:
     told = load_text(path, t5=False)({"image": torch.zeros(1, 3, 32, 32), "caption": ["a"]})
     assert told["encoder_hidden_states"].shape == (1, 77 + 256, tiny_folders.WIDTH)
     assert not told["encoder_hidden_states"][:, 77:].any()
+
+
+@pytest.mark.parametrize("base", ["sd15", "sdxl", "sd3"])
+def test_text_of_a_folder_takes_a_clip_skip(configs: dict[str, list[Path]], base: str) -> None:
+    path = str(configs[base][1].with_name(f"{base}_base"))
+    batch = {"image": torch.zeros(1, 3, 32, 32), "caption": ["a"]}
+    plain, skipped = load_text(path), load_text(path, clip_skip=1)
+    assert not torch.equal(*(text(batch)["encoder_hidden_states"] for text in (plain, skipped)))  # type: ignore[arg-type]
+    assert clip_skip_difference(plain) is None
+    assert "call the pipeline with clip_skip=1" in (clip_skip_difference(skipped) or "")
+
+
+def test_flux_has_no_clip_skip(configs: dict[str, list[Path]]) -> None:
+    with pytest.raises(ValueError, match="clip_skip: expected null for Flux, which reads no layer of its CLIP; got 1"):
+        load_text(str(configs["flux_fill"][1].with_name("flux_fill_base")), clip_skip=1)
 
 
 def test_mistakes_are_named(configs: dict[str, list[Path]], tmp_path: Path) -> None:

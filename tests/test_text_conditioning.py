@@ -68,6 +68,54 @@ def test_stable_diffusion_2_heeds_its_attention_mask() -> None:
     assert not torch.allclose(told, pipeline.encode_prompt(CAPTIONS, "cpu", 1, False)[0])
 
 
+@pytest.mark.parametrize("skip", [0, 1, 3])
+def test_clip_skip_of_stable_diffusion(skip: int) -> None:
+    pipeline = tiny.stable_diffusion()
+    # diffusers 0.42 asks for text_model, which the CLIP of transformers 5 no longer has
+    vars(pipeline.text_encoder).setdefault("text_model", pipeline.text_encoder)
+    positive, negative = pipeline.encode_prompt(CAPTIONS, "cpu", 1, True, clip_skip=skip)
+    conditioning = StableDiffusionText(encoder(pipeline, 1), clip_skip=skip)
+    assert_equal(conditioning(batch())["encoder_hidden_states"], positive)
+    assert_equal(conditioning(batch(), DROPPED)["encoder_hidden_states"], rows(positive, negative))
+    plain = StableDiffusionText(encoder(pipeline, 1))(batch())["encoder_hidden_states"]
+    assert torch.allclose(positive, plain, atol=1e-6) == (skip == 0)
+
+
+@pytest.mark.parametrize("skip", [0, 2])
+@pytest.mark.parametrize("force_zeros", [True, False])
+def test_clip_skip_of_stable_diffusion_xl(skip: int, force_zeros: bool) -> None:
+    pipeline = tiny.stable_diffusion_xl()
+    pipeline.register_to_config(force_zeros_for_empty_prompt=force_zeros)
+    positive, negative, pooled, _ = pipeline.encode_prompt(CAPTIONS, clip_skip=skip)
+    options: dict[str, Any] = {"force_zeros": force_zeros, "clip_skip": skip}
+    conditioning = StableDiffusionXLText(encoder(pipeline, 1), encoder(pipeline, 2), **options)
+    told, mixed = conditioning(batch()), conditioning(batch(), DROPPED)
+    assert torch.equal(told["encoder_hidden_states"], positive)
+    assert torch.equal(told["added_cond_kwargs"]["text_embeds"], pooled)
+    assert_equal(mixed["encoder_hidden_states"], rows(positive, negative))
+
+
+@pytest.mark.parametrize("skip", [0, 1])
+def test_clip_skip_of_stable_diffusion_3(skip: int) -> None:
+    pipeline = tiny.stable_diffusion_3()
+    told = pipeline.encode_prompt(CAPTIONS, None, None, max_sequence_length=40, clip_skip=skip)
+    encoders = encoder(pipeline, 1), encoder(pipeline, 2), encoder(pipeline, 3, 40)
+    conditioning = StableDiffusion3Text(*encoders, width=tiny.WIDTH, length=40, clip_skip=skip)
+    assert torch.equal(conditioning(batch())["encoder_hidden_states"], told[0])
+    assert torch.equal(conditioning(batch())["pooled_projections"], told[2])
+    assert_equal(conditioning(batch(), DROPPED)["encoder_hidden_states"], rows(told[0], told[1]))
+
+
+@pytest.mark.parametrize("skip", [-1, 4])
+def test_layers_that_are_not_there_are_refused(skip: int) -> None:
+    pipeline = tiny.stable_diffusion()
+    with pytest.raises(ValueError, match=rf"clip_skip must be in 0\.\.3 for these text encoders, or null; got {skip}"):
+        StableDiffusionText(encoder(pipeline, 1), clip_skip=skip)
+    pipeline = tiny.stable_diffusion_xl()
+    with pytest.raises(ValueError, match=rf"clip_skip must be in 0\.\.2 .* got {skip}"):
+        StableDiffusionXLText(encoder(pipeline, 1), encoder(pipeline, 2), clip_skip=skip)
+
+
 @pytest.mark.parametrize("force_zeros", [True, False])
 def test_stable_diffusion_xl(force_zeros: bool) -> None:
     pipeline = tiny.stable_diffusion_xl()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import warnings
 from abc import abstractmethod
@@ -14,7 +15,7 @@ from torch import Tensor
 
 from inpaint_module.batch import Batch
 from inpaint_module.conditioning.conditioning import Conditioning
-from inpaint_module.conditioning.text_encoder import FrozenTextEncoder
+from inpaint_module.conditioning.text_encoder import FrozenTextEncoder, checked_clip_skip
 from inpaint_module.layouts import DenoiserLayout, FluxFillLayout, StableDiffusion3Layout, StableDiffusionLayout
 
 _OLD_CACHE = (
@@ -31,19 +32,23 @@ class TextConditioning(Conditioning):
         encoders: in the order in which the pipeline counts them; None for one that is left out.
         pipeline: the diffusers class that serves the trained model.
         layout: what that pipeline feeds its denoiser.
+        clip_skip: layers that CLIPs leave out at the end, as the pipeline's argument of that name; None if not given.
     """
 
     encoders: tuple[FrozenTextEncoder | None, ...]
     pipeline: str
     layout: type[DenoiserLayout]
+    clip_skip: int | None = None
 
     @abstractmethod
     def read(self, captions: list[str]) -> dict[str, Tensor]:
         """The embeddings of B captions, B rows each."""
 
     def nothing(self) -> dict[str, Tensor]:
-        """What stands for a caption that is dropped, one row each: that of an empty one."""
-        return self.read([""])
+        """What stands for a dropped caption, one row each: an empty one, which skips no layer, as in the pipelines."""
+        plain = copy.copy(self)
+        plain.clip_skip = None
+        return plain.read([""])
 
     def arrange(self, told: dict[str, Tensor], batch: Batch) -> dict[str, Any]:
         """Embeddings to keyword arguments of the denoiser."""
@@ -98,18 +103,25 @@ class StableDiffusionText(TextConditioning):
 
     Args:
         encoder: CLIPTextModel and its tokenizer.
+        clip_skip: 1 reads the last layer but one, which some programs call 2, and ComfyUI -2.
+
+    Raises:
+        ValueError: fewer layers than `clip_skip`.
     """
 
     pipeline = "StableDiffusionInpaintPipeline"
     layout = StableDiffusionLayout
 
-    def __init__(self, encoder: FrozenTextEncoder):
+    def __init__(self, encoder: FrozenTextEncoder, *, clip_skip: int | None = None):
         self.encoders = (encoder,)
-        self.encoder = encoder
+        self.encoder, self.clip_skip = encoder, checked_clip_skip(clip_skip, 0, encoder)
 
     def read(self, captions: list[str]) -> dict[str, Tensor]:
         """See `TextConditioning.read`."""
-        return {"encoder_hidden_states": self.encoder(captions)[0]}
+        found = self.encoder(captions)
+        if self.clip_skip is None:
+            return {"encoder_hidden_states": found[0]}
+        return {"encoder_hidden_states": self.encoder.normalized(found.hidden_states[-(self.clip_skip + 1)])}
 
     def components(self) -> dict[str, Any]:
         """See `TextConditioning.components`; without the safety checker, which training does not know."""
@@ -133,22 +145,34 @@ class StableDiffusionXLText(TextConditioning):
         encoder_2: CLIPTextModelWithProjection and its tokenizer.
         force_zeros: a dropped caption is zeros, as in the pipeline's guidance; False: an empty caption.
         ratio: pixels per latent cell and side; sizes are multiples of it.
+        clip_skip: layers left out besides the last, which always is.
+
+    Raises:
+        ValueError: fewer layers than `clip_skip`.
     """
 
     pipeline = "StableDiffusionXLInpaintPipeline"
     layout = StableDiffusionLayout
 
     def __init__(
-        self, encoder: FrozenTextEncoder, encoder_2: FrozenTextEncoder, *, force_zeros: bool = True, ratio: int = 8
+        self,
+        encoder: FrozenTextEncoder,
+        encoder_2: FrozenTextEncoder,
+        *,
+        force_zeros: bool = True,
+        ratio: int = 8,
+        clip_skip: int | None = None,
     ):
         self.encoders = (encoder, encoder_2)
+        self.clip_skip = checked_clip_skip(clip_skip, 1, encoder, encoder_2)
         self.encoder, self.encoder_2 = encoder, encoder_2
         self.force_zeros, self.ratio = force_zeros, ratio
 
     def read(self, captions: list[str]) -> dict[str, Tensor]:
         """See `TextConditioning.read`."""
         first, second = self.encoder(captions), self.encoder_2(captions)
-        hidden = torch.cat([first.hidden_states[-2], second.hidden_states[-2].to(first.hidden_states[-2])], dim=-1)
+        layers = [found.hidden_states[-2 - (self.clip_skip or 0)] for found in (first, second)]
+        hidden = torch.cat([layers[0], layers[1].to(layers[0])], dim=-1)
         return {"encoder_hidden_states": hidden.to(self.encoder_2.dtype), "text_embeds": second.text_embeds}
 
     def nothing(self) -> dict[str, Tensor]:
@@ -199,6 +223,10 @@ class StableDiffusion3Text(TextConditioning):
             model was trained to bear: its tokens are zeros then, as in the pipeline.
         width: features of a T5 token, the transformer's `joint_attention_dim`.
         length: tokens that stand for a T5 that is left out.
+        clip_skip: layers of the CLIPs left out besides the last, which always is.
+
+    Raises:
+        ValueError: fewer layers than `clip_skip`.
     """
 
     pipeline = "StableDiffusion3InpaintPipeline"
@@ -212,17 +240,19 @@ class StableDiffusion3Text(TextConditioning):
         *,
         width: int = 4096,
         length: int = 256,
+        clip_skip: int | None = None,
     ):
         self.encoders = (encoder, encoder_2, encoder_3)
         self.encoder, self.encoder_2, self.encoder_3 = encoder, encoder_2, encoder_3
         # the pipeline cuts captions for both to what the first one's tokenizer takes
         encoder_2.length = encoder.length
         self.width, self.length = width, length
+        self.clip_skip = checked_clip_skip(clip_skip, 1, encoder, encoder_2)
 
     def read(self, captions: list[str]) -> dict[str, Tensor]:
         """See `TextConditioning.read`."""
         clips = [self.encoder(captions), self.encoder_2(captions)]
-        hidden = torch.cat([clip.hidden_states[-2] for clip in clips], dim=-1)
+        hidden = torch.cat([clip.hidden_states[-2 - (self.clip_skip or 0)] for clip in clips], dim=-1)
         if self.encoder_3 is None:
             tokens = hidden.new_zeros(len(captions), self.length, self.width)
         else:

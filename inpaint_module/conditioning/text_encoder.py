@@ -48,6 +48,11 @@ class FrozenTextEncoder:
         told = {"attention_mask": mask} if getattr(self.model.config, "use_attention_mask", False) else {}
         return self.model(ids, output_hidden_states=True, **told)
 
+    @torch.no_grad()
+    def normalized(self, hidden: Tensor) -> Tensor:
+        """Hidden states of any layer of a CLIP through its last norm, as those of the last layer."""
+        return getattr(self.model, "text_model", self.model).final_layer_norm(hidden)
+
     def to(self, device: torch.device) -> None:
         """Move the weights; their dtype stays."""
         self.model.to(device)
@@ -75,3 +80,15 @@ class FrozenTextEncoder:
     def _sent(self, x: Tensor) -> Tensor:
         """On the model's device; a GPU with work before this is not waited for."""
         return x.pin_memory().to(self.device, non_blocking=True) if self.device.type == "cuda" else x.to(self.device)
+
+
+def checked_clip_skip(clip_skip: int | None, own: int, *encoders: FrozenTextEncoder) -> int | None:
+    """How many layers the CLIPs leave out at the end, besides the `own` that the base model leaves out itself.
+
+    Raises:
+        ValueError: a negative number, or more than there are.
+    """
+    most = min(encoder.model.config.num_hidden_layers for encoder in encoders) - own
+    if clip_skip is not None and not 0 <= clip_skip <= most:
+        raise ValueError(f"clip_skip must be in 0..{most} for these text encoders, or null; got {clip_skip}")
+    return clip_skip
