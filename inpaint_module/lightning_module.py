@@ -161,7 +161,8 @@ class InpaintDiffusion(ScheduledModule):
             prediction = self.call(self.denoiser, inputs, example.timesteps, conditions, size)
         weigh = self.loss_weights
         cells = None if weigh is None else weigh(latents.noise_mask, self.encoder.vae.ratio)
-        return weighted_loss(prediction, example.target, cells, example.weight)
+        huber = self.objective.thresholds(example.timesteps)
+        return weighted_loss(prediction, example.target, cells, example.weight, huber)
 
     def encode(self, batch: Batch) -> InpaintLatents:
         """Latents of the masked and the whole images of a batch; those of the whole may be in it as `latents`."""

@@ -25,7 +25,7 @@ from inpaint_module.conditioning.conditioning import drop_mask
 from inpaint_module.denoisers.surgery import grow_input_channels
 from inpaint_module.layouts import StableDiffusionLayout
 from inpaint_module.lightning_module import InpaintDiffusion
-from inpaint_module.objectives.loss_weights import LossWeights
+from inpaint_module.objectives.loss_weights import Huber, LossWeights, weighted_loss
 from inpaint_module.objectives.objectives import DiffusionObjective, FlowMatchingObjective
 from inpaint_module.objectives.timesteps import LogitNormal
 from inpaint_module.randomness import Stream, draw, integers, key, normal
@@ -226,6 +226,19 @@ def test_sample_weights_and_cell_weights_reach_the_loss() -> None:
     assert tiny_module(loss_weights=LossWeights(outside=0)).loss(batch) < plain.loss(batch)
 
 
+def test_a_huber_loss_reaches_the_loss() -> None:
+    batch = tiny_batch(4)
+    plain = tiny_module().loss(batch)
+    for c in (1e3, 0.5):
+        module = tiny_module(objective=partial(DiffusionObjective, huber=Huber(c, schedule="constant")))
+        with mock.patch("inpaint_module.lightning_module.weighted_loss", wraps=weighted_loss) as loss:
+            found = module.loss(batch)
+            prediction, target = loss.call_args.args[:2]
+        expected = 2 * c * (((prediction - target).double().square() + c * c).sqrt() - c)
+        assert found.item() == pytest.approx(expected.mean().item(), rel=1e-5)
+        assert found.item() == pytest.approx(plain.item(), rel=1e-4) if c == 1e3 else found < plain
+
+
 def conditioned(**options: Any) -> InpaintDiffusion:
     torch.manual_seed(0)
     return tiny_module(denoiser=tiny_denoiser(num_class_embeds=2), conditioning=ClassConditioning(), **options)
@@ -296,6 +309,10 @@ def test_a_config_says_it_all(monkeypatch: pytest.MonkeyPatch) -> None:
             "class_path": package + "objectives.FlowMatchingObjective",
             "init_args": {
                 "shift": 2.0,
+                "weighting": "cosmap",
+                "noise_offset": 0.1,
+                "input_perturbation": 0.1,
+                "huber": {"class_path": package + "objectives.Huber", "init_args": {"schedule": "exponential"}},
                 "timesteps": {"class_path": package + "objectives.timesteps.LogitNormal", "init_args": {"mean": 0.5}},
             },
         },
@@ -309,5 +326,6 @@ def test_a_config_says_it_all(monkeypatch: pytest.MonkeyPatch) -> None:
     assert isinstance(module.objective, FlowMatchingObjective)
     assert (module.objective.shift, module.objective.schedule.config.shift) == (2.0, 3.0)
     assert isinstance(module.objective.timesteps, LogitNormal)
+    assert (module.objective.weighting, module.objective.huber.schedule) == ("cosmap", "exponential")
     assert (module.objective.timesteps.mean, module.loss_weights.outside) == (0.5, 0.5)
     assert module.loss(tiny_batch()).isfinite()

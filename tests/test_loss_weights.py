@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from inpaint_module.morphology import square
-from inpaint_module.objectives.loss_weights import LossWeights, seam_of, weighted_loss
+from inpaint_module.objectives.loss_weights import Huber, LossWeights, seam_of, weighted_loss
 
 CORNER = [[1, 0, 0, 0], [0, 0, 0, 0], [0, 0, 0, 0], [0, 0, 0, 0]]
 LEFT = [[1, 1, 0, 0]] * 4
@@ -97,6 +97,26 @@ def test_bad_weights_are_refused(options: dict[str, Any], message: str) -> None:
         LossWeights(**options)
 
 
+def test_huber_schedules_by_hand() -> None:
+    times, ratio = torch.tensor([0.0, 0.5, 1.0]), torch.tensor([0.0, 1.0, float("inf")])
+    assert Huber(0.25, schedule="constant").thresholds(times).tolist() == [0.25, 0.25, 0.25]
+    assert Huber(0.25, schedule="exponential").thresholds(times).tolist() == pytest.approx([1, 0.5, 0.25])
+    assert Huber(0.2).thresholds(times, ratio).tolist() == pytest.approx([1, 0.4, 0.2])  # 0.8 / (1 + ratio)^2 + 0.2
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"c": 0}, r"huber\.c must be a number over 0, got 0"),
+        ({"c": float("nan")}, r"huber\.c must be a number over 0, got nan"),
+        ({"schedule": "linear"}, r"huber\.schedule must be constant, exponential or snr; got 'linear'"),
+    ],
+)
+def test_bad_huber_losses_are_refused(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Huber(**options)
+
+
 class TestWeightedLoss:
     prediction, target = torch.randn(2, 3, 4, 4, 4, generator=torch.Generator().manual_seed(1))
 
@@ -116,6 +136,31 @@ class TestWeightedLoss:
         assert weighted_loss(prediction, target, cells, torch.tensor([2.0, 0])).item() == pytest.approx(0.5)
         # without cells: 2.5 and 12.5
         assert weighted_loss(prediction, target, samples=torch.tensor([1.0, 3])).item() == pytest.approx(20)
+
+    def test_huber_by_hand(self) -> None:
+        prediction = torch.tensor([0.0, 0.75, -0.75, 0]).reshape(2, 1, 1, 2)
+        thresholds = torch.tensor([1.0, 0.4])
+        # 2 c (sqrt(d^2 + c^2) - c): c = 1 gives 2 (1.25 - 1), c = 0.4 gives 0.8 (0.85 - 0.4)
+        found = weighted_loss(prediction, torch.zeros(2, 1, 1, 2), huber=thresholds)
+        assert found.item() == pytest.approx((0 + 0.5 + 0.36 + 0) / 4)
+        cells, samples = torch.tensor([[1.0, 3], [2, 7]]).reshape(2, 1, 1, 2), torch.tensor([1.0, 10])
+        found = weighted_loss(prediction, torch.zeros(2, 1, 1, 2), cells, samples, thresholds)
+        assert found.item() == pytest.approx((1.5 / 2 + 10 * 0.72 / 2) / 2)
+
+    def test_huber_is_the_formula(self) -> None:
+        c = torch.tensor([0.01, 0.1, 1.0]).reshape(3, 1, 1, 1).double()
+        error = (self.prediction - self.target).double()
+        expected = (2 * c * ((error.square() + c * c).sqrt() - c)).mean()
+        found = weighted_loss(self.prediction, self.target, huber=c.flatten().float())
+        torch.testing.assert_close(found, expected.float())
+
+    def test_huber_of_small_errors_is_their_square(self) -> None:
+        prediction = torch.full((1, 1, 1, 1), 1e-5, requires_grad=True)
+        loss = weighted_loss(prediction, torch.zeros(1, 1, 1, 1), huber=torch.ones(1))
+        assert loss.item() == pytest.approx(1e-10, rel=1e-4)
+        loss.backward()
+        assert prediction.grad is not None
+        assert prediction.grad.item() == pytest.approx(2e-5, rel=1e-4)
 
     def test_half_precision_is_compared_in_float32(self) -> None:
         found = weighted_loss(self.prediction.bfloat16(), self.target, torch.ones(1, 1, 1, 1))

@@ -16,12 +16,13 @@ from diffusers import (
     PNDMScheduler,
     SchedulerMixin,
 )
-from diffusers.training_utils import compute_snr
+from diffusers.training_utils import compute_loss_weighting_for_sd3, compute_snr
 from torch import Tensor
 
+from inpaint_module.objectives.loss_weights import Huber
 from inpaint_module.objectives.objectives import DiffusionObjective, FlowMatchingObjective, Objective, objective_for
 from inpaint_module.objectives.timesteps import LogitNormal, TimestepSampler
-from inpaint_module.randomness import Stream, key
+from inpaint_module.randomness import Stream, fork, key, normal
 
 CLEAN, NOISE = torch.randn(2, 8, 4, 4, 6, generator=torch.Generator().manual_seed(0))
 KEYS = key(0, torch.arange(8), Stream.TIMESTEP)
@@ -92,6 +93,10 @@ OBJECTIVES = [
     FlowMatchingObjective(FLOW(shift=3.0), timesteps=LogitNormal()),
     FlowMatchingObjective(FLOW(use_dynamic_shifting=True)),
 ]
+NOISIER = [
+    DiffusionObjective(DDPMScheduler(**BETAS), noise_offset=0.1, input_perturbation=0.1),
+    FlowMatchingObjective(FLOW(), noise_offset=0.1, input_perturbation=0.1),
+]
 
 
 @pytest.mark.parametrize("objective", OBJECTIVES)
@@ -100,7 +105,7 @@ def test_the_target_speaks_of_the_clean_latents(objective: Objective) -> None:
     torch.testing.assert_close(objective.clean(target, noisy, timesteps), CLEAN, rtol=0, atol=2e-5)
 
 
-@pytest.mark.parametrize("objective", OBJECTIVES)
+@pytest.mark.parametrize("objective", OBJECTIVES + NOISIER)
 def test_a_sample_knows_nothing_of_its_batch(objective: Objective) -> None:
     parts = [objective(CLEAN[part], NOISE[part], KEYS[part]) for part in (slice(0, 1), slice(1, 6), slice(6, 8))]
     for index, whole in enumerate(objective(CLEAN, NOISE, KEYS)[:3]):
@@ -155,6 +160,87 @@ def test_a_shift_of_ones_own() -> None:
         assert objective(CLEAN[:1], NOISE[:1], KEYS[:1]).timesteps.tolist() == [500]
 
 
+@pytest.mark.parametrize("scheme", ["sigma_sqrt", "cosmap"])
+@pytest.mark.parametrize("shift", [1.0, 3.0])
+def test_flow_weights_are_those_of_diffusers(scheme: str, shift: float) -> None:
+    scheduler = FLOW(shift=shift)
+    times = torch.tensor([1, 20, 130, 400, 500, 640, 800, 1000]) / 1000  # of its thousand steps
+    objective = FlowMatchingObjective(scheduler, timesteps=At(*times.tolist()), weighting=scheme)
+    sigmas = scheduler.sigmas[1000 - (times * 1000).round().long()]
+    weight = objective(CLEAN, NOISE, KEYS).weight
+    torch.testing.assert_close(weight, compute_loss_weighting_for_sd3(scheme, sigmas), rtol=1e-4, atol=0)
+
+
+def test_flow_weights_by_hand() -> None:
+    def weight(scheme: str, **options: Any) -> list[float]:
+        objective = FlowMatchingObjective(FLOW(), timesteps=At(0, 0.25, 0.5, 1), weighting=scheme, **options)
+        found = objective(CLEAN[:4], NOISE[:4], KEYS[:4]).weight
+        assert found is not None
+        assert found.dtype == torch.float32
+        return found.tolist()
+
+    assert weight("sigma_sqrt") == pytest.approx([1e6, 16, 4, 1])  # at 0 as at timestep 1 of 1000
+    assert weight("cosmap") == pytest.approx(
+        [0.63662, 1.01859, 1.27324, 0.63662], rel=1e-5
+    )  # 2 / pi over 1, .625, .5, 1
+    assert weight("sigma_sqrt", shift=3.0) == pytest.approx([(1.002 / 0.003) ** 2, 4, 16 / 9, 1])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_noise_offset_and_perturbation_are_those_of_the_training_scripts(kind: str) -> None:
+    """Of diffusers' train_text_to_image: the offset is part of the noise and its target, the perturbation is not."""
+    scheduler = DDPMScheduler(**BETAS, prediction_type=kind)
+    example = DiffusionObjective(scheduler, noise_offset=0.2, input_perturbation=0.1)(CLEAN, NOISE, KEYS)
+    noise = NOISE + 0.2 * normal(fork(KEYS, 0), (4, 1, 1))
+    more = noise + 0.1 * normal(fork(KEYS, 1), (4, 4, 6))
+    assert torch.equal(example.noisy, scheduler.add_noise(CLEAN, more, example.timesteps))
+    velocity = scheduler.get_velocity(CLEAN, noise, example.timesteps)
+    assert torch.equal(example.target, {"epsilon": noise, "v_prediction": velocity, "sample": CLEAN}[kind])
+    assert torch.equal(example.timesteps, DiffusionObjective(scheduler)(CLEAN, NOISE, KEYS).timesteps)
+
+
+def test_noise_offset_and_perturbation_in_flow_matching() -> None:
+    objective = FlowMatchingObjective(FLOW(), timesteps=At(*[0.25] * 8), noise_offset=0.2, input_perturbation=0.1)
+    example = objective(CLEAN, NOISE, KEYS)
+    noise = NOISE + 0.2 * normal(fork(KEYS, 0), (4, 1, 1))
+    assert torch.equal(example.target, noise - CLEAN)
+    more = noise + 0.1 * normal(fork(KEYS, 1), (4, 4, 6))
+    torch.testing.assert_close(example.noisy, 0.75 * CLEAN + 0.25 * more)
+
+
+def test_offsets_are_the_same_over_a_channel_and_differ_between_channels_and_samples() -> None:
+    keys = key(3, torch.arange(500), Stream.TIMESTEP)
+    still = torch.zeros(500, 4, 2, 3)
+    objective = FlowMatchingObjective(FLOW(), timesteps=At(*[1.0] * 500), noise_offset=0.1)
+    offsets = objective(still, still, keys).target
+    assert torch.equal(offsets, offsets[..., :1, :1].expand_as(offsets))
+    offsets = offsets[..., 0, 0]
+    assert abs(offsets.std() - 0.1) < 0.005
+    assert abs(offsets.mean()) < 0.01
+    assert (torch.corrcoef(offsets.T) - torch.eye(4)).abs().max() < 0.15
+    perturbed = FlowMatchingObjective(FLOW(), timesteps=At(*[1.0] * 500), input_perturbation=0.1)(still, still, keys)
+    assert not perturbed.target.any()
+    assert abs(perturbed.noisy.std() - 0.1) < 0.005
+
+
+def test_huber_thresholds_follow_the_timesteps() -> None:
+    scheduler = DDPMScheduler(**BETAS)
+    timesteps = torch.tensor([0, 500, 999])
+    alphas = scheduler.alphas_cumprod[timesteps]
+    expected = 0.9 / (1 + ((1 - alphas) / alphas) ** 0.5) ** 2 + 0.1  # as sd-scripts has it
+    thresholds = DiffusionObjective(scheduler, huber=Huber(0.1)).thresholds(timesteps)
+    torch.testing.assert_close(thresholds, expected)
+    for objective in (
+        DiffusionObjective(scheduler, huber=Huber(0.01, schedule="exponential")),
+        FlowMatchingObjective(FLOW(), huber=Huber(0.01, schedule="exponential")),
+    ):
+        found = objective.thresholds(torch.tensor([0, 500]))
+        assert found is not None
+        assert found.tolist() == pytest.approx([1, 0.1])
+    assert DiffusionObjective(scheduler).thresholds(timesteps) is None
+    assert FlowMatchingObjective(FLOW()).thresholds(timesteps) is None
+
+
 def test_a_scheduler_finds_its_objective() -> None:
     assert isinstance(objective_for(FLOW()), FlowMatchingObjective)
     assert isinstance(objective_for(DDIMScheduler()), DiffusionObjective)
@@ -167,6 +253,10 @@ def test_a_scheduler_finds_its_objective() -> None:
         (lambda: FlowMatchingObjective(DDIMScheduler()), "expects a flow matching scheduler, got DDIMScheduler"),
         (lambda: DiffusionObjective(DDIMScheduler(), snr_gamma=0), "snr_gamma must be over 0, or null .* got 0"),
         (lambda: FlowMatchingObjective(FLOW(), shift=-1), "shift must be over 0, or null .* got -1"),
+        (lambda: FlowMatchingObjective(FLOW(), weighting="mode"), "weighting must be sigma_sqrt, cosmap or null"),
+        (lambda: FlowMatchingObjective(FLOW(), huber=Huber()), "expected constant or exponential in flow matching"),
+        (lambda: DiffusionObjective(DDIMScheduler(), noise_offset=-0.1), "noise_offset must be a number from 0 on"),
+        (lambda: FlowMatchingObjective(FLOW(), input_perturbation=-1), "input_perturbation must be a number from 0 on"),
     ],
 )
 def test_what_does_not_fit_is_refused(make: Any, message: str) -> None:

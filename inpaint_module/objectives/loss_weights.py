@@ -1,6 +1,8 @@
-"""Where on the picture an error counts, and how much."""
+"""How much an error counts: by its size, and by where on the picture it is."""
 
 from __future__ import annotations
+
+import math
 
 import torch
 import torch.nn.functional as F
@@ -78,20 +80,70 @@ def seam_of(hole: Tensor, near: Tensor | DilationPlan) -> Tensor:
     return dilate(hole, near) & dilate(~hole, near)
 
 
+class Huber:
+    """The pseudo-Huber loss 2 c (sqrt(d^2 + c^2) - c) of an error d, in place of its square.
+
+    Errors well under c count as d^2, those far over it as 2 c |d|, so that spoilt samples pull less; Khrapov et al.
+    2024, "Improving diffusion models's data-corruption resistance using scheduled pseudo-Huber loss". Schedules of c
+    and their default as in sd-scripts (`--loss_type huber`) and in diffusers' scheduled_huber_loss_training.
+
+    Args:
+        c: the threshold, over 0; 0.1 is usual.
+        schedule: "constant"; "exponential", which falls from 1 in the clean picture to c in pure noise, c^(t / T); or
+            "snr", (1 - c) / (1 + sigma / signal)^2 + c, which needs a scheduler with betas.
+
+    Raises:
+        ValueError: a threshold of 0 or less, or another schedule.
+    """
+
+    def __init__(self, c: float = 0.1, *, schedule: str = "snr"):
+        if not 0 < c < float("inf"):
+            raise ValueError(f"huber.c must be a number over 0, got {c}")
+        if schedule not in ("constant", "exponential", "snr"):
+            raise ValueError(f"huber.schedule must be constant, exponential or snr; got {schedule!r}")
+        self.c, self.schedule = c, schedule
+
+    def thresholds(self, times: Tensor, noise_to_signal: Tensor | None = None) -> Tensor:
+        """c of each sample.
+
+        Args:
+            times: noise times t / T, float (B,) in 0..1.
+            noise_to_signal: sigma / signal, float32 (B,); "snr" needs it.
+
+        Returns:
+            float32 (B,).
+        """
+        if self.schedule == "constant":
+            return torch.full_like(times, self.c, dtype=torch.float32)
+        if self.schedule == "exponential":
+            return (times.double() * math.log(self.c)).exp().float()
+        assert noise_to_signal is not None
+        return (1 - self.c) / (1 + noise_to_signal).square() + self.c
+
+
 def weighted_loss(
-    prediction: Tensor, target: Tensor, cells: Tensor | None = None, samples: Tensor | None = None
+    prediction: Tensor,
+    target: Tensor,
+    cells: Tensor | None = None,
+    samples: Tensor | None = None,
+    huber: Tensor | None = None,
 ) -> Tensor:
-    """Mean squared error over a batch, float32 ().
+    """Mean squared error over a batch, or pseudo-Huber loss, float32 ().
 
     Args:
         prediction: (B, C, h, w), any floating dtype.
         target: float32 (B, C, h, w).
         cells: weight of each latent cell (B or 1, 1, h, w); None for 1.
         samples: weight of each sample (B,); None for 1.
+        huber: threshold of each sample, float32 (B,), see `Huber`; None for the squared error.
     """
-    if cells is None and samples is None:
+    if cells is None and samples is None and huber is None:
         return F.mse_loss(prediction.float(), target)
     error = (prediction.float() - target).square()
+    if huber is not None:
+        c = huber.reshape(-1, 1, 1, 1)
+        # the formula without its difference of nearly equal numbers
+        error = 2 * c * error / ((error + c * c).sqrt() + c)
     if cells is not None:
         error = error * cells
     means = error.mean((1, 2, 3))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import NamedTuple
@@ -10,8 +11,10 @@ import torch
 from diffusers import FlowMatchEulerDiscreteScheduler, FlowMatchHeunDiscreteScheduler, SchedulerMixin
 from torch import Tensor
 
+from inpaint_module.objectives.loss_weights import Huber
 from inpaint_module.objectives.prediction_types import prediction_type
 from inpaint_module.objectives.timesteps import TimestepSampler, Uniform, resolution_mu, shifted
+from inpaint_module.randomness import fork, normal
 
 
 class Example(NamedTuple):
@@ -47,6 +50,43 @@ class Objective(ABC):
     def clean(self, prediction: Tensor, noisy: Tensor, timesteps: Tensor) -> Tensor:
         """The clean latents (B, C, h, w) that a prediction at these timesteps (B,) speaks of."""
 
+    def thresholds(self, timesteps: Tensor) -> Tensor | None:
+        """Of the pseudo-Huber loss at these timesteps (B,): float32 (B,), or None for the squared error."""
+        return None
+
+
+def offset_noise(noise: Tensor, keys: Tensor, amount: float) -> Tensor:
+    """Noise with an offset of its own for each sample and channel, `amount` times standard normal.
+
+    So that a model learns very dark and bright pictures; Guttenberg 2023, "Diffusion with offset noise", crosslabs.org,
+    where it is 0.1.
+
+    Args:
+        noise: standard normal, float32 (B, C, h, w).
+        keys: int64 (B,), as the objective's.
+        amount: 0 leaves the noise as it is.
+    """
+    if not amount:
+        return noise
+    return noise + amount * normal(fork(keys, 0), (noise.shape[1], 1, 1))
+
+
+def perturbed_noise(noise: Tensor, keys: Tensor, amount: float) -> Tensor:
+    """What the noisy latents are made with, while the target stays that of `noise`: `amount` times more of other noise.
+
+    So that a model bears its own errors when sampling; Ning et al. 2023, "Input perturbation reduces exposure bias in
+    diffusion models", algorithm 1, where it is 0.1. Arguments as for `offset_noise`.
+    """
+    if not amount:
+        return noise
+    return noise + amount * normal(fork(keys, 1), tuple(noise.shape[1:]))
+
+
+def _check_amounts(**amounts: float) -> None:
+    for name, amount in amounts.items():
+        if not 0 <= amount < float("inf"):
+            raise ValueError(f"objective {name} must be a number from 0 on, got {amount}")
+
 
 ObjectiveCallable = Callable[[SchedulerMixin], Objective]
 
@@ -62,9 +102,13 @@ class DiffusionObjective(Objective):
         snr_gamma: weigh each sample's squared error of the clean latents by min(SNR, gamma); Hang et al. 2023,
             "Efficient diffusion training via Min-SNR weighting", where it is 5. None for no weights. With zero
             terminal SNR the last timestep of v_prediction then weighs nothing.
+        noise_offset: see `offset_noise`; 0 for none.
+        input_perturbation: see `perturbed_noise`; 0 for none.
+        huber: the pseudo-Huber loss; None for the squared error.
 
     Raises:
-        ValueError: another scheduler or prediction type, a gamma of 0 or less, or epsilon at zero terminal SNR.
+        ValueError: another scheduler or prediction type, a gamma of 0 or less, a negative amount of noise, or epsilon
+            at zero terminal SNR.
     """
 
     def __init__(
@@ -73,12 +117,17 @@ class DiffusionObjective(Objective):
         *,
         timesteps: TimestepSampler | None = None,
         snr_gamma: float | None = None,
+        noise_offset: float = 0.0,
+        input_perturbation: float = 0.0,
+        huber: Huber | None = None,
     ):
         if not hasattr(scheduler, "alphas_cumprod"):
             raise ValueError(f"DiffusionObjective expects a scheduler with betas, got {type(scheduler).__name__}")
         if snr_gamma is not None and not snr_gamma > 0:
             raise ValueError(f"snr_gamma must be over 0, or null for no weights; got {snr_gamma}")
+        _check_amounts(noise_offset=noise_offset, input_perturbation=input_perturbation)
         self.prediction = prediction_type(scheduler)
+        self.noise_offset, self.input_perturbation, self.huber = noise_offset, input_perturbation, huber
         self.timesteps, self.snr_gamma = timesteps or Uniform(), snr_gamma
         self._alphas = scheduler.alphas_cumprod.float()
 
@@ -87,8 +136,10 @@ class DiffusionObjective(Objective):
         count = len(self._alphas)
         timesteps = (self.timesteps(keys) * count).long().clamp_max(count - 1)
         signal, sigma = self.levels(timesteps)
+        noise = offset_noise(noise, keys, self.noise_offset)
         target = self.prediction.target(clean, noise, signal, sigma)
-        return Example(signal * clean + sigma * noise, timesteps, target, self.weight(timesteps))
+        noisy = signal * clean + sigma * perturbed_noise(noise, keys, self.input_perturbation)
+        return Example(noisy, timesteps, target, self.weight(timesteps))
 
     def levels(self, timesteps: Tensor) -> tuple[Tensor, Tensor]:
         """Signal and sigma at timesteps int64 (B,): float32 (B, 1, 1, 1) each."""
@@ -103,6 +154,13 @@ class DiffusionObjective(Objective):
         signal, sigma = self.levels(timesteps)
         return self.prediction.min_snr((signal / sigma).square().flatten(), self.snr_gamma)
 
+    def thresholds(self, timesteps: Tensor) -> Tensor | None:
+        """See `Objective.thresholds`."""
+        if self.huber is None:
+            return None
+        signal, sigma = self.levels(timesteps)
+        return self.huber.thresholds(timesteps / len(self._alphas), (sigma / signal).flatten())
+
     def clean(self, prediction: Tensor, noisy: Tensor, timesteps: Tensor) -> Tensor:
         """See `Objective.clean`."""
         return self.prediction.clean(prediction, noisy, *self.levels(timesteps))
@@ -116,9 +174,16 @@ class FlowMatchingObjective(Objective):
         timesteps: density of t before the shift; None for uniform.
         shift: shift of t; None for what the scheduler samples with: its static shift, or that of the picture's
             size if it has `use_dynamic_shifting`. 1 for none.
+        weighting: of each sample's loss by its shifted t: "sigma_sqrt", t^-2, or "cosmap",
+            2 / (pi (1 - 2 t + 2 t^2)); Esser et al. 2024, section 3.1, and `compute_loss_weighting_for_sd3` of
+            diffusers. None for none. A t under that of timestep 1, the least there, weighs as much as it.
+        noise_offset: see `offset_noise`; 0 for none.
+        input_perturbation: see `perturbed_noise`; 0 for none.
+        huber: the pseudo-Huber loss, not by "snr"; None for the squared error.
 
     Raises:
-        ValueError: another scheduler, or a shift of 0 or less.
+        ValueError: another scheduler or weighting, a shift of 0 or less, a negative amount of noise, or a Huber loss
+            that needs betas.
     """
 
     def __init__(
@@ -127,11 +192,22 @@ class FlowMatchingObjective(Objective):
         *,
         timesteps: TimestepSampler | None = None,
         shift: float | None = None,
+        weighting: str | None = None,
+        noise_offset: float = 0.0,
+        input_perturbation: float = 0.0,
+        huber: Huber | None = None,
     ):
         if not is_flow_matching(scheduler):
             raise ValueError(f"FlowMatchingObjective expects a flow matching scheduler, got {type(scheduler).__name__}")
         if shift is not None and not shift > 0:
             raise ValueError(f"shift must be over 0, or null for the scheduler's; got {shift}")
+        if weighting not in (None, "sigma_sqrt", "cosmap"):
+            raise ValueError(f"weighting must be sigma_sqrt, cosmap or null for none; got {weighting!r}")
+        _check_amounts(noise_offset=noise_offset, input_perturbation=input_perturbation)
+        if huber is not None and huber.schedule == "snr":
+            raise ValueError("huber.schedule: expected constant or exponential in flow matching, got 'snr'")
+        self.noise_offset, self.input_perturbation, self.huber = noise_offset, input_perturbation, huber
+        self.weighting = weighting
         self.schedule = scheduler
         self.timesteps, self.shift = timesteps or Uniform(), shift
 
@@ -139,8 +215,25 @@ class FlowMatchingObjective(Objective):
         """See `Objective.__call__`."""
         times = self.shifted(self.timesteps(keys), clean.shape[-2:]).float()
         t = times.reshape(-1, 1, 1, 1)
-        noisy = (1 - t) * clean + t * noise
-        return Example(noisy, times * self.schedule.config.num_train_timesteps, noise - clean)
+        noise = offset_noise(noise, keys, self.noise_offset)
+        noisy = (1 - t) * clean + t * perturbed_noise(noise, keys, self.input_perturbation)
+        timesteps = times * self.schedule.config.num_train_timesteps
+        return Example(noisy, timesteps, noise - clean, self.weight(times, clean.shape[-2:]))
+
+    def weight(self, times: Tensor, size: torch.Size) -> Tensor | None:
+        """How much samples at these shifted times (B,) count: float32 (B,), or None without `weighting`."""
+        if self.weighting is None:
+            return None
+        if self.weighting == "cosmap":
+            return 2 / (math.pi * (1 - 2 * times + 2 * times.square()))
+        first = torch.full_like(times, 1 / self.schedule.config.num_train_timesteps, dtype=torch.float64)
+        return torch.maximum(times, self.shifted(first, size).float()) ** -2.0
+
+    def thresholds(self, timesteps: Tensor) -> Tensor | None:
+        """See `Objective.thresholds`."""
+        return (
+            None if self.huber is None else self.huber.thresholds(timesteps / self.schedule.config.num_train_timesteps)
+        )
 
     def shifted(self, times: Tensor, size: torch.Size) -> Tensor:
         """Noise times (B,) for latents of h x w = `size`."""
