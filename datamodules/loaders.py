@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -71,8 +72,14 @@ class BatchLoader(wds.WebLoader):
     def __iter__(self) -> Iterator[dict[str, Any]]:
         """Raises RuntimeError for a worker that died, TimeoutError for a stall, and what a worker raised."""
         self._markers.reset()
+        others = set(multiprocessing.active_children())
+        batches = iter(self.pipeline[0])  # the DataLoader, which starts its workers here
+        self._markers.watch([child for child in multiprocessing.active_children() if child not in others])
+        return self._explained(batches)
+
+    def _explained(self, batches: Iterator[dict[str, Any]]) -> Iterator[dict[str, Any]]:
         try:
-            yield from super().__iter__()
+            yield from batches
         except RuntimeError as error:
             if str(error).startswith("DataLoader timed out"):
                 raise self._stall() from error

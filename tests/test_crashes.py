@@ -8,29 +8,29 @@ from pathlib import Path
 import pytest
 
 from datamodules.faults.crashes import CrashLog
-from datamodules.faults.inflight import Inflight
+from datamodules.faults.inflight import Death, Inflight
 
 
 class Dead:
     """Markers of workers that are gone."""
 
-    def __init__(self, *samples: tuple[str, str]) -> None:
-        self.left = [Inflight(0, 1, 8, list(samples))]
+    def __init__(self, number: int, *samples: tuple[str, str]) -> None:
+        self.left = [Death(-number, Inflight(0, 1, 8, list(samples)) if samples else None)]
 
-    def take_dead(self) -> list[Inflight]:
+    def take_dead(self) -> list[Death]:
         left, self.left = self.left, []
         return left
 
 
-def death(number: int) -> RuntimeError:
-    return RuntimeError(f"DataLoader worker (pid 1) is killed by signal: {signal.strsignal(number)}. ")
+def death() -> RuntimeError:
+    return RuntimeError("DataLoader worker (pid(s) 1) exited unexpectedly")
 
 
 def test_a_kill_counts_the_second_time(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     for start in range(2):
         log = CrashLog(tmp_path)
         assert not log.killers
-        error, dead = death(signal.SIGKILL), Dead(("0.tar", "k1"), *[("0.tar", "k2")] * start)
+        error, dead = death(), Dead(signal.SIGKILL, ("0.tar", "k1"), *[("0.tar", "k2")] * start)
         for _ in range(2):  # the second time there is nothing more to say
             log.explain(error, dead)  # type: ignore[arg-type]
         assert len(error.__notes__) == 1
@@ -40,13 +40,13 @@ def test_a_kill_counts_the_second_time(tmp_path: Path, caplog: pytest.LogCapture
 
 
 def test_a_crash_of_the_decoder_counts_at_once(tmp_path: Path) -> None:
-    CrashLog(tmp_path).explain(error := death(signal.SIGSEGV), Dead(("0.tar", "k1")))  # type: ignore[arg-type]
+    CrashLog(tmp_path).explain(error := death(), Dead(signal.SIGSEGV, ("0.tar", "k1")))  # type: ignore[arg-type]
     assert "the next start takes another sample in its place" in error.__notes__[0]
     assert CrashLog(tmp_path).killers == {("0.tar", "k1")}
 
 
 def test_without_a_folder_the_sample_is_named(tmp_path: Path) -> None:
-    CrashLog(None).explain(error := death(signal.SIGSEGV), Dead(("0.tar", "k1")))  # type: ignore[arg-type]
+    CrashLog(None).explain(error := death(), Dead(signal.SIGSEGV, ("0.tar", "k1")))  # type: ignore[arg-type]
     assert error.__notes__ == [
         "worker 0 was decoding 0.tar: sample 'k1' for position 8 when it died (Segmentation fault). Remove the sample"
     ]
@@ -56,7 +56,7 @@ def test_without_a_folder_the_sample_is_named(tmp_path: Path) -> None:
 def test_a_damaged_line_does_not_keep_a_run_from_starting(
     tmp_path: Path, line: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    CrashLog(tmp_path).explain(death(signal.SIGSEGV), Dead(("0.tar", "k1")))  # type: ignore[arg-type]
+    CrashLog(tmp_path).explain(death(), Dead(signal.SIGSEGV, ("0.tar", "k1")))  # type: ignore[arg-type]
     with (tmp_path / "crashes.jsonl").open("a") as file:
         file.write(line)
     assert CrashLog(tmp_path).killers == {("0.tar", "k1")}

@@ -124,7 +124,7 @@ def test_overflow_in_float16_alone(tmp_path: Path, capsys: pytest.CaptureFixture
     path = f"--model.encoder.vae.path={faults.loud_vae(tmp_path / 'vae')}"
     told = Told(capsys, path, "--model.encoder.vae.dtype=float16", f"--out={tmp_path / 'sheet.png'}")
     assert told.titles == ["ERROR: overflow in the VAE"]
-    assert "NaN or infinity in 16 of 16 in float16" in told.text
+    assert "(float16): expected finite latents, got infinite or NaN ones" in told.text
     assert told.code == 1
     assert "all finite" in Told(capsys, path, "--no-step").text
 

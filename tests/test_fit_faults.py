@@ -64,6 +64,7 @@ def data_module(shards: str, act: Callable[[], None], val: str = "", **options: 
             act()
         return decoder(raw)
 
+    decode.image_size = decoder.image_size  # type: ignore[attr-defined]
     data.train_decoder = decode  # type: ignore[assignment]
     return data
 

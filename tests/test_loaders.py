@@ -138,7 +138,7 @@ def test_a_worker_that_dies_while_it_reads_is_told_apart(
     stopped._stream.donors = lambda positions: os.kill(os.getpid(), signal.SIGKILL)  # type: ignore[assignment, return-value]
     with pytest.raises(RuntimeError, match="DataLoader worker") as raised:
         batches(stopped)
-    assert "was not decoding a sample. Is there too little memory" in raised.value.__notes__[0]
+    assert "A worker died (Killed) while it was not decoding a sample. Is there too" in raised.value.__notes__[0]
     assert not (tmp_path / "crashes.jsonl").exists()
 
 

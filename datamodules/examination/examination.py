@@ -32,6 +32,7 @@ from inpaint_module.commands.errors import cause_of
 from inpaint_module.conditioning.conditioning import NoConditioning
 from inpaint_module.export import module_from_configs
 from inpaint_module.lightning_module import InpaintDiffusion
+from inpaint_module.vae.frozen_vae import VAEOverflowError
 
 T = TypeVar("T")
 _ENCODED = 32  # at most so many images go through the VAE
@@ -69,7 +70,9 @@ class Examination:
             advice = "see that the source answers, or wait longer with --timeout"
             finding = Finding(ERROR, "stalled source", where, "an answer in time", str(error), advice)
         except _EXPECTED as failure:
-            finding = Finding(ERROR, f"{where} fails", where, expected, _told(cause_of(failure)), advice)
+            cause = cause_of(failure)
+            title = "overflow in the VAE" if isinstance(cause, VAEOverflowError) else f"{where} fails"
+            finding = Finding(ERROR, title, where, expected, _told(cause), advice)
         self.findings.append(finding)
         return None
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import re
 import signal
 import time
 from collections import Counter
@@ -17,14 +16,11 @@ from datamodules.faults.quarantine import append_line
 from datamodules.shards.shard_set import RawSample
 
 CRASHES = "crashes.jsonl"
-_BY_SIGNAL = re.compile(r"killed by signal: (.+?)\.(?:\s|$)")  # torch's message of a worker that is gone
-# signals that a decoder's own mistake raises; any other may come from outside, such as from a system out of memory
+# signals that a decoder's own mistake raises; SIGKILL may come from outside, such as from a system out of memory
 _OWN = {
     signal.strsignal(number) for number in (signal.SIGSEGV, signal.SIGBUS, signal.SIGABRT, signal.SIGFPE, signal.SIGILL)
 }
-# of someone who ends the run
-_ENDED = {signal.strsignal(number) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)}
-_UNKNOWN = "unknown"
+_ENDED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)  # of someone who ends the run
 _ENOUGH = 2
 
 _log = logging.getLogger(__name__)
@@ -56,16 +52,18 @@ class CrashLog:
 
         Nothing happens if no worker has died. It may be called again with the same error.
         """
-        cause = _cause(error)
-        dead = [] if cause in _ENDED else markers.take_dead()
-        for inflight in dead:
-            self._write(inflight, cause)
-            error.add_note(f"{inflight} when it died ({cause}). {self._advice(cause)}")
-        if cause not in _ENDED and cause != _UNKNOWN and not getattr(error, "__notes__", None):
-            error.add_note(
-                "The worker was not decoding a sample. Is there too little memory, in all or in /dev/shm? Then fewer "
-                "data.num_workers may help. The same command goes on from the newest checkpoint"
-            )
+        for death in markers.take_dead():
+            if -death.exit_code in _ENDED:
+                continue
+            if death.inflight is None:
+                error.add_note(
+                    f"A worker died ({death.cause}) while it was not decoding a sample. Is there too little memory, in "
+                    "all or in /dev/shm? Then fewer data.num_workers may help. The same command goes on from the "
+                    "newest checkpoint"
+                )
+                continue
+            self._write(death.inflight, death.cause)
+            error.add_note(f"{death.inflight} when it died ({death.cause}). {self._advice(death.cause)}")
 
     def _write(self, inflight: Inflight, cause: str) -> None:
         if self.path is None:
@@ -79,15 +77,6 @@ class CrashLog:
             return "Remove the sample"
         when = "the next start" if cause in _OWN else "a start after a second such death"
         return f"{self.path} names it: {when} takes another sample in its place. Run the same command again"
-
-
-def _cause(error: BaseException | None) -> str:
-    """The name of the signal in the messages of an error and of those that it was raised from."""
-    while error is not None:
-        if found := _BY_SIGNAL.search(str(error)):
-            return found[1]
-        error = error.__cause__ or error.__context__
-    return _UNKNOWN
 
 
 def _killers(path: Path) -> set[tuple[str, str]]:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
+import signal
+from collections.abc import Sequence
+from multiprocessing.process import BaseProcess
 from typing import Any, NamedTuple
 
 import torch
@@ -28,6 +30,19 @@ class Inflight(NamedTuple):
         return f"worker {self.worker} was decoding {names} for position {self.position}"
 
 
+class Death(NamedTuple):
+    """A worker that is gone: its exit code, negative for a signal, and what it was decoding, if anything."""
+
+    exit_code: int
+    inflight: Inflight | None
+
+    @property
+    def cause(self) -> str:
+        """`Segmentation fault`, or `exit code 3`."""
+        code = self.exit_code
+        return (signal.strsignal(-code) if code < 0 else None) or f"exit code {code}"
+
+
 class InflightMarkers:
     """One slot of shared memory for each worker, which outlives it; about a microsecond per sample.
 
@@ -40,9 +55,14 @@ class InflightMarkers:
     def __init__(self, workers: int) -> None:
         self._slots = torch.zeros(workers, _SLOT_BYTES, dtype=torch.uint8).share_memory_()
         self._mine: memoryview | None = None
+        self._processes: list[BaseProcess] = []
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_mine": None}
+        return {**self.__dict__, "_mine": None, "_processes": []}
+
+    def watch(self, processes: Sequence[BaseProcess]) -> None:
+        """The processes in which workers run, for `take_dead`."""
+        self._processes = list(processes)
 
     def mark(self, raw: RawSample) -> None:
         """Note, in a worker, the sample that it is about to decode; elsewhere there is nothing to note."""
@@ -75,14 +95,14 @@ class InflightMarkers:
         """What all workers are, or were, decoding."""
         return [found for worker in range(len(self._slots)) if (found := self.read(worker)) is not None]
 
-    def take_dead(self) -> list[Inflight]:
-        """What workers that are gone were decoding when they died; each is returned once."""
-        alive = {child.pid for child in multiprocessing.active_children()}
-        dead = [found for found in self.in_use() if found.pid not in alive]
-        for found in dead:
-            self._slots[found.worker, 0] = 0
-        return dead
+    def take_dead(self) -> list[Death]:
+        """The watched processes that have died, each once."""
+        dead = [process for process in self._processes if process.exitcode]
+        self._processes = [process for process in self._processes if process not in dead]
+        decoding = {found.pid: found for found in self.in_use()}
+        return [Death(process.exitcode or 0, decoding.get(process.pid or 0)) for process in dead]
 
     def reset(self) -> None:
         """Clear all slots, before new workers start."""
         self._slots.zero_()
+        self._processes = []

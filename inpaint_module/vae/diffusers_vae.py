@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from inpaint_module.vae.frozen_vae import FrozenVAE, Posterior, sha256_of_weights
+from inpaint_module.vae.frozen_vae import FrozenVAE, Posterior, VAEOverflowError, sha256_of_weights
 
 
 class DiffusersVAE(FrozenVAE):
@@ -68,7 +68,7 @@ class DiffusersVAE(FrozenVAE):
         In float16, which holds numbers to 65504, the latents are looked at, and the host waits for the device.
 
         Raises:
-            ValueError: naming the class, if latents in float16 are infinite or NaN.
+            VAEOverflowError: naming the class, if latents in float16 are infinite or NaN.
         """
         images = (pixels * 2 - 1).to(self.dtype)
         with self._undisturbed(pixels.device):
@@ -76,7 +76,7 @@ class DiffusersVAE(FrozenVAE):
         std = None if isinstance(out, Tensor) else getattr(out, "std", None)  # some distributions have a mode only
         mean = self._leave(out if isinstance(out, Tensor) else out.mode())
         if self.dtype == torch.float16 and not torch.compiler.is_compiling() and not mean.isfinite().all():
-            raise ValueError(
+            raise VAEOverflowError(
                 f"{self.name}: expected finite latents, got infinite or NaN ones: it "
                 "overflows there; load it with dtype bfloat16 or float32"
             )

@@ -15,6 +15,10 @@ import torch
 from torch import Tensor
 
 
+class VAEOverflowError(ValueError):
+    """Latents that are infinite or NaN, because the VAE's dtype does not hold its numbers."""
+
+
 class Posterior(NamedTuple):
     """What a VAE says of an image: `mean` and `std` of its latents, float32 (B, C, h, w); `std` None if it has none."""
 
