@@ -99,5 +99,5 @@ def test_fit_says_which_configs_there_are(
     monkeypatch.chdir(tmp_path)
     shown = printed(capsys, "--config=configs/quickstat.yaml")
     assert "config: expected a file, got configs/quickstat.yaml; those that ship: configs/autoencoder.yaml" in shown
-    assert "usage: python -m train fit --config FILE" in shown
+    assert "All options: python -m train fit --help" in shown
     assert "://" in printed(capsys, "--config=http://127.0.0.1:1/x.yaml")

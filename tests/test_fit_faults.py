@@ -64,7 +64,7 @@ def data_module(shards: str, act: Callable[[], None], val: str = "", **options: 
             act()
         return decoder(raw)
 
-    decode.image_size = decoder.image_size  # type: ignore[attr-defined]
+    decode.__dict__ |= vars(decoder)  # what the data module asks of it
     data.train_decoder = decode  # type: ignore[assignment]
     return data
 

@@ -132,7 +132,7 @@ def test_refused_rows_are_named(tmp_path: Path, row: dict[str, Any], columns: Co
         ("t.csv", "path,caption\na.png,one\nb.png,two, three\n", "row 2: expected 2 values, got 3; quote texts"),
         ("t.csv", 'path,caption\na.png,"one\n', "unexpected end of data"),
         ("t.csv", "", r"expected a column path or .* got the columns \[\]"),
-        ("t.jsonl", '{"path": "a.png"}\n\n{"path"\n', "line 3: Expecting"),
+        ("t.jsonl", '{"path": "a.png"}\n\n{"path"\n', "line 3: expected JSON, got Expecting"),
         ("t.jsonl", "[1]\n", "line 1: expected an object, got list"),
         ("t.jsonl", '{"path": "a.png"}\n{}\n', "row 2: column 'path': expected the path of an image, got ''"),
         ("t.parquet", "no table", "Parquet magic bytes not found|Could not open"),
