@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 import textwrap
 from collections.abc import Iterable, Mapping
@@ -78,6 +79,7 @@ class Account:
 
     def text(self, taken: str = "photos taken") -> str:
         """The account in lines of at most 80 columns; `taken` says what the first number counts."""
+        taken = re.sub("^(photo|sample)s", r"\1", taken) if self.taken == 1 else taken
         lines = [f"{self.taken} {taken}", f"  {', '.join(f'{kind} {count}' for kind, count in self.found.items())}"]
         lines += _tallies(self.noted)
         lines += self._left()

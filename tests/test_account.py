@@ -28,6 +28,13 @@ def test_text() -> None:
     )
 
 
+def test_one_is_one() -> None:
+    account = Account()
+    account.take([])
+    assert account.text().startswith("1 photo taken\n")
+    assert account.text("samples in train_shards").startswith("1 sample in train_shards\n")
+
+
 def test_parts_add_up_and_survive_a_file() -> None:
     both = small()
     both.add(Account.from_json(json.loads(json.dumps(small().as_json()))))

@@ -96,6 +96,22 @@ def test_columns_with_spaces_and_in_any_case(tmp_path: Path, names: str) -> None
     assert packed(folder / "t.csv")[0]["p000"]["txt"] == b"hello"
 
 
+def test_lists_and_tables_made_on_windows(tmp_path: Path) -> None:
+    folder = photo_folder(tmp_path / "in", 2)
+    (tmp_path / "list.txt").write_bytes(b"\xef\xbb\xbfin\\p000.jpg\r\nin\\P001.JPG\r\n")
+    (tmp_path / "t.csv").write_text('path;caption\r\nin\\p001.jpg;"a, b"\r\n', encoding="utf-16")
+    assert set(packed(tmp_path / "list.txt")[0]) == {"in/p000", "in/P001"}
+    assert packed(tmp_path / "t.csv")[0]["in/p001"]["txt"] == b"a, b"
+    assert (folder / "p001.jpg").exists()
+
+
+def test_a_folder_of_tables_says_what_to_name(tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "train-0.parquet").touch()
+    with pytest.raises(ValueError, match=r"to take those of a table, name it: \S+/data/train-0\.parquet"):
+        make_shards(tmp_path, tmp_path / "out")
+
+
 def test_pictures_in_a_parquet_table(tmp_path: Path) -> None:
     pyarrow = pytest.importorskip("pyarrow")
     from pyarrow import parquet

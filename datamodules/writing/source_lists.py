@@ -109,6 +109,9 @@ class _Finder:
     def file(self, name: str, **more: Any) -> Source:
         """A photo that a list or a table names, with what lies beside it."""
         path = _found(self.root / name)
+        if "\\" in name and not path.exists():  # of a list made on Windows
+            name = name.replace("\\", "/")
+            path = _found(self.root / name)
         beside: dict[str, Path | Cell] = {
             purpose: path.with_name(file) for purpose, file in _folder(path.parent)[0].get(path.name, {}).items()
         }
@@ -236,7 +239,9 @@ def find_sources(
     if finder.masks is not None:
         finder.masks.tell(account, whole=source.is_dir())
     if not found:
-        raise ValueError(f"{source}: no images that can be read there\n{account.text()}")
+        tables = [name for _, names in account.aside.values() for name in names if is_table(Path(name))]
+        advice = f"; to take those of a table, name it: {source / tables[0]}" if tables else ""
+        raise ValueError(f"{source}: no images that can be read there{advice}\n{account.text()}")
     return _unique(found, account)
 
 

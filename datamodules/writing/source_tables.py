@@ -61,6 +61,8 @@ def _read_group(path: Path, group: int, column: str) -> Any:
 
 def _read_csv(path: Path, delimiter: str, encoding: str) -> Table:
     text = decode_text(path.read_bytes(), encoding)
+    head = text.partition("\n")[0]
+    delimiter = ";" if delimiter not in head and ";" in head else delimiter  # of spreadsheets where a comma is decimal
     lines = [line for line in csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True) if line]
     columns = [name.strip() for name in lines[0]] if lines else []
     for number, line in enumerate(lines[1:], 1):
