@@ -30,6 +30,7 @@ from inpaint_module.commands.config_action import ConfigFile
 from inpaint_module.commands.errors import parser_message
 from inpaint_module.run_folder import CONFIG_HEAD, keep_csv_logs, names_folder, run_folder
 from inpaint_module.run_lock import claim, release
+from inpaint_module.run_versions import names_versions
 
 _LOAD_TEXT = "inpaint_module.base_models.load_text"
 
@@ -129,8 +130,10 @@ class ResumingCLI(LightningCLI):
         options = self.config_init["fit"]
         named, quick = options["ckpt_path"], self.trainer.fast_dev_run  # type: ignore[attr-defined]
         ours = isinstance(self.trainer.strategy.checkpoint_io, VerifiedCheckpointIO) and not quick
-        path = keep_run(self.trainer, named) if ours else None
+        if ours and names_versions(self.trainer):
+            keep_run(self.trainer, named)  # for the run folder
         self._prepare_folder("fit")
+        path = keep_run(self.trainer, named) if ours else None  # when no other process can write there
         if ours and (named is None or path is not None):
             options["ckpt_path"] = path and str(path)
             self.leftovers.goes_on = True
@@ -152,7 +155,8 @@ class ResumingCLI(LightningCLI):
         """
         options = self.config_init[self.subcommand]
         ours = isinstance(self.trainer.strategy.checkpoint_io, VerifiedCheckpointIO)
-        path = keep_run(self.trainer, None) if ours and options["ckpt_path"] is None else None
+        ours = ours and options["ckpt_path"] is None
+        path = keep_run(self.trainer, None) if ours else None  # before the logger makes a new version
         self._prepare_folder(str(self.subcommand))
         if options["ckpt_path"] is None and not self.trainer.fast_dev_run:  # type: ignore[attr-defined]
             check_trained(path, self._get(self.config, "model").as_dict(), checkpoint_folders(self.trainer))
