@@ -13,11 +13,13 @@ import torch
 import yaml
 from lightning.pytorch.loggers import CSVLogger, Logger, MLFlowLogger, TensorBoardLogger, WandbLogger
 from quiet_trainer import QUIET, quiet_trainer
+from tiny_models import tiny_module
 from tiny_run import Setup, tiny_config
 
 import train
 from inpaint_module.checkpoints.checkpoint_io import VerifiedCheckpointIO, newest_valid_checkpoint, read_plain
 from inpaint_module.checkpoints.choice import check_trained
+from inpaint_module.checkpoints.resume import ExactResume
 from inpaint_module.checkpoints.settings import changes, settings_of
 from inpaint_module.cli import ResumingCLI
 from inpaint_module.run_versions import is_open, keep_versions, last_version, versions_of
@@ -177,6 +179,17 @@ def test_going_back_leaves_later_steps_aside_and_the_same_command_goes_on(
         line = said(caplog, "resume: going on", "resume: finished")[0]
         assert ("going on from run/checkpoints/last.ckpt at step 2" if options else "at step 3 of 3") in line
     assert len(list(folder.glob("*.newer"))) == 4
+
+
+def test_another_optimizer_of_sharded_weights_is_refused_before_it_is_loaded(tmp_path: Path) -> None:
+    settings = {"model.optimizer": "torch.optim.AdamW", "model.optimizer.lr": "1"}
+    path = tmp_path / "a.ckpt"
+    VerifiedCheckpointIO().save_checkpoint({"global_step": 1, "run_settings": settings}, path)
+    trainer: Any = quiet_trainer(1, plugins=[VerifiedCheckpointIO()])
+    with mock.patch.object(type(trainer.strategy), "lightning_restore_optimizer", False):
+        ExactResume(str(path), settings | {"model.optimizer.lr": "2"}).setup(trainer, tiny_module(), "fit")
+        with pytest.raises(ValueError, match=r"model.optimizer: expected torch.optim.AdamW, .*, got torch.optim.SGD"):
+            ExactResume(str(path), {"model.optimizer": "torch.optim.SGD"}).setup(trainer, tiny_module(), "fit")
 
 
 def test_random_weights_are_not_measured(config: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:

@@ -31,8 +31,8 @@ def adapt(checkpoint: dict[str, Any], trainer: Trainer, module: LightningModule,
         module.load_state_dict(checkpoint["current_model_state"])
     if not isinstance(module, ScheduledModule) or not checkpoint.get("optimizer_states"):
         return
-    if any(change.name.rpartition(".")[2] == "optimizer" for change in changed):
-        _renew(checkpoint, trainer, module)
+    if any(map(_is_optimizer, changed)):
+        _renew(checkpoint, module)
     else:
         _check_optimizer(checkpoint["optimizer_states"][0], module)
         if _concerns_rates(changed, module):
@@ -49,12 +49,24 @@ def _concerns_rates(changed: list[Change], module: ScheduledModule) -> bool:
     return own or (module.stretch_schedule and any(change.name == "trainer.max_steps" for change in changed))
 
 
-def _renew(checkpoint: dict[str, Any], trainer: Trainer, module: ScheduledModule) -> None:
-    if not trainer.strategy.lightning_restore_optimizer:
+def check_sharded(changed: list[Change]) -> None:
+    """Refuse another optimizer where the strategy itself loads the state, of sharded weights, into the optimizer.
+
+    Raises:
+        ValueError: naming both classes.
+    """
+    for change in filter(_is_optimizer, changed):
         raise ValueError(
-            "model.optimizer: expected that of the checkpoint, as the weights are sharded, got another: its state "
-            "cannot be put in place"
+            f"{change.name}: expected {change.before}, that of the checkpoint, as its state is sharded, got "
+            f"{change.now}: give this run a folder of its own"
         )
+
+
+def _is_optimizer(change: Change) -> bool:
+    return change.name.rpartition(".")[2] == "optimizer"
+
+
+def _renew(checkpoint: dict[str, Any], module: ScheduledModule) -> None:
     optimizer, schedule = module.schedule_at(checkpoint["global_step"])
     checkpoint["optimizer_states"] = [optimizer.state_dict()]
     checkpoint["lr_schedulers"] = [schedule.state_dict()] if schedule is not None else []

@@ -15,9 +15,9 @@ from lightning.pytorch.callbacks import ModelCheckpoint, WeightAveraging
 from lightning.pytorch.strategies import ModelParallelStrategy
 from lightning.pytorch.utilities import rank_zero_info
 
-from inpaint_module.checkpoints.checkpoint_io import read_seal
-from inpaint_module.checkpoints.going_on import adapt
-from inpaint_module.checkpoints.rank_checks import check_same_checkpoint
+from inpaint_module.checkpoints.checkpoint_io import read_plain, read_seal
+from inpaint_module.checkpoints.going_on import adapt, check_sharded
+from inpaint_module.checkpoints.rank_checks import LIGHTNINGS_WORDS, check_same_checkpoint
 from inpaint_module.checkpoints.settings import changes
 from inpaint_module.files import set_aside
 from inpaint_module.run_folder import run_folder
@@ -61,6 +61,8 @@ class ExactResume(Callback):
         """
         _check_sharding(trainer, stage)
         check_same_checkpoint(trainer, self.ckpt_path)
+        if stage == "fit" and not trainer.strategy.lightning_restore_optimizer:
+            self._check_sharded()
         if stage == "fit" and self.started_from is not None and trainer.is_global_zero:
             set_newer_aside(trainer, Path(self.started_from))
         for callback in model_checkpoints(trainer):
@@ -71,6 +73,11 @@ class ExactResume(Callback):
                     f"save_on_exception: with accumulate_grad_batches {trainer.accumulate_grad_batches} they save "
                     "inside an accumulation window, whose gradients would be lost"
                 )
+
+    def _check_sharded(self) -> None:
+        if self.ckpt_path is not None and self.ckpt_path not in LIGHTNINGS_WORDS and self.settings is not None:
+            before = read_plain(Path(self.ckpt_path)).get(SETTINGS)
+            check_sharded(changes(before, self.settings) if before is not None else [])
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Refuse to go on inside an accumulation window; adapt the checkpoint to settings that have changed.
