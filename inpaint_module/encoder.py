@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from inpaint_module import morphology, randomness
+from inpaint_module.image_checks import checked_mask, checked_pixels
 from inpaint_module.sizing import SIZINGS
 from inpaint_module.vae.loading import FrozenVAE, as_vae
 
@@ -18,7 +19,6 @@ KERNELS: dict[str, Callable[[int], Tensor]] = {
     "disk": morphology.disk,
     "diamond": morphology.diamond,
 }
-_RANGE_SLACK = 1e-4  # resizing rounds a little past 0 and 1
 
 
 class InpaintLatents(NamedTuple):
@@ -115,6 +115,7 @@ class InpaintEncoder(nn.Module):
         self.fill, self.posterior, self.normalize, self.max_batch = fill, posterior, normalize, max_batch
         self.sizing, self._sizing = sizing, SIZINGS[sizing]
         element = _structuring_element(kernel, grow_mask_by, radius, cells, self.vae.ratio)
+        self._kept = element  # outlives a stay on the meta device
         self.register_buffer("kernel", element, persistent=False)
         self._plan = morphology.plan_dilation(element)
         self._planned = self._kernel_state()
@@ -135,7 +136,8 @@ class InpaintEncoder(nn.Module):
                 batch, or a `torch.Generator`.
 
         Raises:
-            ValueError: shapes, dtypes or ranges other than these, NaN, or an image smaller than the VAE's ratio.
+            ValueError: no tensors, an empty batch, shapes, dtypes or ranges other than these, NaN, or an image smaller
+                than the VAE's ratio.
                 Ranges of float pixels and of masks that are not bool are read back, which waits for a GPU; uint8
                 pixels and bool masks never are, nor anything under `torch.compile`.
         """
@@ -148,7 +150,7 @@ class InpaintEncoder(nn.Module):
 
     def fill_hole(self, pixels: Tensor, mask: Tensor) -> FilledImages:
         """All that `forward` does before the VAE; arguments and errors are those of `forward`."""
-        pixels, mask = _checked_pixels(pixels, self.vae.ratio), _checked_mask(mask)
+        pixels, mask = checked_pixels(pixels, self.vae.ratio), checked_mask(mask)
         if pixels.shape[0] != mask.shape[0] and 1 not in (pixels.shape[0], mask.shape[0]):
             raise ValueError(
                 f"pixels and mask must have the same batch, or one of them 1; got {len(pixels)} and {len(mask)}"
@@ -196,10 +198,12 @@ class InpaintEncoder(nn.Module):
         return id(self.kernel), 0 if self.kernel.is_inference() else self.kernel._version
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> InpaintEncoder:
+        self._kept = self._kept if self.kernel.is_meta else self.kernel
         super()._apply(fn, recurse)
-        self._planned = self._kernel_state()  # a move changes no element
-        if self.kernel.device.type != "meta":
+        if not self.kernel.is_meta:
+            self.kernel = self._kept.to(self.kernel.device)  # also after to_empty, which leaves no values
             self.vae.to(self.kernel.device)
+        self._planned = self._kernel_state()  # a move changes no element
         return self
 
     def get_extra_state(self) -> Tensor:
@@ -223,6 +227,8 @@ class InpaintEncoder(nn.Module):
 
 def _structuring_element(kernel: str | Tensor, size: int, radius: int | None, cells: int | None, ratio: int) -> Tensor:
     if isinstance(kernel, Tensor):
+        if kernel.is_meta:
+            raise ValueError("kernel must hold values, got a tensor on the meta device, which holds none")
         return kernel.detach().clone() != 0
     if kernel not in KERNELS:
         raise ValueError(f"kernel must be a tensor or one of {', '.join(KERNELS)}; got {kernel!r}")
@@ -232,43 +238,9 @@ def _structuring_element(kernel: str | Tensor, size: int, radius: int | None, ce
         radius = cells * ratio
     if radius is not None and radius < 0:
         raise ValueError(f"radius and cells must not be negative, got {radius if cells is None else cells}")
-    return KERNELS[kernel](size if radius is None else 2 * radius + 1)
-
-
-def _checked_pixels(pixels: Tensor, ratio: int) -> Tensor:
-    if pixels.ndim != 4 or pixels.shape[1] not in (3, 4):
-        raise ValueError(f"pixels must be (B, 3 or 4, H, W), got {tuple(pixels.shape)}")
-    if pixels.dtype != torch.uint8 and not pixels.is_floating_point():
-        raise ValueError(f"pixels must be uint8, or float in 0..1; got {pixels.dtype}")
-    if min(pixels.shape[-2:]) < ratio:
-        raise ValueError(
-            f"pixels of {pixels.shape[-2]} x {pixels.shape[-1]} are smaller than one latent cell of this VAE, "
-            f"{ratio} x {ratio}"
-        )
-    if pixels.is_floating_point():
-        _check_range("pixels", pixels, "float pixels in -1..1 or 0..255 must be brought to 0..1 first")
-    return pixels[:, :3]
-
-
-def _checked_mask(mask: Tensor) -> Tensor:
-    """To (B, 1, H, W)."""
-    if mask.ndim == 2:
-        mask = mask[None, None]
-    elif mask.ndim == 3:
-        mask = mask[:, None]
-    if mask.ndim != 4 or mask.shape[1] != 1 or mask.is_complex():
-        raise ValueError(f"mask must be (H, W), (B, H, W) or (B, 1, H, W), got {tuple(mask.shape)} {mask.dtype}")
-    if mask.dtype != torch.bool:
-        _check_range("mask", mask, "a mask in 0..255 must be divided by 255 first")
-    return mask
-
-
-def _check_range(name: str, x: Tensor, hint: str) -> None:
-    if torch.compiler.is_compiling() or not x.numel():
-        return
-    low, high = (v.item() for v in x.detach().aminmax())
-    if not (low >= -_RANGE_SLACK and high <= 1 + _RANGE_SLACK):  # a NaN fails both
-        raise ValueError(f"{name} must lie in 0..1 without NaN, got {low:.4g}..{high:.4g}; {hint}")
+    default = torch.get_default_device()
+    with torch.device("cpu" if default.type == "meta" else default):  # the dilation is planned from its elements
+        return KERNELS[kernel](size if radius is None else 2 * radius + 1)
 
 
 def to_unit_float(pixels: Tensor) -> Tensor:

@@ -111,6 +111,8 @@ def dilate(mask: Tensor, kernel: Tensor | DilationPlan) -> Tensor:
         [[0, 1, 1, 1, 1, 1, 1]]
     """
     plan = kernel if isinstance(kernel, DilationPlan) else plan_dilation(kernel)
+    if 0 in mask.shape:
+        return mask.clone()
     flat = mask.reshape(-1, *mask.shape[-2:])
     if mask.dtype == torch.bool:
         flat = _unpack(_dilate(_pack(flat), plan, torch.bitwise_or), len(flat))

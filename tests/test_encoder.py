@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import copy
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from diffusers import AutoencoderKL
+from PIL import Image
 from safetensors.torch import load_file
 from tiny_models import tiny_vae
 from tiny_vaes import tiny
-from torch import Tensor
+from torch import Tensor, nn
 
 from inpaint_module import InpaintEncoder
 from inpaint_module.randomness import Stream, key
@@ -252,6 +255,92 @@ def test_another_vae_is_refused_on_resume(vae: AutoencoderKL) -> None:
 def test_bad_input_is_refused(vae: AutoencoderKL, pixels: Tensor, mask: Tensor, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         InpaintEncoder(vae)(pixels, mask)
+
+
+@pytest.mark.parametrize(
+    ("pixels", "mask", "message"),
+    [
+        (
+            torch.zeros(0, 3, 32, 32),
+            torch.zeros(0, 1, 32, 32),
+            r"at least one image, got an empty batch \(0, 3, 32, 32\)",
+        ),
+        (torch.zeros(0, 3, 32, 32, dtype=torch.uint8), torch.zeros(32, 32), "pixels must hold at least one image"),
+        (torch.zeros(1, 3, 32, 32), torch.zeros(0, 32, 32), r"at least one mask .* got \(0, 1, 32, 32\)"),
+        (
+            torch.zeros(1, 3, 32, 32),
+            torch.zeros(0, 32),
+            r"at least one mask of at least one pixel, got \(1, 1, 0, 32\)",
+        ),
+        (
+            np.zeros((1, 3, 32, 32)),
+            torch.zeros(32, 32),
+            r"pixels must be a torch\.Tensor \(B, 3 or 4, H, W\), got ndarray",
+        ),
+        (torch.zeros(1, 3, 32, 32), np.zeros((32, 32)), r"mask must be a torch\.Tensor \(H, W\), .* torch\.from_numpy"),
+        (Image.new("RGB", (32, 32)), torch.zeros(32, 32), "got Image; torchvision.*pil_to_tensor makes one of a PIL"),
+        (torch.zeros(1, 3, 32, 32), Image.new("L", (32, 32)), "mask must be a torch.Tensor .* got Image"),
+        ([torch.zeros(3, 32, 32)], torch.zeros(32, 32), "pixels must be a torch.Tensor .* got list"),
+        (torch.zeros(1, 3, 32, 32), None, "mask must be a torch.Tensor .* got NoneType"),
+        (torch.zeros(1, 3, 32, 32, device="meta"), torch.zeros(32, 32), "pixels must hold values, .* meta device"),
+        (torch.zeros(1, 3, 32, 32), torch.zeros(32, 32, device="meta"), "mask must hold values, .* meta device"),
+    ],
+)
+@pytest.mark.parametrize("options", [{}, {"max_batch": 1}, {"sizing": "diffusers"}])
+def test_what_holds_no_images_is_refused(
+    vae: AutoencoderKL, pixels: Any, mask: Any, message: str, options: dict[str, Any]
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        InpaintEncoder(vae, **options)(pixels, mask)
+
+
+@pytest.mark.parametrize("sizing", ["comfyui", "diffusers"])
+@pytest.mark.parametrize("size", [(32, 48), (20, 30)])
+def test_a_mask_that_asks_for_a_gradient_is_a_mask(vae: AutoencoderKL, sizing: str, size: tuple[int, int]) -> None:
+    encoder, image = InpaintEncoder(vae, sizing=sizing), torch.rand(2, 3, 32, 48)
+    mask = torch.rand(2, 1, *size, requires_grad=True)
+    found, expected = (encoder(image, each, target=True) for each in (mask, mask.detach()))
+    for ours, plain in zip(found, expected, strict=True):
+        assert ours is not None
+        assert torch.equal(ours, plain)
+        assert not ours.requires_grad
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"kernel": "disk", "radius": 3}, {"normalize": True}, {"kernel": torch.eye(3)}]
+)
+def test_an_encoder_made_on_the_meta_device_works(vae: AutoencoderKL, options: dict[str, Any]) -> None:
+    image, mask = torch.rand(1, 3, 32, 32), torch.zeros(32, 32)
+    mask[12:20, 12:20] = 1
+    plain = InpaintEncoder(vae, **options)
+    with torch.device("meta"):
+        encoder = InpaintEncoder(vae, **options)
+    for _ in range(2):
+        assert torch.equal(encoder.kernel, plain.kernel)
+        assert all(torch.equal(*pair) for pair in zip(encoder(image, mask)[:2], plain(image, mask)[:2], strict=True))
+        nn.Sequential(encoder).to_empty(device="cpu")  # leaves parameters and buffers without values
+
+
+def test_the_kernel_comes_back_from_the_meta_device(vae: AutoencoderKL) -> None:
+    encoder = InpaintEncoder(vae)
+    encoder.kernel = torch.eye(5).bool()
+    encoder.to("meta")
+    assert encoder.kernel.is_meta
+    encoder.to_empty(device="cpu")
+    assert torch.equal(encoder.kernel, torch.eye(5).bool())
+    encoder.kernel[0, 4] = True  # and is what the dilation uses
+    mask = torch.zeros(32, 32)
+    mask[16, 16] = 1
+    assert encoder(torch.rand(1, 3, 32, 32), mask).noise_mask.sum() == 6
+
+
+def test_what_has_no_values_is_refused(vae: AutoencoderKL) -> None:
+    with pytest.raises(ValueError, match="kernel must hold values, got a tensor on the meta device"):
+        InpaintEncoder(vae, kernel=torch.ones(3, 3, device="meta"))
+    with torch.device("meta"):
+        empty = tiny_vae()
+    with pytest.raises(ValueError, match="AutoencoderKL holds no weights, it is on the meta device: load it first"):
+        InpaintEncoder(empty)
 
 
 @pytest.mark.parametrize(

@@ -158,6 +158,11 @@ def test_golden_masks(name: str, device: str) -> None:
     assert digest.hexdigest()[:16] == GOLDEN[name]
 
 
+@pytest.mark.parametrize("name", GENERATORS)
+def test_no_keys_no_masks(name: str) -> None:
+    assert GENERATORS[name](KEYS[:0], 16, 24).shape == (0, 1, 16, 24)
+
+
 def test_the_base_is_abstract() -> None:
     with pytest.raises(TypeError, match="abstract"):
         MaskGenerator()  # type: ignore[abstract]

@@ -88,6 +88,12 @@ def test_shapes_and_dtypes_are_kept() -> None:
             assert dilate(torch.zeros(shape, dtype=dtype), square(3)).shape == shape
 
 
+def test_no_masks_stay_none() -> None:
+    for shape in ((0, 1, 8, 9), (2, 0, 9), (0, 4)):
+        for dtype in (torch.bool, torch.float32):
+            assert dilate(torch.zeros(shape, dtype=dtype), square(3)).shape == shape
+
+
 def test_soft_masks_take_the_maximum() -> None:
     assert dilate(torch.tensor([[0.0, 0.25, 0.0, 0.75, 0.0]]), torch.ones(1, 3)).tolist() == [
         [0.25, 0.25, 0.75, 0.75, 0.75]

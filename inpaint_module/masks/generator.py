@@ -44,7 +44,7 @@ class MaskGenerator(ABC):
             raise ValueError(f"keys must be int64 (B,), got {keys.dtype} {tuple(keys.shape)}")
         if height < 1 or width < 1:
             raise ValueError(f"height and width must be at least 1, got {height} x {width}")
-        return self.paint(keys, height, width)
+        return self.paint(keys, height, width) if len(keys) else no_masks(keys, height, width)
 
     @abstractmethod
     def paint(self, keys: Tensor, height: int, width: int) -> Tensor:

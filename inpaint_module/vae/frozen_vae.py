@@ -85,6 +85,8 @@ class FrozenVAE(ABC):
     def _dry_encode(self, name: str, device: torch.device) -> int:
         """Prove `ratio` and the four axes of latents on one grey image of 2 x 2 cells, and return the channels C."""
         side = 2 * self.ratio
+        if device.type == "meta":
+            raise ValueError(f"{name} holds no weights, it is on the meta device: load it first")
         claim = f"{name} claims {self.ratio} pixels per latent cell and side"
         try:
             shape = self.posterior(torch.full((1, 3, side, side), 0.5, device=device)).mean.shape
