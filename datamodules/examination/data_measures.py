@@ -11,9 +11,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 
-from datamodules.images.reading import open_image, upright_size
+from datamodules.images.reading import open_image, read_turn, upright_size
 from datamodules.own_masks.mask_sources import FileMask, MaskRequest, MaskSource, image_bytes
 from datamodules.own_masks.polarity import why_look
 from datamodules.shards.contents import Contents, look_into
@@ -23,7 +24,7 @@ from inpaint_module.batch import Batch
 
 _FLAT = 8 / 255  # a picture whose values differ by less shows nothing
 _DARK = 16 / 255
-_GREY = range(5, 251)  # neither black nor white
+_GREY = slice(5, 251)  # neither black nor white
 _MAX_PIXELS = 50_000_000
 _SOFT = 0.1  # a larger share of grey is meant so
 
@@ -134,7 +135,7 @@ def measure_stored(samples: Sequence[RawSample], decode: Callable[[RawSample], A
             group.append((raw.shard, raw.key))
         field = next((name for name in MASK_FIELDS if name in raw.fields), None)
         if field is not None:
-            grey[raw.key] = _grey_share(raw.fields[field])
+            grey[raw.key] = _grey_share(raw)
             jpeg += [raw.key] * (field in ("mask.jpg", "mask.jpeg"))
     soft = [key for key, share in grey.items() if share > _SOFT and key not in jpeg]
     mean_grey = sum(grey[key] for key in jpeg) / max(len(jpeg), 1)
@@ -147,30 +148,28 @@ def measure_contents(shards: ShardSet, samples: Sequence[RawSample], sources: Se
     contents, seen = look_into(shards), set()
     files = [source for source in sources if isinstance(source, FileMask)]
     for raw in samples:
-        if files and (raw.shard, raw.key) not in seen and (mask := _own_mask(raw, files[0])) is not None:
-            for kind in filter(None, [why_look(mask)]):
+        if files and (raw.shard, raw.key) not in seen and (mask := _grey_mask(raw, files[0])) is not None:
+            for kind in filter(None, [why_look(np.asarray(mask) >= 128)]):
                 contents.account.note(kind, raw.key)
         seen.add((raw.shard, raw.key))
     return contents
 
 
-def _own_mask(raw: RawSample, source: FileMask) -> np.ndarray | None:
-    """The mask of a sample's file, bool (H, W); None if there is none that can be read, which the loader tells."""
+def _grey_mask(raw: RawSample, source: FileMask) -> Image.Image | None:
+    """The mask of a sample's file, upright; None if there is none that can be read, which the loader tells."""
     try:
-        frame = upright_size(open_image(image_bytes(raw.fields), _MAX_PIXELS))
-        mask = source(MaskRequest(raw.fields, frame, max_pixels=_MAX_PIXELS))
+        image = open_image(image_bytes(raw.fields), _MAX_PIXELS)
+        size, turn = upright_size(image), read_turn(image)
+        return source(MaskRequest(raw.fields, size, max_pixels=_MAX_PIXELS, turn=turn))
     except Exception:  # Pillow raises many kinds on damaged files
         return None
-    return None if mask is None else np.asarray(mask) >= 128
 
 
-def _grey_share(data: bytes) -> float:
-    """Share of a mask file's pixels that are neither black nor white; 0 if it cannot be read."""
-    try:
-        counts = open_image(data, _MAX_PIXELS).convert("L").histogram()
-    except (OSError, ValueError, SyntaxError):
-        return 0.0
-    return sum(counts[value] for value in _GREY) / sum(counts)
+def _grey_share(raw: RawSample) -> float:
+    """Share of a mask's pixels that are neither black nor white, read as in training; 0 if it cannot be read."""
+    grey = _grey_mask(raw, FileMask())
+    counts = grey.histogram() if grey is not None else [1]
+    return sum(counts[_GREY]) / sum(counts)
 
 
 def _decoded_per_second(samples: Sequence[RawSample], decode: Callable[[RawSample], Any]) -> float:
