@@ -297,6 +297,10 @@ class WebDatasetDataModule(StreamDataModule, DescribedData):
             self.mask_generator.set_step(self.global_step() if self.trainer.training else LAST_STEP)
         return add_masks(batch, self.mask_generator, self.seed)
 
+    @cached_property
+    def _masks_sha256(self) -> str:
+        return self.mask_generator.fingerprint(*self.train_decoder.image_size)
+
     def plan(self) -> dict[str, Any]:
         """What must be equal for a position to mean the same sample; other masks are told and no more."""
         return {
@@ -304,6 +308,6 @@ class WebDatasetDataModule(StreamDataModule, DescribedData):
             "seed": self.seed,
             "window": self.window,
             "dataset_fingerprint": self.train_set.fingerprint,
-            "masks_sha256": self.mask_generator.fingerprint(*self.train_decoder.image_size),
+            "masks_sha256": self._masks_sha256,
             **self.train_order.plan(),
         }

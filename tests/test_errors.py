@@ -14,7 +14,7 @@ from inpaint_module import embedded
 from inpaint_module.callbacks.nonfinite_guard import NonFiniteGuard
 from inpaint_module.cli import check_extras
 from inpaint_module.commands.devices import device_of
-from inpaint_module.commands.errors import GOES_ON, exit_code_of, message_of, take_debug
+from inpaint_module.commands.errors import GOES_ON, exit_code_of, message_of, parser_message, take_debug
 from inpaint_module.vae.loading import load_vae
 
 
@@ -174,6 +174,11 @@ def test_without_a_network_a_hub_name_is_refused_at_once(monkeypatch: pytest.Mon
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     assert embedded._hub_is_out_of_reach() == "HF_HUB_OFFLINE is set"
     embedded._hub_is_out_of_reach.cache_clear()
+
+
+def test_a_parser_s_message_shows_no_secret() -> None:
+    parser = argparse.ArgumentParser()
+    assert "SECRET" not in parser_message("unrecognized arguments: https://host/x.tar?sig=SECRET", parser)
 
 
 def test_a_message_without_text_names_its_kind() -> None:

@@ -172,6 +172,7 @@ def test_the_base_is_abstract() -> None:
     ("make", "message"),
     [
         (lambda: preset("lama"), "unknown mask preset 'lama'; known are lama-thin, lama-medium, .*, grid"),
+        (lambda: preset("lama-medum"), r"unknown mask preset 'lama-medum'; .*; did you mean lama-medium\?"),
         (lambda: Boxes()(KEYS[None], 64, 64), r"keys must be int64 \(B,\)"),
         (lambda: Boxes()(KEYS.int(), 64, 64), r"keys must be int64 \(B,\), got torch.int32"),
         (lambda: Boxes()(KEYS, 0, 64), "height and width must be at least 1, got 0 x 64"),

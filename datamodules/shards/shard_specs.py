@@ -54,7 +54,9 @@ def packing_advice(path: Path) -> str:
     names = (name for _, _, files in places for name in files)
     kinds = (mimetypes.guess_type(name)[0] or "" for name in islice(names, _LOOKED_AT))
     if any(kind.startswith("image/") for kind in kinds) or path.suffix.lower() in _TABLES:
-        command = f"python -m datamodules.make_shards {shlex.quote(str(path))} FOLDER"
+        is_source = path.is_dir() or path.suffix.lower() in _TABLES  # of one picture, all those beside it are meant
+        source = shlex.quote(str(path if is_source else path.parent))
+        command = f"python -m datamodules.make_shards {source} FOLDER"
         return f"; make shards of pictures with: {command}, then name FOLDER here"
     return ""
 

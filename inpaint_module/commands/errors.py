@@ -106,7 +106,7 @@ def _is_memory(error: BaseException) -> bool:
 
 def _paragraph(message: str) -> str:
     """jsonargparse's tree of attempts as `key: what is wrong`; other messages as they are."""
-    if not (_KEY.search(message) or "Union subtypes" in message or _KEY.match(message.partition("\n")[0])):
+    if "Parser key" not in message and "Union subtypes" not in message:
         return message
     keys: list[str] = []
     owner, wrong = "", []
@@ -145,8 +145,9 @@ def _options_of(path: str) -> list[str]:
 
 def parser_message(message: str, parser: Any) -> str:
     """What a parser of jsonargparse reports, in one paragraph, with the option that is closest to an unknown one."""
-    if not (found := _UNRECOGNIZED.search(message)):
+    found = _UNRECOGNIZED.search(message)
+    unknown = [each.partition("=")[0] for each in found[1].split() if each.startswith("-")] if found else []
+    if not unknown:
         return redact(_paragraph(message))
     options = [name for action in parser._actions for name in action.option_strings]
-    unknown = [each.partition("=")[0] for each in found[1].split() if each.startswith("-")]
-    return "; ".join(f"there is no option {name}{closest(name, options)}" for name in unknown) or message
+    return "; ".join(f"there is no option {name}{closest(name, options)}" for name in unknown)

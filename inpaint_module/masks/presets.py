@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from difflib import get_close_matches
 from functools import partial
 
 from inpaint_module.masks.blob import Blob
@@ -62,7 +63,8 @@ def preset(name: str, *, in_pixels: bool = False) -> MaskGenerator:
         (torch.Size([3, 1, 64, 48]), torch.bool)
     """
     if name not in _PRESETS:
-        raise ValueError(f"unknown mask preset {name!r}; known are {', '.join(_PRESETS)}")
+        likely = "".join(f"; did you mean {known}?" for known in get_close_matches(name, _PRESETS, n=1))
+        raise ValueError(f"unknown mask preset {name!r}; known are {', '.join(_PRESETS)}{likely}")
     recipe, resolution = _PRESETS[name]
     return recipe(None if in_pixels else resolution)
 
