@@ -119,14 +119,13 @@ def check_replaceable(path: Path, maker: str) -> None:
 
     Args:
         path: to be written; fine if there is nothing yet.
-        maker: the command; what it writes has its name as PNG's text `Software`, or as HTML's `generator`.
+        maker: the command; the PNGs that it writes have its name as their text `Software`.
 
     Raises:
         ValueError: if a file or folder is there that does not have it.
     """
     if not os.path.lexists(path):
         return
-    marks = (f"tEXtSoftware\0{maker}", f'<meta name="generator" content="{maker}">')
     content = path.read_bytes() if path.is_file() else b""
-    if not any(mark.encode() in content for mark in marks):
+    if f"tEXtSoftware\0{maker}".encode() not in content:
         raise ValueError(f"{path}: it is there already and was not written by {maker}; move it or choose another name")
