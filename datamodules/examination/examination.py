@@ -128,20 +128,8 @@ def examine_data(
 ) -> None:
     """Read batches as the trainer does, and the files behind them."""
 
-    def train_batches() -> Any:
-        data.prepare_data()
-        data.setup("fit")
-        return islice(data.train_dataloader(), batches)
-
-    def read() -> list[tuple[Any, float]]:
-        try:
-            return list(patiently(train_batches, timeout))
-        except Exception as error:
-            data.on_exception(error)  # a worker that died: which sample it was decoding
-            raise
-
     advice = "mend the source; the message names the sample or the key"
-    came = exam.attempt(read, "data", "batches", advice)
+    came = exam.attempt(lambda: _read(data, batches, timeout), "data", "batches", advice)
     exam.workers = getattr(data, "num_workers", 0)
     if not came:
         return
@@ -160,6 +148,21 @@ def examine_data(
     _measure_batches(exam, own, module)
     if isinstance(data, WebDatasetDataModule):
         _measure_stored(exam, data, timeout)
+
+
+def _read(data: LightningDataModule, batches: int, timeout: float) -> list[tuple[Any, float]]:
+    """Training batches as they come, and the seconds that each took."""
+
+    def train_batches() -> Any:
+        data.prepare_data()
+        data.setup("fit")
+        return islice(data.train_dataloader(), batches)
+
+    try:
+        return list(patiently(train_batches, timeout))
+    except Exception as error:
+        data.on_exception(error)  # a worker that died: which sample it was decoding
+        raise
 
 
 def _loader_speed(came: Sequence[tuple[Any, float]]) -> float | None:
