@@ -35,7 +35,15 @@ _RULES = (
     ),
     # what a header says, and tokens that are known by their form
     (re.compile(r"\b(Bearer|Basic)\s+[\w.~+/=-]{8,}"), rf"\1 {HIDDEN}"),
+    (
+        re.compile(
+            r"(\b(?:(?:Proxy-)?Authorization|X-[\w-]*(?:Key|Token)): *)(?!Bearer\b|Basic\b)(?:token +)?[^\s\"',;]+",
+            re.IGNORECASE,
+        ),
+        rf"\1{HIDDEN}",
+    ),
     (re.compile(r"\bhf_[A-Za-z0-9]{8,}|\b(?:gh[oprsu]|github_pat)_\w{16,}|\beyJ[\w-]{8,}\.[\w-]{8,}\.[\w-]*"), HIDDEN),
+    (re.compile(r"\bsk-[\w-]{20,}|\b(?:AKIA|ASIA)[0-9A-Z]{16}\b|\bwandb_v\d_\w{16,}"), HIDDEN),
 )
 
 
@@ -43,8 +51,9 @@ def redact(text: str) -> str:
     """A text without the secrets in it.
 
     Addresses (`scheme://...`) lose `user:password@`, their query and their fragment; values of names that end with
-    token, secret, password, signature, api_key and the like become `***`, as do tokens after Bearer and those of
-    Hugging Face and GitHub. A local path and all other text stay as they are.
+    token, secret, password, signature, api_key and the like become `***`, as do what headers of authorization say and
+    the tokens of Hugging Face, GitHub, Weights & Biases, AWS and others that are known by their form. A local path and
+    all other text stay as they are.
     """
     for pattern, replacement in _RULES:
         text = pattern.sub(replacement, text)

@@ -46,6 +46,11 @@ S = "SECRET"
         (f"a: 1\n  api_key: {S}\nb: 2", "a: 1\n  api_key: ***\nb: 2"),
         (f"token hf_{S}0123456789", "token ***"),
         (f"git said: github_pat_11AB_{S}0123456789", "git said: ***"),
+        (f"curl -H 'Authorization: token {S}' failed", "curl -H 'Authorization: ***' failed"),
+        (f'sent "X-Api-Key: {S}", got 403', 'sent "X-Api-Key: ***", got 403'),
+        (f"key sk-proj-{S}0123456789ab", "key ***"),
+        ("id AKIAIOSFODNN7EXAMPLE of AWS", "id *** of AWS"),
+        (f"wandb_v1_{S}0123456789abcdef", "***"),
     ],
 )
 def test_addresses_and_texts(text: str, left: str) -> None:
