@@ -17,6 +17,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from lightning.pytorch import LightningModule
 from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
@@ -27,7 +28,9 @@ from datamodules.images.giving_back import GivenPicture, filled, read_given, wri
 from datamodules.images.reading import Turn, read_turn
 from datamodules.own_masks import mask_files
 from datamodules.writing.pictures import MAKER, Picture, caption_of, check_outputs, find_pictures
+from inpaint_module.checkpoints.choice import loaded_from
 from inpaint_module.commands.config_command import ConfigCommand
+from inpaint_module.commands.config_files import read_parts
 from inpaint_module.commands.errors import exit_code_of
 from inpaint_module.embedded import ASSETS
 from inpaint_module.export import load_weights, module_from_configs
@@ -95,9 +98,20 @@ def find_bad(pictures: Sequence[Picture], ways: dict[str, bool], skip: bool, acc
 
 
 def load_model(
-    configs: Sequence[Path], checkpoint: Path | None, steps: int | None, overrides: Sequence[str] = ()
+    configs: Sequence[Path],
+    checkpoint: Path | None,
+    steps: int | None,
+    overrides: Sequence[str] = (),
+    *,
+    untrained: bool = False,
 ) -> InpaintDiffusion:
-    """A model ready to inpaint, on the GPU if there is one; without configs the shipped one."""
+    """A model ready to inpaint, on the GPU if there is one; without configs the shipped one.
+
+    Raises:
+        ValueError: the weights would be random, unless `untrained` allows it.
+    """
+    if configs and checkpoint is None and not untrained:
+        _check_loaded(configs, overrides)
     module = module_from_configs(configs or [MODEL], overrides)
     if checkpoint is not None:
         load_weights(module, checkpoint)
@@ -106,6 +120,16 @@ def load_model(
     if steps is not None:
         module.sampling_steps = steps
     return module.eval().to("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def _check_loaded(configs: Sequence[Path], overrides: Sequence[str]) -> None:
+    """Refuse configs that load no denoiser."""
+    if loaded_from(read_parts(configs, overrides, model=LightningModule).model.as_dict()) is None:
+        raise ValueError(
+            f"--checkpoint: expected the weights of a training run, as the model of {', '.join(map(str, configs))} has "
+            "random ones, got none: give --checkpoint FILE, such as runs/NAME/checkpoints/last.ckpt; --untrained "
+            "inpaints with random weights"
+        )
 
 
 def _parser() -> ConfigCommand:
@@ -127,7 +151,7 @@ def _parser() -> ConfigCommand:
         "--checkpoint",
         type=Path,
         metavar="FILE",
-        help="weights, such as runs/quickstart/checkpoints/last.ckpt (default: as the config makes them)",
+        help="weights, such as runs/quickstart/checkpoints/last.ckpt (default: those that the config loads)",
     )
     parser.add_argument(
         "--caption",
@@ -144,6 +168,7 @@ def _add_flags(parser: argparse.ArgumentParser) -> None:
     flag = partial(parser.add_argument, action="store_true")
     flag("--inverted-masks", help="black = inpaint (default: white)")
     flag("--transparent-masks", help="inpaint where mask files are transparent, as ComfyUI saves them (default: white)")
+    flag("--untrained", help="inpaint with the random weights of a config that loads none, such as to try its speed")
     flag("--skip-bad", help="leave out pictures that cannot be read, list them, and end with exit code 1")
 
 
@@ -173,7 +198,7 @@ def predict(options: argparse.Namespace, overrides: Sequence[str], account: Acco
     ways = {"inverted": options.inverted_masks, "transparent": options.transparent_masks}
     bad = find_bad(pictures, ways, options.skip_bad, account)
     good = [picture for picture in pictures if picture.path not in bad]
-    module = load_model(options.config, options.checkpoint, options.steps, overrides)
+    module = load_model(options.config, options.checkpoint, options.steps, overrides, untrained=options.untrained)
     painter, empty = preset(options.preset or "sd"), 0
     for picture in tqdm(good, unit="image"):
         try:

@@ -54,7 +54,7 @@ def test_masks_of_a_folder_and_beside(tmp_path: Path, config: str, capsys: pytes
         for path in (tmp_path / f"masks/{name}.png", tmp_path / f"photos/{name}.mask.png"):
             path.parent.mkdir(parents=True, exist_ok=True)
             Image.fromarray(hole).save(path)
-    common = [str(tmp_path / "photos"), "--config", config, "--steps", "1", *SMALL]
+    common = [str(tmp_path / "photos"), "--untrained", "--config", config, "--steps", "1", *SMALL]
     torch.manual_seed(0)  # of the weights: there is no checkpoint
     assert main([common[0], str(tmp_path / "one"), *common[1:], "--masks", str(tmp_path / "masks")]) == 0
     assert "no --checkpoint: the weights are as the config makes them" in capsys.readouterr().err
@@ -72,7 +72,16 @@ def test_masks_of_a_folder_and_beside(tmp_path: Path, config: str, capsys: pytes
 
 def test_preset(tmp_path: Path, config: str) -> None:
     image = photo(tmp_path / "photos/a.png", 64, 64)
-    arguments = [str(tmp_path / "photos"), str(tmp_path / "out"), "--preset", "lama-medium", "--config", config, *SMALL]
+    arguments = [
+        str(tmp_path / "photos"),
+        str(tmp_path / "out"),
+        "--preset",
+        "lama-medium",
+        "--untrained",
+        "--config",
+        config,
+        *SMALL,
+    ]
     assert main([*arguments, "--seed", "3"]) == 0
     mask = preset("lama-medium")(key(3, torch.tensor([0]), Stream.MASK), 64, 64)[0, 0].numpy()
     changed = (read(tmp_path / "out/a.png") != image).any(-1)
@@ -80,8 +89,15 @@ def test_preset(tmp_path: Path, config: str) -> None:
     assert not changed[~mask].any()
 
 
+def test_random_weights_are_refused(tmp_path: Path, config: str, capsys: pytest.CaptureFixture[str]) -> None:
+    photo(tmp_path / "photos/a.png", 64, 64)
+    assert main([str(tmp_path / "photos"), str(tmp_path / "out"), "--preset", "sd", "--config", config]) == 1
+    assert f"--checkpoint: expected the weights of a training run, as the model of {config}" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
 def test_weights_of_a_checkpoint(tmp_path: Path, config: str) -> None:
-    trained = load_model([Path(config)], None, None)
+    trained = load_model([Path(config)], None, None, untrained=True)
     VerifiedCheckpointIO().save_checkpoint({"state_dict": trained.state_dict()}, tmp_path / "a.ckpt")
     loaded = load_model([Path(config)], tmp_path / "a.ckpt", steps=3)
     assert loaded.sampling_steps == 3
@@ -108,14 +124,18 @@ def test_refusals(
     for name in files:
         photo(tmp_path / "photos" / name, 8, 8)
     preset_option = ["--preset", "sd"] if len(files) == 2 else []
-    assert main([str(tmp_path / "photos"), str(tmp_path / "out"), "--config", config, *preset_option]) == 1
+    assert (
+        main([str(tmp_path / "photos"), str(tmp_path / "out"), "--untrained", "--config", config, *preset_option]) == 1
+    )
     assert message in capsys.readouterr().err
 
 
 def test_a_broken_picture_is_named(tmp_path: Path, config: str, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "pics").mkdir()
     (tmp_path / "pics/b.png").write_bytes(b"no image")
-    assert main([str(tmp_path / "pics"), str(tmp_path / "out"), "--config", config, "--preset", "sd"]) == 1
+    assert (
+        main([str(tmp_path / "pics"), str(tmp_path / "out"), "--untrained", "--config", config, "--preset", "sd"]) == 1
+    )
     assert "b.png: " in capsys.readouterr().err
     with pytest.raises(ValueError, match=r"b\.png"):
         read_mask(tmp_path / "pics/b.png", (2, 2))
@@ -153,7 +173,12 @@ def white_on_nothing(path: Path, mode: str) -> None:
 def test_masks_are_read_as_in_training(mode: str, tmp_path: Path, config: str) -> None:
     image = photo(tmp_path / "photos/a.png", 64, 64)
     white_on_nothing(tmp_path / "photos/a.mask.png", mode)
-    assert main([str(tmp_path / "photos"), str(tmp_path / "out"), "--config", config, "--steps", "1", *SMALL]) == 0
+    assert (
+        main(
+            [str(tmp_path / "photos"), str(tmp_path / "out"), "--untrained", "--config", config, "--steps", "1", *SMALL]
+        )
+        == 0
+    )
     changed = (read(tmp_path / "out/a.png") != image).any(-1)
     assert changed[10:30, 20:40].any()
     changed[10:30, 20:40] = False
@@ -168,7 +193,15 @@ def test_results_never_fall_on_inputs(
     photo(tmp_path / "masks/a.png", 64, 64)
     (tmp_path / "link").symlink_to(tmp_path / "pics")
     before = {path: path.read_bytes() for path in tmp_path.rglob("*.png")}
-    arguments = [str(tmp_path / "pics"), str(tmp_path / out), "--config", config, "--masks", str(tmp_path / "masks")]
+    arguments = [
+        str(tmp_path / "pics"),
+        str(tmp_path / out),
+        "--untrained",
+        "--config",
+        config,
+        "--masks",
+        str(tmp_path / "masks"),
+    ]
     assert main(arguments) == 1
     assert str(tmp_path / out) in capsys.readouterr().err
     assert {path: path.read_bytes() for path in tmp_path.rglob("*.png")} == before
@@ -178,7 +211,16 @@ def test_bad_pictures_are_left_out_and_listed(tmp_path: Path, config: str, capsy
     photo(tmp_path / "pics/a.png", 64, 64)
     photo(tmp_path / "pics/c.png", 64, 64)
     (tmp_path / "pics/b.png").write_bytes((tmp_path / "pics/a.png").read_bytes()[:3000])
-    arguments = [str(tmp_path / "pics"), str(tmp_path / "out"), "--config", config, "--preset", "sd", *SMALL]
+    arguments = [
+        str(tmp_path / "pics"),
+        str(tmp_path / "out"),
+        "--untrained",
+        "--config",
+        config,
+        "--preset",
+        "sd",
+        *SMALL,
+    ]
     assert main(arguments) == 1
     assert "b.png" in (said := capsys.readouterr().err)
     assert "--skip-bad" in said
@@ -240,7 +282,7 @@ def filled_green(monkeypatch: pytest.MonkeyPatch) -> None:
         return torch.where(mask, torch.tensor([90, 200, 60], dtype=torch.uint8)[:, None, None], image)
 
     monkeypatch.setattr("datamodules.predict.inpaint_image", fill)
-    monkeypatch.setattr("datamodules.predict.load_model", lambda *_: SimpleNamespace(device="cpu"))
+    monkeypatch.setattr("datamodules.predict.load_model", lambda *_, **__: SimpleNamespace(device="cpu"))
 
 
 FILLS = {  # by hand: L is .299 R + .587 G + .114 B = 151.15, of 16 bits times 257
@@ -259,7 +301,9 @@ FILLS = {  # by hand: L is .299 R + .587 G + .114 B = 151.15, of 16 bits times 2
 def test_transparency_and_depth_are_given_back(mode: str, tmp_path: Path, config: str) -> None:
     given(mode).save(tmp_path / "a.png")
     hole(tmp_path, "a")
-    assert main([str(tmp_path), str(tmp_path.with_name(tmp_path.name + "_out")), "--config", config]) == 0
+    assert (
+        main([str(tmp_path), str(tmp_path.with_name(tmp_path.name + "_out")), "--untrained", "--config", config]) == 0
+    )
     before, after = Image.open(tmp_path / "a.png"), Image.open(tmp_path.with_name(tmp_path.name + "_out") / "a.png")
     wanted, colour = FILLS[mode]
     assert after.mode == wanted
@@ -274,7 +318,7 @@ def test_the_colour_profile_is_given_back(tmp_path: Path, config: str) -> None:
     (tmp_path / "in").mkdir()
     pixels.save(tmp_path / "in/a.png", icc_profile=profile)
     hole(tmp_path / "in", "a")
-    assert main([str(tmp_path / "in"), str(tmp_path / "out"), "--config", config]) == 0
+    assert main([str(tmp_path / "in"), str(tmp_path / "out"), "--untrained", "--config", config]) == 0
     after = Image.open(tmp_path / "out/a.png")
     assert after.info["icc_profile"] == profile
     assert (np.array(after)[:, 8:] == np.array(pixels)[:, 8:]).all()
@@ -291,7 +335,7 @@ def test_what_a_png_cannot_hold_is_said(tmp_path: Path, config: str, capsys: pyt
     (tmp_path / "in/b.png").write_bytes(cv2.imencode(".png", deep)[1].tobytes())
     for name in "abc":
         hole(tmp_path / "in", name)
-    assert main([str(tmp_path / "in"), str(tmp_path / "out"), "--config", config]) == 0
+    assert main([str(tmp_path / "in"), str(tmp_path / "out"), "--untrained", "--config", config]) == 0
     said = capsys.readouterr().out
     assert "2 in CMYK: read as sRGB: a.tif, c.jpg" in said
     assert "1 in colour of 16 bits: the upper 8 are read: b.png" in said
@@ -306,7 +350,7 @@ def test_a_png_s_gamma_is_kept(tmp_path: Path, config: str) -> None:
     (tmp_path / "in").mkdir()
     given("RGB").save(tmp_path / "in/a.png", pnginfo=words)
     hole(tmp_path / "in", "a")
-    assert main([str(tmp_path / "in"), str(tmp_path / "out"), "--config", config]) == 0
+    assert main([str(tmp_path / "in"), str(tmp_path / "out"), "--untrained", "--config", config]) == 0
     with Image.open(tmp_path / "out/a.png") as after:
         assert after.info["gamma"] == 1
 
@@ -316,7 +360,7 @@ def test_only_own_results_are_replaced(tmp_path: Path, config: str, capsys: pyte
     photo(tmp_path / "in/a.png", 16, 16)
     photo(tmp_path / "out/a.png", 8, 8)
     mine = (tmp_path / "out/a.png").read_bytes()
-    arguments = [str(tmp_path / "in"), str(tmp_path / "out"), "--config", config, "--preset", "sd"]
+    arguments = [str(tmp_path / "in"), str(tmp_path / "out"), "--untrained", "--config", config, "--preset", "sd"]
     assert main(arguments) == 1
     assert f"{tmp_path / 'out/a.png'}: it is there already" in capsys.readouterr().err
     assert (tmp_path / "out/a.png").read_bytes() == mine
@@ -336,7 +380,7 @@ def test_what_fails_while_inpainting_is_left_out(
     monkeypatch.setattr("datamodules.predict.inpaint_image", fill)
     for name in ("a.png", "b.tif"):
         photo(tmp_path / "in" / name, 16, 16)
-    arguments = [str(tmp_path / "in"), str(tmp_path / "out"), "--config", config, "--preset", "sd"]
+    arguments = [str(tmp_path / "in"), str(tmp_path / "out"), "--untrained", "--config", config, "--preset", "sd"]
     assert main(arguments) == 1
     assert f"{tmp_path / 'in/a.png'}: the model makes NaN" in capsys.readouterr().err
     assert main([*arguments, "--skip-bad"]) == 1
@@ -359,7 +403,7 @@ def test_files_and_captions_are_found_as_in_packing(
     Image.new("L", (16, 16), 255).save(tmp_path / "in/A.MASK.TIF")
     for name in ("._A.BMP", "notes.pdf"):
         (tmp_path / "in" / name).write_bytes(b"?")
-    assert main([str(tmp_path / "in"), str(tmp_path / "out"), "--config", config]) == 0
+    assert main([str(tmp_path / "in"), str(tmp_path / "out"), "--untrained", "--config", config]) == 0
     assert captions == ["a größer hat"]
     said = capsys.readouterr().out
     assert "  1 hidden or of the system: ._A.BMP\n  1 not used, ending in .pdf: notes.pdf\n" in said

@@ -64,18 +64,25 @@ def check_trained(path: Path | None, model: Mapping[str, Any], folders: Sequence
     Raises:
         ValueError: there is no checkpoint, and the weights are random.
     """
-    denoiser = (model.get("init_args") or {}).get("denoiser")
-    loaded = (denoiser.get("init_args") or {}).get("path") if isinstance(denoiser, Mapping) else None
+    loaded = loaded_from(model)
     where = ", ".join(map(str, folders)) or "no folder, as the config has no ModelCheckpoint"
     if path is not None:
         rank_zero_info(f"weights: those of {path}, at step {read_seal(path).step}; --ckpt_path FILE takes others")
     elif loaded:
-        rank_zero_info(f"weights: those of {redact(str(loaded))} as they were loaded: no checkpoint in {where}")
+        rank_zero_info(f"weights: those of {redact(loaded)} as they were loaded: no checkpoint in {where}")
     else:
         raise ValueError(
             f"ckpt_path: expected a checkpoint, as the config's model has random weights, got none in {where}: train "
             "it with `fit`, or give --ckpt_path FILE"
         )
+
+
+def loaded_from(model: Mapping[str, Any]) -> str | None:
+    """Where the denoiser of a model's config has its weights from; None for random ones."""
+    denoiser = (model.get("init_args") or {}).get("denoiser")
+    arguments = (denoiser.get("init_args") or {}) if isinstance(denoiser, Mapping) else {}
+    places = [value for name, value in arguments.items() if "path" in name and value]  # also of from_pretrained
+    return str(places[0]) if places else None
 
 
 def resume_line(path: Path | None, max_steps: int) -> str:
