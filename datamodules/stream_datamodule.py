@@ -44,6 +44,10 @@ class StreamDataModule(LightningDataModule, ABC):
         steps = self.global_step() - self._start_step
         return self._start + steps * self.trainer.accumulate_grad_batches * self.rank_and_world()[1] * self.batch_size
 
+    def advance(self, samples: int) -> None:
+        """Count samples, of all ranks, that a loop without a trainer has used; its checkpoint goes on after them."""
+        self._start += samples
+
     def begin(self) -> None:
         """Count optimizer steps from here on, unless they are counted already."""
         if self._start_step is None:

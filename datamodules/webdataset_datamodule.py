@@ -34,6 +34,7 @@ from datamodules.trainer_checks import check_trainer
 from inpaint_module.batch import DescribedData, LatentsTag
 from inpaint_module.masks.generator import LAST_STEP, MaskGenerator
 from inpaint_module.run_folder import run_folder
+from inpaint_module.sizing import padding_mask_crop
 
 
 class WebDatasetDataModule(StreamDataModule, DescribedData):
@@ -89,6 +90,8 @@ class WebDatasetDataModule(StreamDataModule, DescribedData):
         transfer_probability: Share of the samples that get the mask of another sample's object, to learn removal. The
             donor comes from the same window of shards; where it has no mask, the sample is as without transfer.
         allow_empty_masks: Use masks from the data even where the crop has left nothing of them; false paints one.
+        padding_mask_crop: Cut every image, mask and all, to its hole and this many pixels around it, and enlarge it to
+            image_size, as diffusers' pipelines do if called with this; null for no such crop. By Pillow, on the CPU.
         max_bad_share: Training samples that cannot be used are replaced by others of their window and written to
             quarantine.jsonl in the run folder, up to this share (0..1); above it the run ends. 0 ends it at the first.
             Evaluation refuses every one.
@@ -129,6 +132,7 @@ class WebDatasetDataModule(StreamDataModule, DescribedData):
         own_mask_probability: float = 1.0,
         transfer_probability: float = 0.0,
         allow_empty_masks: bool = True,
+        padding_mask_crop: int | None = None,
         max_bad_share: float = 0.01,
         stall_timeout: float = 0.0,
         cache_dir: str | None = None,
@@ -142,6 +146,7 @@ class WebDatasetDataModule(StreamDataModule, DescribedData):
         check_at_least(0, num_workers=num_workers, max_caption_bytes=max_caption_bytes, stall_timeout=stall_timeout)
         check_share(min_scale=min_scale, flip=flip, max_bad_share=max_bad_share)
         check_share(own_mask_probability=own_mask_probability, transfer_probability=transfer_probability)
+        check_at_least(0, padding_mask_crop=padding_mask_crop or 0)
         check_colour(background)
         self.train_shards, self.val_shards = train_shards, val_shards
         self.batch_size = batch_size
@@ -150,7 +155,7 @@ class WebDatasetDataModule(StreamDataModule, DescribedData):
         self.seed, self.window, self.source_weights = seed, window, source_weights
         self.buckets = None if bucket_step is None else Buckets(size, step=bucket_step, max_aspect=bucket_max_aspect)
         self.num_workers, self.stall_timeout, self.max_bad_share = num_workers, stall_timeout, max_bad_share
-        self.transfer_probability = transfer_probability
+        self.transfer_probability, self.padding_mask_crop = transfer_probability, padding_mask_crop
         self.cache = ShardCache(cache_dir, max_bytes=cache_bytes)
         common: dict[str, Any] = {"upscale": upscale, "background": tuple(background), "max_pixels": max_pixels}
         common |= {"image_size": size, "seed": seed, "max_caption_bytes": max_caption_bytes}
@@ -292,10 +297,14 @@ class WebDatasetDataModule(StreamDataModule, DescribedData):
         return batch
 
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
-        """Paint the masks, on the device that the batch is on; a curriculum is at its end in evaluation."""
+        """Paint the masks, on the device that the batch is on; a curriculum is at its end in evaluation.
+
+        Then, where it is asked for, `padding_mask_crop`.
+        """
         if self.trainer is not None:
             self.mask_generator.set_step(self.global_step() if self.trainer.training else LAST_STEP)
-        return add_masks(batch, self.mask_generator, self.seed)
+        masked = add_masks(batch, self.mask_generator, self.seed)
+        return masked if self.padding_mask_crop is None else padding_mask_crop(masked, self.padding_mask_crop)
 
     @cached_property
     def _masks_sha256(self) -> str:

@@ -6,6 +6,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from typing import NamedTuple, Required, TypedDict
 
+import torch
 from torch import Tensor
 
 SIZE_FIELDS = ("original_size", "crop", "target_size")
@@ -49,6 +50,21 @@ class Batch(TypedDict, total=False):
 def without_sizes(batch: Batch) -> Batch:
     """The batch as a pipeline sees its images: whole pictures of their own size, not parts of larger ones."""
     return {name: value for name, value in batch.items() if name not in SIZE_FIELDS}  # type: ignore[return-value]
+
+
+def rescaled_sizes(batch: Batch, start: Tensor, scale: Tensor, size: tuple[int, int]) -> Batch:
+    """The batch with its sizes after a part of each image was cut out and enlarged; as it is if it says no sizes.
+
+    Args:
+        batch: with `original_size`, `crop` and `target_size`, or without.
+        start: (B, 2) or (2,), rows above and columns left of the part in the image.
+        scale: float, likewise; how many times larger the part has become.
+        size: (H, W) that it has now.
+    """
+    if "crop" not in batch:
+        return batch
+    target = torch.stack([torch.full_like(batch["crop"][:, 0], side) for side in size], 1)
+    return {**batch, "crop": ((batch["crop"] + start) * scale).round().long(), "target_size": target}
 
 
 class LatentsTag(NamedTuple):

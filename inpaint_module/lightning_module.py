@@ -29,6 +29,7 @@ from inpaint_module.objectives.objectives import ObjectiveCallable, objective_fo
 from inpaint_module.randomness import Stream, key, normal
 from inpaint_module.sampling import InpaintedImages, composite, inpaint_latents
 from inpaint_module.schedules import ScheduledModule
+from inpaint_module.sizing import resized_sizes
 
 
 class InpaintDiffusion(ScheduledModule):
@@ -156,7 +157,8 @@ class InpaintDiffusion(ScheduledModule):
         dropped = drop_mask(self.seed, positions, self.caption_dropout) if self.caption_dropout else None
         size = (noise.shape[-2], noise.shape[-1])
         inputs = self.layout(example.noisy, latents)
-        conditions = self.conditioning(batch, dropped)
+        sized = resized_sizes(batch, self.encoder.vae.ratio) if self.encoder.sizing == "diffusers" else batch
+        conditions = self.conditioning(sized, dropped)
         with self.compiled.within(self.denoiser):
             prediction = self.call(self.denoiser, inputs, example.timesteps, conditions, size)
         weigh = self.loss_weights

@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from inpaint_module.batch import Batch, rescaled_sizes
+
 
 class _Images(Protocol):
     def __call__(self, images: Tensor, ratio: int) -> Tensor: ...
@@ -71,6 +73,70 @@ def _resized_hole(mask: Tensor, size: Sequence[int], ratio: int) -> Tensor:
 
 def _multiples(size: Sequence[int], ratio: int) -> tuple[int, int]:
     return size[0] // ratio * ratio, size[1] // ratio * ratio
+
+
+def resized_sizes(batch: Batch, ratio: int) -> Batch:
+    """The batch with the sizes that its images have once `sizing: diffusers` has resized them to multiples."""
+    size = (batch["image"].shape[-2], batch["image"].shape[-1])
+    target, device = _multiples(size, ratio), batch["image"].device
+    scale = torch.stack([torch.full((), new / old, device=device) for new, old in zip(target, size, strict=True)])
+    return rescaled_sizes(batch, torch.zeros_like(scale), scale, target)
+
+
+def padding_mask_crop(batch: Batch, padding: int) -> Batch:
+    """Every image cut to the surroundings of its hole and enlarged to its old size, and the mask with it.
+
+    As a diffusers pipeline called with `padding_mask_crop` does with PIL images before it encodes them: the box around
+    the hole, `padding` pixels more on each side, widened to the image's proportions, by Lanczos in bytes; its own image
+    processor does it, on the CPU, which waits for a GPU. An image without a hole stays whole.
+
+    Args:
+        batch: with its masks; `crop` and `target_size`, where it has them, go along.
+        padding: pixels, 0 or more.
+
+    Raises:
+        ValueError: a negative padding, or cached latents, which are of the whole images.
+    """
+    if padding < 0:
+        raise ValueError(f"padding_mask_crop: expected 0 or more pixels, got {padding}")
+    if "latents" in batch:
+        raise ValueError(
+            "padding_mask_crop: expected images without cached latents, which are of whole images, got a batch with "
+            "latents: train from the images themselves, or leave padding_mask_crop out"
+        )
+    images, masks = batch["image"].cpu(), batch["mask"].cpu()
+    parts = [_around_hole(image, mask[0], padding) for image, mask in zip(images, masks, strict=True)]
+    device, size = batch["image"].device, (images.shape[-2], images.shape[-1])
+    start, scale = (torch.stack([part[field] for part in parts]).to(device) for field in (2, 3))
+    cut: Batch = {**batch, "image": torch.stack([part.image for part in parts]).to(device)}
+    cut["mask"] = torch.stack([part.mask for part in parts]).to(device)
+    return rescaled_sizes(cut, start, scale, size)
+
+
+class _Part(NamedTuple):
+    image: Tensor
+    mask: Tensor
+    start: Tensor
+    scale: Tensor
+
+
+def _around_hole(image: Tensor, mask: Tensor, padding: int) -> _Part:
+    """Of uint8 (3, H, W) and bool (H, W)."""
+    if not mask.any():
+        return _Part(image, mask[None], torch.zeros(2), torch.ones(2))
+    import numpy as np
+    from diffusers.image_processor import VaeImageProcessor
+    from PIL import Image
+
+    height, width = mask.shape
+    processor, hole = VaeImageProcessor(), Image.fromarray(mask.numpy().astype(np.uint8) * 255)
+    box = processor.get_crop_region(hole, width, height, padding)
+    picture = Image.fromarray(np.ascontiguousarray(image.movedim(0, -1).numpy()))
+    cut = [processor.resize(each.crop(box), height, width, "fill") for each in (picture, hole)]
+    pixels, grey = (torch.from_numpy(np.array(each)).movedim(-1, 0) for each in cut)
+    left, top, right, bottom = box
+    scale = torch.tensor([height / (bottom - top), width / (right - left)])
+    return _Part(pixels, grey[:1] >= 128, torch.tensor([top, left]), scale)
 
 
 SIZINGS = {"comfyui": Sizing(centre_crop, _cropped_hole), "diffusers": Sizing(_resized_images, _resized_hole)}

@@ -22,7 +22,7 @@ FLOORS = {
     "inpaint_module.randomness": 0,
     "inpaint_module.schedules": 0,
     "inpaint_module.image_checks": 0,
-    "inpaint_module.sizing": 0,
+    "inpaint_module.sizing": 1,
     "inpaint_module.run_lock": 1,
     "inpaint_module.run_folder": 2,
     "inpaint_module.run_versions": 2,

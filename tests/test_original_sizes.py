@@ -29,6 +29,8 @@ from datamodules.writing import latent_samples
 from inpaint_module.batch import SIZE_FIELDS, Batch
 from inpaint_module.conditioning.text_conditioning import StableDiffusionXLText
 from inpaint_module.conditioning.text_encoder import FrozenTextEncoder
+from inpaint_module.encoder import InpaintEncoder
+from inpaint_module.sizing import resized_sizes
 
 
 def ramp(width: int, height: int) -> Image.Image:
@@ -242,6 +244,17 @@ def test_what_the_encoder_cuts_off_counts_too() -> None:
     """67 x 53 pixels at (10, 20): the encoder takes 64 x 48 of them, from (1, 2) on."""
     sizes = {"original_size": (600, 800), "crop": (10, 20), "target_size": (67, 53)}
     assert conditioning().time_ids(of_sizes(67, 53, **sizes)).tolist() == [[600, 800, 11, 22, 64, 48]] * 2
+
+
+def test_images_that_the_encoder_resizes_are_told_in_their_new_scale() -> None:
+    """Of 67 x 53 pixels `sizing: diffusers` makes 64 x 48: nothing is cut off, and (10, 20) becomes (9.6, 18.1)."""
+    sizes = {"original_size": (600, 800), "crop": (10, 20), "target_size": (67, 53)}
+    told, module = Recording(), tiny_module(denoiser=tiny_denoiser(num_class_embeds=2), conditioning=Recording())
+    module.encoder = InpaintEncoder(module.encoder.vae, sizing="diffusers", normalize=True)
+    module.conditioning = told
+    module.loss(tiny_batch(height=67, width=53) | of_sizes(67, 53, **sizes))
+    assert conditioning().time_ids(told.seen[0]).tolist() == [[600, 800, 10, 18, 64, 48]] * 2
+    assert resized_sizes(of_sizes(67, 53), 8).keys() == of_sizes(67, 53).keys()
 
 
 def test_an_old_cache_is_said() -> None:

@@ -10,8 +10,12 @@ from diffusers.image_processor import VaeImageProcessor
 from PIL import Image
 from torch import Tensor
 
+from datamodules import WebDatasetDataModule
+from inpaint_module.batch import Batch
 from inpaint_module.encoder import InpaintEncoder
 from inpaint_module.layouts import StableDiffusionLayout
+from inpaint_module.masks import Boxes
+from inpaint_module.sizing import padding_mask_crop
 
 PICTURES = VaeImageProcessor(vae_scale_factor=8)
 MASKS = VaeImageProcessor(vae_scale_factor=8, do_normalize=False, do_binarize=True, do_convert_grayscale=True)
@@ -74,6 +78,71 @@ def test_input_of_the_denoiser_is_the_pipelines(vae: torch.nn.Module) -> None:
     torch.testing.assert_close(ours, call["input"], rtol=0, atol=1e-6)
     other = layout(noisy, InpaintEncoder(pipeline.vae, 0, normalize=True)(image[None], mask / 255))
     assert not torch.allclose(other, call["input"], atol=1e-2)
+
+
+def holes(*boxes: tuple[int, int, int, int]) -> Tensor:
+    """bool (B, 1, 64, 40), a box of rows and columns each."""
+    masks = torch.zeros(len(boxes), 1, 64, 40, dtype=torch.bool)
+    for mask, (top, bottom, left, right) in zip(masks, boxes, strict=True):
+        mask[:, top:bottom, left:right] = True
+    return masks
+
+
+HOLES = {"middle": (20, 40, 10, 18), "corner": (0, 5, 30, 40), "wide": (30, 33, 0, 40), "pixel": (63, 64, 0, 1)}
+
+
+@pytest.mark.parametrize("box", HOLES.values(), ids=HOLES)
+@pytest.mark.parametrize("padding", [0, 5])
+def test_a_crop_around_the_hole_is_the_pipelines(padding: int, box: tuple[int, int, int, int]) -> None:
+    pipeline, layout, image = tiny.stable_diffusion(), StableDiffusionLayout(), picture(64, 40)
+    encoder = InpaintEncoder(pipeline.vae, 0, normalize=True)
+    noisy = torch.randn(1, 4, 8, 5, generator=torch.Generator().manual_seed(2))
+    batch = padding_mask_crop({"image": image[None], "mask": holes(box), "position": torch.zeros(1)}, padding)
+    call = tiny.first_call(
+        pipeline.unet,
+        pipeline=pipeline,
+        image=as_pil(image),
+        mask_image=as_pil(holes(box)[0, 0].byte() * 255),
+        padding_mask_crop=padding,
+        output_type="pil",
+        latents=noisy,
+        height=64,
+        width=40,
+        strength=1.0,
+        prompt_embeds=torch.zeros(1, 4, tiny.TEXT),
+        guidance_scale=1.0,
+    )
+    torch.testing.assert_close(layout(noisy, encoder(batch["image"], batch["mask"])), call["input"], rtol=0, atol=1e-6)
+    assert not torch.equal(batch["image"][0], image) or box == HOLES["wide"]
+
+
+def test_what_a_crop_around_the_hole_says_and_refuses() -> None:
+    """The hole of 16 x 10 pixels at (24, 20) is enlarged fourfold; without a hole the image stays whole."""
+    batch: Batch = {"image": picture(64, 40).expand(2, -1, -1, -1), "mask": holes((24, 40, 20, 30), (0, 0, 0, 0))}
+    sizes = {"original_size": [600, 800], "crop": [3, 4], "target_size": [64, 40]}
+    batch |= {name: torch.tensor([size, size]) for name, size in sizes.items()}  # type: ignore[typeddict-item]
+    cut = padding_mask_crop(batch, 0)
+    assert cut["crop"].tolist() == [[4 * (3 + 24), 4 * (4 + 20)], [3, 4]]
+    assert cut["original_size"].tolist() == [[600, 800]] * 2
+    assert cut["target_size"].tolist() == [[64, 40]] * 2
+    assert cut["mask"].flatten(1).all(1).tolist() == [True, False]
+    assert torch.equal(cut["image"][1], batch["image"][1])
+    assert cut.keys() == batch.keys()
+    with pytest.raises(ValueError, match="without cached latents"):
+        padding_mask_crop({**batch, "latents": torch.zeros(2, 4, 8, 5)}, 0)
+    with pytest.raises(ValueError, match="padding_mask_crop: expected 0 or more pixels, got -1"):
+        padding_mask_crop(batch, -1)
+
+
+def test_the_data_module_cuts_around_the_holes() -> None:
+    plain, cut = (
+        WebDatasetDataModule("embedded:val", batch_size=2, image_size=64, mask_generator=Boxes(), padding_mask_crop=way)
+        for way in (None, 4)
+    )
+    batch, found = (data.on_after_batch_transfer(next(iter(data.train_dataloader())), 0) for data in (plain, cut))
+    expected = padding_mask_crop(batch, 4)
+    assert all(torch.equal(found[name], expected[name]) for name in ("image", "mask", "crop"))
+    assert not torch.equal(found["image"], batch["image"])
 
 
 def test_one_half() -> None:

@@ -84,7 +84,7 @@ def first_call(module: nn.Module, pipeline: DiffusionPipeline, **call: Any) -> d
     try:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(generator().initial_seed())
-            pipeline(num_inference_steps=2, output_type="latent", **call)
+            pipeline(num_inference_steps=2, **{"output_type": "latent"} | call)
     except Captured:
         return captured
     finally:

@@ -94,16 +94,30 @@ def check_image_sizes(
         sizes: (H, W) pixels, by the argument that they come from.
 
     Raises:
-        ValueError: naming the argument, and what the sides must be.
+        ValueError: naming the argument, and what the sides must be: multiples, or as small as learned positions reach.
     """
-    multiple = latent_multiple(denoiser, layout)
+    multiple, largest = latent_multiple(denoiser, layout), _largest_grid(denoiser)
+    models = f"{type(denoiser).__name__} with {type(layout).__name__}"
     for argument, shapes in sizes.items():
         for shape in shapes:
             rows, columns = (side // ratio for side in shape)
             if not (rows and columns) or rows % multiple or columns % multiple:
                 raise ValueError(
                     f"{argument}: expected images whose sides are multiples of {ratio * multiple} pixels, got "
-                    f"{shape[0]} x {shape[1]}: {type(denoiser).__name__} with {type(layout).__name__} takes latents "
-                    f"with rows and columns in multiples of {multiple}, and these would be {rows} x {columns}, of "
-                    f"{ratio} pixels each; take multiples of {ratio * multiple}"
+                    f"{shape[0]} x {shape[1]}: {models} takes latents with rows and columns in multiples of "
+                    f"{multiple}, and these would be {rows} x {columns}, of {ratio} pixels each; take multiples of "
+                    f"{ratio * multiple}"
                 )
+            if largest is not None and max(rows, columns) > largest:
+                raise ValueError(
+                    f"{argument}: expected images of at most {ratio * largest} pixels a side, got {shape[0]} x "
+                    f"{shape[1]}: {models} has learned positions for {largest} x {largest} latents "
+                    f"(pos_embed_max_size), and these would be {rows} x {columns}; take smaller images"
+                )
+
+
+def _largest_grid(denoiser: nn.Module) -> int | None:
+    """Latent rows and columns that the learned positions of a transformer such as SD3's reach; None for any."""
+    config = getattr(denoiser, "config", {})
+    patches = config.get("pos_embed_max_size")
+    return None if patches is None else patches * (config.get("patch_size") or 1)

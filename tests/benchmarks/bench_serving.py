@@ -4,7 +4,8 @@
     python -m tests.benchmarks.bench_serving --vae some/model/vae        # on yours; a hub name also does
 
 The pipelines' side is made by their own `VaeImageProcessor` and autoencoder. Distances of latents are in shares of the
-standard deviation that the photos' latents have. Prints Markdown.
+standard deviation that the photos' latents have. What needs an AutoencoderKL (a variance, a shift) is measured on
+random ones of its real sizes of latents, unless --vae has it; each row says which it was. Prints Markdown.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -29,6 +31,7 @@ from tests.benchmarks import machine
 from tests.benchmarks.markdown import table
 
 CROP_PADDING = 32  # pixels of padding_mask_crop, as in its documentation
+SD3 = {"scaling_factor": 1.5305, "shift_factor": 0.0609}  # of its VAE's config
 
 
 def photos(side: int) -> list[Image.Image]:
@@ -119,14 +122,46 @@ def mean_of(distances: list[Tensor]) -> float:
     return float(torch.cat([each.flatten() for each in distances]).mean())
 
 
-def random_kl() -> AutoencoderKL:
+def random_kl(channels: int = 4, **config: float) -> AutoencoderKL:
     """A small AutoencoderKL with random weights, whose posterior has a variance."""
     torch.manual_seed(0)
     kinds = {"down_block_types": ("DownEncoderBlock2D",) * 4, "up_block_types": ("UpDecoderBlock2D",) * 4}
-    return AutoencoderKL(block_out_channels=(8,) * 4, **kinds, latent_channels=4, norm_num_groups=4).eval()
+    widths = {"block_out_channels": (8,) * 4, "norm_num_groups": 4}
+    return AutoencoderKL(**widths, **kinds, latent_channels=channels, **config).eval()
 
 
-def rows(encoder: InpaintEncoder, module: nn.Module, side: int) -> Iterator[tuple[str, str, str, str]]:
+class Decoded(NamedTuple):
+    """How far apart two decodes of the same latents are: means over all values.
+
+    Attributes:
+        latents: in the denoiser's space, where a trained model's have a standard deviation of about 1.
+        pixels: in 0..1, as they come from the VAE.
+        picture_std: standard deviation of the pixels that the VAE makes of them.
+    """
+
+    latents: float
+    pixels: float
+    picture_std: float
+
+
+def forgotten_shift(encoder: InpaintEncoder, pictures: list[Image.Image], shift: float, scale: float) -> Decoded:
+    """`StableDiffusion3InpaintPipeline`'s decode, latents / scale, beside the VAE's own, latents / scale + shift.
+
+    A VAE without a shift is decoded off by the same share of its latents' standard deviation.
+    """
+    apart, spread, latents = [], [], shift * scale
+    for picture in pictures:
+        pixels = encoder.crop(bytes_of(picture).float() / 255)
+        raw = encoder.vae.posterior(pixels).mean
+        own = encoder.vae.module.config.get("shift_factor")
+        missing = own if own else latents * float(raw.std())
+        right = encoder.vae.decode(raw)
+        apart.append((encoder.vae.decode(raw - missing) - right).abs())
+        spread.append(right)
+    return Decoded(latents, mean_of(apart), float(torch.cat([each.flatten() for each in spread]).std()))
+
+
+def rows(encoder: InpaintEncoder, module: nn.Module, side: int) -> Iterator[tuple[str, str, str, str, str]]:
     """Each difference: what the pipeline does, what we do by default, how far they are apart, and with the option."""
     pictures = photos(side)
     way = InpaintEncoder(encoder.vae, 0, normalize=True, sizing="diffusers")
@@ -147,24 +182,41 @@ def rows(encoder: InpaintEncoder, module: nn.Module, side: int) -> Iterator[tupl
         "crops to the hole, enlarges",
         "nothing",
         f"hole {padding_mask_crop(side):.1f} times as wide",
-        "crop before both",
+        f"data.padding_mask_crop: {CROP_PADDING}",
     )
-    drawn = posterior(encoder, pictures)
-    name = "posterior"
+    yield from random_draws(encoder, pictures)
+    yield from of_the_decoder(encoder, pictures)
+    yield from in_bfloat16(encoder, module, pictures)
+
+
+def random_draws(encoder: InpaintEncoder, pictures: list[Image.Image]) -> Iterator[tuple[str, str, str, str, str]]:
+    """The posterior's row, of the VAE itself if it has a variance."""
+    drawn, name = posterior(encoder, pictures), "posterior"
     if drawn is None:
-        drawn, name = (
-            posterior(InpaintEncoder(random_kl(), 0, normalize=True), pictures),
-            "posterior, of random weights, which vary most",
-        )
+        drawn = posterior(InpaintEncoder(random_kl(), 0, normalize=True), pictures)
+        name = "posterior, of random weights, which vary most"
     assert drawn is not None
-    yield (name, "samples", "mode", apart(drawn), "posterior: sample, the same draws")
-    yield (
-        "VAE in bfloat16, trained in float32",
-        "bfloat16",
-        "float32",
-        apart(bfloat16(module, encoder, pictures)),
-        "dtype: bfloat16 of load_vae",
-    )
+    yield (name, "samples", "mode", f"{drawn:.2g}", "posterior: sample, the same draws")
+
+
+def of_the_decoder(encoder: InpaintEncoder, pictures: list[Image.Image]) -> Iterator[tuple[str, str, str, str, str]]:
+    """SD3's decode, on this VAE and on random weights with SD3's own config."""
+    random = InpaintEncoder(random_kl(16, **SD3), 0, normalize=True)
+    for name, each in (("this VAE", encoder), ("random weights with SD3's shift and scale", random)):
+        found = forgotten_shift(each, pictures, SD3["shift_factor"], SD3["scaling_factor"])
+        apart = f"latents {found.latents:.2g}; pixels {found.pixels:.2g}, where they spread by {found.picture_std:.2g}"
+        yield (f"SD3's decode, {name}", "forgets the shift", "as the VAE says", apart, "decode its latents yourself")
+
+
+def in_bfloat16(
+    encoder: InpaintEncoder, module: nn.Module, pictures: list[Image.Image]
+) -> Iterator[tuple[str, str, str, str, str]]:
+    """The rows of rounding; last, since they leave the module in bfloat16."""
+    random = random_kl(16, **SD3)
+    pairs = (("random weights", InpaintEncoder(random, 0, normalize=True), random), ("this VAE", encoder, module))
+    for name, each, its_module in pairs:
+        apart = f"{bfloat16(its_module, each, pictures):.2g}"
+        yield (f"VAE in bfloat16, {name}", "bfloat16", "float32", apart, "dtype: bfloat16 of load_vae")
 
 
 def main(arguments: list[str] | None = None) -> None:
