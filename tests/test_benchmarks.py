@@ -12,8 +12,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from inpaint_module import masks, randomness
 from tests.benchmarks import __main__ as command
-from tests.benchmarks import bench_step, machine, markdown, timing
+from tests.benchmarks import bench_step, machine, markdown, rooms, timing
 from tests.benchmarks.bench_step import BASE, VARIANTS
 from tests.benchmarks.peak_memory import MEBIBYTE, in_fresh_process, rise
 from tests.benchmarks.phase_clock import PhaseClock
@@ -142,3 +143,18 @@ def test_each_benchmark_gets_the_options_that_it_knows() -> None:
         "--quick",
     ]
     assert command.command("stream", "cuda", quick=False) == ["-m", "tests.benchmarks.bench_stream"]
+
+
+def test_rooms_counts_what_is_entered_and_what_the_source_has() -> None:
+    trace = rooms.Trace()
+    trace.start()
+    randomness.key(0, torch.arange(2), randomness.Stream.MASK)
+    masks.Boxes()
+    trace.stop()
+    randomness.draw(torch.arange(2), 1)
+    assert trace.files[0] == "inpaint_module/randomness.py"
+    assert trace.folders == ["inpaint_module", "inpaint_module/masks"]
+    assert not any("draw" in hop for hop in trace.hops)
+    assert trace.hops[0].endswith("inpaint_module/masks/boxes.py: Boxes.__init__")
+    source = rooms.shape()
+    assert "inpaint_module/encoder.py" in source["modules"]
