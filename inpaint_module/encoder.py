@@ -103,14 +103,14 @@ class InpaintEncoder(nn.Module):
         max_batch: int | None = None,
     ):
         super().__init__()
-        if not 0 <= fill <= 1:
-            raise ValueError(f"fill must be in 0..1 (pixel space), got {fill}")
+        if not isinstance(fill, int | float) or not 0 <= fill <= 1:
+            raise ValueError(f"fill must be a number in 0..1 (pixel space), got {fill!r}")
         if posterior not in ("mode", "sample"):
             raise ValueError(f"posterior must be 'mode' or 'sample', got {posterior!r}")
         if sizing not in SIZINGS:
             raise ValueError(f"sizing must be one of {', '.join(SIZINGS)}; got {sizing!r}")
-        if max_batch is not None and max_batch < 1:
-            raise ValueError(f"max_batch must be at least 1 or None, got {max_batch}")
+        if max_batch is not None and (not isinstance(max_batch, int) or max_batch < 1):
+            raise ValueError(f"max_batch must be a whole number, at least 1, or None; got {max_batch!r}")
         self.__dict__["vae"] = as_vae(vae)  # past nn.Module's registration: see the class docstring
         self.fill, self.posterior, self.normalize, self.max_batch = fill, posterior, normalize, max_batch
         self.sizing, self._sizing = sizing, SIZINGS[sizing]
@@ -229,6 +229,8 @@ def _structuring_element(kernel: str | Tensor, size: int, radius: int | None, ce
     if isinstance(kernel, Tensor):
         if kernel.is_meta:
             raise ValueError("kernel must hold values, got a tensor on the meta device, which holds none")
+        if kernel.is_floating_point() and not kernel.isfinite().all():
+            raise ValueError("kernel must hold finite values, of which those other than 0 count; got NaN or infinity")
         return kernel.detach().clone() != 0
     if kernel not in KERNELS:
         raise ValueError(f"kernel must be a tensor or one of {', '.join(KERNELS)}; got {kernel!r}")

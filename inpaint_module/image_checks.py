@@ -58,6 +58,8 @@ def checked_mask(mask: Any) -> Tensor:
 def _check_tensor(name: str, x: Any, shape: str) -> None:
     if not isinstance(x, Tensor):
         raise ValueError(f"{name} must be a torch.Tensor {shape}, got {type(x).__name__}; {_TO_TENSOR}")
+    if x.layout != torch.strided:
+        raise ValueError(f"{name} must be dense, got a {x.layout} tensor; its to_dense() makes it so")
     if x.is_meta:
         raise ValueError(f"{name} must hold values, got a tensor on the meta device, which holds none")
 

@@ -246,6 +246,7 @@ def test_another_vae_is_refused_on_resume(vae: AutoencoderKL) -> None:
         ),
         (torch.full((1, 3, 32, 32), torch.nan), torch.zeros(32, 32), "pixels must lie in 0..1 without NaN"),
         (torch.zeros(1, 3, 32, 32), torch.zeros(1, 1, 1, 32, 32), r"mask must be \(H, W\), \(B, H, W\)"),
+        (torch.zeros(1, 3, 32, 32).to_sparse(), torch.zeros(32, 32), r"pixels must be dense, got a torch.sparse_coo"),
         (torch.zeros(1, 3, 32, 32), torch.zeros(1, 3, 32, 32), r"mask must be \(H, W\), \(B, H, W\)"),
         (torch.zeros(1, 3, 32, 32), torch.full((32, 32), 255, dtype=torch.uint8), "a mask in 0..255 must be divided"),
         (torch.zeros(1, 3, 32, 32), torch.full((32, 32), torch.nan), "mask must lie in 0..1 without NaN"),
@@ -346,9 +347,12 @@ def test_what_has_no_values_is_refused(vae: AutoencoderKL) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"fill": 1.5}, r"fill must be in 0\.\.1"),
+        ({"fill": 1.5}, r"fill must be a number in 0\.\.1"),
         ({"posterior": "mean"}, "posterior must be 'mode' or 'sample'"),
-        ({"max_batch": 0}, "max_batch must be at least 1 or None"),
+        ({"fill": "grey"}, "fill must be a number in 0..1 .*, got 'grey'"),
+        ({"max_batch": 0}, "max_batch must be a whole number, at least 1, or None; got 0"),
+        ({"max_batch": 1.5}, "max_batch must be a whole number, .* got 1.5"),
+        ({"kernel": torch.full((3, 3), torch.nan)}, "kernel must hold finite values"),
         ({"kernel": "star"}, "kernel must be a tensor or one of square, disk, diamond"),
         ({"radius": 1, "cells": 1}, "not both"),
         ({"radius": -1}, "must not be negative, got -1"),
