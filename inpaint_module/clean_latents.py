@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from inpaint_module.batch import LatentsTag
-from inpaint_module.encoder import InpaintEncoder, InpaintLatents, to_unit_float
+from inpaint_module.encoder import InpaintEncoder, InpaintLatents
+from inpaint_module.pixels import to_unit_float
 from inpaint_module.sizing import centre_crop
 
 

@@ -15,8 +15,8 @@ from typing import Any, NamedTuple
 
 from inpaint_module.commands.config_files import read_config
 from inpaint_module.files import atomic_write_text
-from inpaint_module.pages import data_url, render
 from inpaint_module.redaction import redacted
+from inpaint_module.report.pages import data_url, render
 from inpaint_module.run_folder import (
     CONFIG,
     METRICS,

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from inpaint_module import morphology, randomness
-from inpaint_module.image_checks import checked_mask, checked_pixels
+from inpaint_module.pixels import checked_mask, checked_pixels, to_unit_float
 from inpaint_module.sizing import SIZINGS
 from inpaint_module.vae.loading import FrozenVAE, as_vae
 
@@ -243,11 +243,6 @@ def _structuring_element(kernel: str | Tensor, size: int, radius: int | None, ce
     default = torch.get_default_device()
     with torch.device("cpu" if default.type == "meta" else default):  # the dilation is planned from its elements
         return KERNELS[kernel](size if radius is None else 2 * radius + 1)
-
-
-def to_unit_float(pixels: Tensor) -> Tensor:
-    """uint8, or float in 0..1, to float32 in 0..1: the one place where bytes become numbers."""
-    return pixels.float().div_(255) if pixels.dtype == torch.uint8 else pixels.float()
 
 
 def _posterior_noise(groups: list[Tensor], shape: torch.Size, generator: torch.Generator | Tensor | None) -> Tensor:

@@ -12,6 +12,7 @@ from torch import Tensor
 from inpaint_module.batch import Batch
 from inpaint_module.denoisers.denoiser_call import latent_multiple
 from inpaint_module.denoisers.tiling import TiledCall
+from inpaint_module.pixels import to_bytes, to_unit_float
 
 if TYPE_CHECKING:
     from inpaint_module.lightning_module import InpaintDiffusion
@@ -91,7 +92,7 @@ def inpaint_image(
     if region is None:
         return image.clone()
     box = (..., slice(region.top, region.bottom), slice(region.left, region.right))
-    pixels, hole = image[box][None].float() / 255, mask[box][None].float()
+    pixels, hole = to_unit_float(image[box][None]), mask[box][None].float()
     full = (pixels.shape[-2], pixels.shape[-1])
     scale = 1.0 if working_side is None else min(1.0, working_side / max(full))
     size = (max(1, round(full[0] * scale)), max(1, round(full[1] * scale)))
@@ -100,7 +101,7 @@ def inpaint_image(
     filled = resized(filled[..., : size[0], : size[1]], full)
     result = image.clone()
     inside = mask[box].expand(3, -1, -1)
-    result[box][inside] = (filled[0] * 255).round().to(torch.uint8)[inside]
+    result[box][inside] = to_bytes(filled[0])[inside]
     return result
 
 
@@ -110,7 +111,7 @@ def _fill(
     """What the model makes of a picture float (1, 3, H, W) with a hole (1, 1, H, W): float (1, 3, H, W) in 0..1."""
     call, ratio = module.call, module.encoder.vae.ratio
     batch: Batch = {
-        "image": (image * 255).round().to(torch.uint8),
+        "image": to_bytes(image),
         "mask": mask > 0,
         "position": torch.tensor([position], device=image.device),
         "caption": [caption],

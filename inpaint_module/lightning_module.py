@@ -20,12 +20,13 @@ from inpaint_module.denoisers.compiled_forward import CompiledForward
 from inpaint_module.denoisers.denoiser_call import DenoiserCall, check_image_sizes, denoiser_layout
 from inpaint_module.denoisers.sharding import shard
 from inpaint_module.denoisers.surgery import check_input_channels
-from inpaint_module.encoder import InpaintEncoder, InpaintLatents, to_unit_float
+from inpaint_module.encoder import InpaintEncoder, InpaintLatents
 from inpaint_module.fingerprints import check_ranks, check_saved, check_weights
 from inpaint_module.layouts import Layout
 from inpaint_module.metrics.validation import FillMetrics, GridLosses
 from inpaint_module.objectives.loss_weights import LossWeights, weighted_loss
 from inpaint_module.objectives.objectives import ObjectiveCallable, objective_for
+from inpaint_module.pixels import to_unit_float
 from inpaint_module.randomness import Stream, key, normal
 from inpaint_module.sampling import InpaintedImages, composite, inpaint_latents
 from inpaint_module.schedules import ScheduledModule

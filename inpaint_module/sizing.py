@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from inpaint_module.batch import Batch, rescaled_sizes
+from inpaint_module.pixels import to_bytes
 
 
 class _Images(Protocol):
@@ -56,7 +57,7 @@ def lanczos(images: Tensor, size: Sequence[int]) -> Tensor:
     import numpy as np
     from PIL import Image
 
-    planes = (images.detach().float() * 255).round().to(torch.uint8).flatten(0, -3).cpu().numpy()
+    planes = to_bytes(images.detach().float()).flatten(0, -3).cpu().numpy()
     target, filtered = (size[1], size[0]), Image.Resampling.LANCZOS
     resized = np.stack([np.asarray(Image.fromarray(plane).resize(target, filtered)) for plane in planes])
     return torch.from_numpy(resized).to(images.device).unflatten(0, images.shape[:-2]).float().div_(255)

@@ -10,8 +10,8 @@ from jinja2 import UndefinedError
 from page_reader import Page
 from PIL import Image
 
-from inpaint_module import pages
 from inpaint_module.compare_runs import Run, page
+from inpaint_module.report import pages
 
 EVIL = "<img src=x onerror=\"alert('1')\">&"
 
@@ -28,9 +28,9 @@ def test_names_of_runs_settings_metrics_and_pictures_are_text(tmp_path: Path) ->
 
 
 def test_templates_escape_and_name_nothing_unknown() -> None:
-    folder = Path(pages.__file__).parent
+    folder = Path(pages.__file__).parent / "templates"
     for path in folder.glob("*.*"):
-        assert path.suffix == ".py" or not re.search(r"\|\s*safe|autoescape|Markup|<script|https?://", path.read_text())
+        assert not re.search(r"\|\s*safe|autoescape|Markup|<script|https?://", path.read_text())
     assert pages.render(
         "chart.svg", description=EVIL, width=1, height=1, left=0, right=0, levels=[], steps=[], lines=[]
     )

@@ -5,7 +5,9 @@ from __future__ import annotations
 import math
 import re
 
+import numpy as np
 import pytest
+import torch
 from page_reader import Page
 from PIL import Image
 
@@ -14,10 +16,9 @@ from inpaint_module.metrics.fill_scores import (
     ScoredPhoto,
     ScoredPreset,
 )
-from inpaint_module.pages import STYLE
-from inpaint_module.report.caption_sheet import SheetRow, caption_sheet
-from inpaint_module.report.line_chart import Line, line_chart, nice_ticks, smoothed, thinned
-from inpaint_module.report.page import page
+from inpaint_module.report.pages import STYLE, Line, line_chart, nice_ticks, smoothed, thinned
+from inpaint_module.report.pictures import SheetRow, masked_in_red, sheet
+from inpaint_module.report.report_page import page
 from inpaint_module.run_folder import MetricRow
 
 
@@ -91,10 +92,16 @@ def test_charts_by_hand() -> None:
 
 def test_sheets_by_hand() -> None:
     red, blue = Image.new("RGB", (30, 20), "red"), Image.new("RGB", (40, 20), "blue")
-    sheet = caption_sheet("title", ["a", "b"], [SheetRow([red, blue], ["much too long " * 9, ""])] * 2)
-    assert sheet.size == (30 + 40 + 3 * 8, 8 + 36 + 2 * (20 + 36 + 16))
-    assert [sheet.getpixel(at) for at in ((8, 44), (46, 44), (85, 63))] == [(255, 0, 0), (0, 0, 255), (0, 0, 255)]
-    assert sheet.getpixel((92, 70)) == (255, 255, 255)
+    drawn = sheet("title", ["a", "b"], [SheetRow([red, blue], ["much too long " * 9, ""])] * 2)
+    assert drawn.size == (30 + 40 + 3 * 8, 8 + 36 + 2 * (20 + 36 + 16))
+    assert [drawn.getpixel(at) for at in ((8, 44), (46, 44), (85, 63))] == [(255, 0, 0), (0, 0, 255), (0, 0, 255)]
+    assert drawn.getpixel((92, 70)) == (255, 255, 255)
+
+
+def test_a_mask_over_a_photo_by_hand() -> None:
+    """Green of 100 is a grey of 59; under the mask 0.3 of it and 0.7 of the red."""
+    seen = np.asarray(masked_in_red(Image.new("RGB", (2, 1), (0, 100, 0)), torch.tensor([[0, 1]])))
+    assert seen[0].tolist() == [[59, 59, 59], [175, 49, 59]]
 
 
 def test_notes_are_on_the_page_as_text() -> None:

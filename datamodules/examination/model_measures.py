@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from inpaint_module.batch import Batch
-from inpaint_module.encoder import to_unit_float
 from inpaint_module.lightning_module import InpaintDiffusion
 from inpaint_module.morphology import REDUCTIONS, mask_leak, mask_overcover, reduce_mask
+from inpaint_module.pixels import to_unit_float
 
 T = TypeVar("T")
 

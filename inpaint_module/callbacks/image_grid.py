@@ -11,9 +11,9 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import MLFlowLogger, TensorBoardLogger, WandbLogger
 from lightning.pytorch.utilities import rank_zero_info
 from PIL import Image, ImageDraw, ImageFont
-from torch import Tensor
 
 from inpaint_module.files import atomic_write_picture
+from inpaint_module.report.pictures import to_pil
 from inpaint_module.run_folder import run_folder
 from inpaint_module.sampling import InpaintedImages
 
@@ -30,12 +30,6 @@ def grid_image(rows: InpaintedImages) -> Image.Image:
     for column, name in enumerate(rows._fields):
         ImageDraw.Draw(sheet).text((column * width + 4, header * 0.1), name.replace("_", " "), "black", font)
     return sheet
-
-
-def to_pil(image: Tensor) -> Image.Image:
-    """Float (3, H, W) in 0..1 to an RGB image, rounded to bytes."""
-    array = (image.detach().cpu().clamp(0, 1) * 255).round().byte().movedim(0, -1).numpy()
-    return Image.fromarray(np.ascontiguousarray(array))
 
 
 def log_picture(trainer: Trainer, name: str, picture: Image.Image, step: int) -> None:

@@ -14,13 +14,13 @@ from inpaint_module.masks.components import count_components
 from inpaint_module.masks.generator import MaskGenerator
 from inpaint_module.morphology import mask_leak, reduce_mask
 from inpaint_module.randomness import Stream, key
+from inpaint_module.report.pictures import RED, masked_in_red
 
 PHOTOS = ASSETS / "photos"
 RATIOS, LEAKY = (8, 16, 32), ("nearest", "nearest-exact", "bilinear", "area", "max")
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
-_INK, _FAINT, _RED, _PAPER = (25, 25, 30), (205, 205, 212), (225, 45, 60), (255, 255, 255)
+_INK, _FAINT, _PAPER = (25, 25, 30), (205, 205, 212), (255, 255, 255)
 _TILE, _GAP, _COLUMNS, _ROWS, _PANEL = 176, 6, 8, 4, 380
-
 
 Font = ImageFont.ImageFont | ImageFont.FreeTypeFont
 
@@ -90,17 +90,10 @@ def draw_sheet(
     sheet = Image.new("RGB", (left + _PANEL, _ROWS * (_TILE + _GAP) + _GAP), _PAPER)
     for nth, mask in enumerate(masks[: _COLUMNS * _ROWS, 0]):
         place = [_GAP + index * (_TILE + _GAP) for index in (nth % _COLUMNS, nth // _COLUMNS)]
-        sheet.paste(_tile(photos[nth % len(photos)], mask), (place[0], place[1]))
+        photo = ImageOps.fit(photos[nth % len(photos)], (_TILE, _TILE))
+        sheet.paste(masked_in_red(photo, mask), (place[0], place[1]))
     _draw_panel(ImageDraw.Draw(sheet), left + 2 * _GAP, f"{title}\n{number} masks at {size} px", statistics(masks))
     return sheet
-
-
-def _tile(photo: Image.Image, mask: Tensor) -> Image.Image:
-    """A photo in grey, and red where it is masked."""
-    photo = ImageOps.fit(photo, (_TILE, _TILE)).convert("L").convert("RGB")
-    hole = Image.fromarray(mask.byte().mul(255).numpy()).resize((_TILE, _TILE), Image.Resampling.BOX)
-    red = Image.blend(photo, Image.new("RGB", photo.size, _RED), 0.7)
-    return Image.composite(red, photo, hole)
 
 
 def _draw_panel(draw: ImageDraw.ImageDraw, x: int, title: str, numbers: Statistics) -> None:
@@ -122,7 +115,7 @@ def _draw_panel(draw: ImageDraw.ImageDraw, x: int, title: str, numbers: Statisti
         for column, ratio in enumerate(RATIOS):
             leak = numbers.leak[how, ratio]
             place = (x + 130 + 70 * column, 422 + 22 * row)
-            draw.text(place, f"{leak:.1%}", _RED if leak > 0.05 else _INK, small)
+            draw.text(place, f"{leak:.1%}", RED if leak > 0.05 else _INK, small)
 
 
 def _draw_histogram(draw: ImageDraw.ImageDraw, box: tuple[int, int, int, int], shares: Tensor, font: Font) -> None:
@@ -133,7 +126,7 @@ def _draw_histogram(draw: ImageDraw.ImageDraw, box: tuple[int, int, int, int], s
     for nth, share in enumerate((counts / counts.max()).tolist()):
         if share:
             bar = left + nth * step
-            draw.rectangle((bar, bottom - share * (bottom - top), bar + step - 2, bottom), _RED)
+            draw.rectangle((bar, bottom - share * (bottom - top), bar + step - 2, bottom), RED)
     mean = left + shares.mean().item() * (right - left)
     draw.line((mean, top, mean, bottom), _INK, 1)
     draw.line((left, bottom + 1, right, bottom + 1), _FAINT, 2)

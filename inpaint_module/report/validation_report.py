@@ -23,7 +23,7 @@ from inpaint_module.masks import preset
 from inpaint_module.metrics.feature_distance import FeatureDistance
 from inpaint_module.metrics.fill_scores import ScoredPhoto, ScoredPreset, flat_scores, score_fills
 from inpaint_module.randomness import Stream, key
-from inpaint_module.report.files import pictures_of, sheet_of, write_report
+from inpaint_module.report.report_files import pictures_of, sheet_of, write_report
 from inpaint_module.run_folder import run_folder
 from inpaint_module.sampling import InpaintedImages
 from inpaint_module.served import decode_difference, pipeline_class

@@ -1,4 +1,7 @@
-"""Images and masks as callers give them to the encoder: checked, and what is wrong said."""
+"""Pixels: checked as callers give them to the encoder, and brought from bytes to numbers and back.
+
+The one place where bytes become numbers, and the one where numbers become bytes.
+"""
 
 from __future__ import annotations
 
@@ -53,6 +56,16 @@ def checked_mask(mask: Any) -> Tensor:
     if mask.dtype != torch.bool:
         _check_range("mask", mask, "a mask in 0..255 must be divided by 255 first")
     return mask
+
+
+def to_unit_float(pixels: Tensor) -> Tensor:
+    """uint8, or float in 0..1, to float32 in 0..1."""
+    return pixels.float().div_(255) if pixels.dtype == torch.uint8 else pixels.float()
+
+
+def to_bytes(pixels: Tensor) -> Tensor:
+    """Float in 0..1, any dtype, to the nearest uint8; what lies outside is clipped. uint8 stays."""
+    return pixels if pixels.dtype == torch.uint8 else (pixels.clamp(0, 1) * 255).round().to(torch.uint8)
 
 
 def _check_tensor(name: str, x: Any, shape: str) -> None:

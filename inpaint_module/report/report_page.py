@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import io
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from PIL import Image
-
-from inpaint_module import pages
 from inpaint_module.metrics.fill_scores import FillScores, ScoredPhoto, ScoredPreset, mean_scores
 from inpaint_module.redaction import redacted_command
-from inpaint_module.report.line_chart import Line, line_chart, smoothed
+from inpaint_module.report import pages
+from inpaint_module.report.pages import Line, line_chart, smoothed
 from inpaint_module.run_folder import MetricRow
 
 _SMOOTHING = 20  # of the losses, in logged values
@@ -145,18 +142,11 @@ def _number(value: float, digits: int) -> str:
 
 def _photo(photo: ScoredPhoto) -> dict[str, Any]:
     pictures = [
-        {"what": what, "width": picture.width, "height": picture.height, "url": data_url(picture)}
+        {"what": what, "width": picture.width, "height": picture.height, "url": pages.picture_url(picture)}
         for what, picture in photo.pictures.items()
     ]
     psnr, plain = (_number(photo.scores[fill].psnr_inside, 1) for fill in ("model", "mean_colour"))
     return {"key": photo.key, "caption": photo.caption, "pictures": pictures, "psnr": psnr, "plain": plain}
-
-
-def data_url(picture: Image.Image) -> str:
-    """A JPEG inside an address: a fifth of a PNG's bytes, and nobody measures on it."""
-    file = io.BytesIO()
-    picture.save(file, "JPEG", quality=90, subsampling=0)
-    return pages.data_url(file.getvalue(), "jpeg")
 
 
 def _charts(metrics: Sequence[MetricRow]) -> list[dict[str, Any]]:

@@ -9,11 +9,10 @@ from typing import TypeVar
 from lightning.pytorch.utilities import rank_zero_info
 from PIL import Image
 
-from inpaint_module.callbacks.image_grid import to_pil
 from inpaint_module.files import atomic_write_picture, atomic_write_text
 from inpaint_module.metrics.fill_scores import ScoredPreset, flat_scores
-from inpaint_module.report.caption_sheet import SheetRow, caption_sheet
-from inpaint_module.report.page import page
+from inpaint_module.report.pictures import SheetRow, sheet, to_pil
+from inpaint_module.report.report_page import page
 from inpaint_module.run_folder import RECORD, REPORT, metrics_path, read_metrics, read_record, write_json
 from inpaint_module.sampling import InpaintedImages
 
@@ -68,4 +67,4 @@ def sheet_of(part: ScoredPreset) -> Image.Image:
             f"{psnr['model']:.1f} dB in the hole; mean colour {psnr['mean_colour']:.1f}, autoencoder {psnr['vae']:.1f}"
         )
         rows.append(SheetRow(list(photo.pictures.values()), [line, photo.key, photo.caption]))
-    return caption_sheet(part.name, list(part.photos[0].pictures), rows)
+    return sheet(part.name, list(part.photos[0].pictures), rows)
