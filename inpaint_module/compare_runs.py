@@ -29,7 +29,7 @@ from inpaint_module.run_folder import (
     read_record,
 )
 
-_SCORES = (".psnr_inside", ".ssim_inside", ".seam", ".features")
+_SCORES = (".psnr_inside", ".ssim_inside", ".seam", ".lpips")
 _IGNORED = ("starts", "command", "data.position")  # differ between any two runs
 
 

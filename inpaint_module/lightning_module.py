@@ -23,7 +23,7 @@ from inpaint_module.denoisers.surgery import check_input_channels
 from inpaint_module.encoder import InpaintEncoder, InpaintLatents
 from inpaint_module.fingerprints import check_ranks, check_saved, check_weights
 from inpaint_module.layouts import Layout
-from inpaint_module.metrics.validation import FillMetrics, GridLosses
+from inpaint_module.metrics.scores import FillMetrics, LatentMaskMetrics
 from inpaint_module.objectives.loss_weights import LossWeights, weighted_loss
 from inpaint_module.objectives.objectives import ObjectiveCallable, objective_for
 from inpaint_module.pixels import to_unit_float
@@ -101,7 +101,7 @@ class InpaintDiffusion(ScheduledModule):
         self.optimizer, self.lr_scheduler, self.stretch_schedule = optimizer, lr_scheduler, stretch_schedule
         self.sampling_steps, self.guidance_scale, self.seed = sampling_steps, guidance_scale, seed
         self.metrics = FillMetrics()
-        self.grid_losses = GridLosses(encoder.vae.ratio, layout.reduce)
+        self.latent_mask_metrics = LatentMaskMetrics(encoder.vae.ratio, layout.reduce)
 
     def setup(self, stage: str) -> None:
         """Refuse ranks with different frozen models, cached latents of another VAE, and sizes that do not fit."""
@@ -211,7 +211,7 @@ class InpaintDiffusion(ScheduledModule):
         for name, metric in self.metrics.add(result, counted).items():
             shown = name in ("psnr_inside", "psnr_outside")
             self.log(f"{stage}/{name}", metric, prog_bar=shown, on_epoch=True, batch_size=len(counted))
-        for name, share in self.grid_losses.add(result.noise_mask, counted).items():
+        for name, share in self.latent_mask_metrics.add(result.noise_mask, counted).items():
             self.log(f"{stage}/{name}", share, on_epoch=True, batch_size=len(counted))
         return result._asdict()
 

@@ -7,13 +7,13 @@ import math
 import pytest
 import torch
 
-from inpaint_module.metrics.fill_scores import (
+from inpaint_module.metrics.masked import masked_ssim
+from inpaint_module.metrics.scores import (
     FillScores,
     flat_scores,
     mean_scores,
     score_fills,
 )
-from inpaint_module.metrics.seam import masked_ssim
 from inpaint_module.sampling import InpaintedImages, composite
 
 
@@ -23,12 +23,12 @@ def test_scores_by_hand() -> None:
     inpainted = image + 0.01 + 0.04 * grown + 0.05 * hole  # off by .1 in the hole, .05 around it, .01 beyond
     joined = composite(inpainted, image, grown)
     result = InpaintedImages(image, hole > 0.5, grown, image, inpainted, joined)
-    scores = score_fills(result, image.clone(), lambda first, second, mask: mask.sum()[None])
+    scores = score_fills(result, image.clone(), lambda first, second: (first - second).abs().sum()[None])
     assert scores["model"].psnr_inside == pytest.approx(20, abs=1e-3)
     assert scores["model"].psnr_outside == pytest.approx(40, abs=1e-3)
     assert scores["model"].seam == pytest.approx(0.05, abs=1e-6)
     assert scores["model"].ssim_inside == masked_ssim(joined, image, hole).item() < 1
-    assert scores["vae"] == pytest.approx(FillScores(100, 100, 1, 0, 16))
+    assert scores["vae"] == pytest.approx(FillScores(100, 100, 1, 0, 0))
     assert scores["mean_colour"][0] == 100
     assert scores["grey"][0] == pytest.approx(12.041, abs=1e-3)
     assert scores["grey"].seam == pytest.approx(0.25)
@@ -39,6 +39,6 @@ def test_means_leave_out_what_is_not_there() -> None:
     nan = math.nan
     mean = mean_scores([FillScores(10, nan, 0.5, 0.1), FillScores(20, 30, nan, 0.3)])
     assert mean[:4] == pytest.approx((15, 30, 0.5, 0.2))
-    assert math.isnan(mean.features)
+    assert math.isnan(mean.lpips)
     named = flat_scores({"model": mean, "grey": FillScores(1, nan, nan, nan)})
     assert named == {"psnr_inside": 15, "psnr_outside": 30, "ssim_inside": 0.5, "seam": 0.2, "psnr_inside_grey": 1}

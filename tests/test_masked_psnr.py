@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from inpaint_module.metrics.masked_psnr import MaskedPSNR
+from inpaint_module.metrics.masked import MaskedPSNR
 
 
 def test_by_hand() -> None:

@@ -11,7 +11,7 @@ import torch
 from page_reader import Page
 from PIL import Image
 
-from inpaint_module.metrics.fill_scores import (
+from inpaint_module.metrics.scores import (
     FillScores,
     ScoredPhoto,
     ScoredPreset,
@@ -44,14 +44,14 @@ def test_the_page_says_better_or_worse_and_leaves_out_what_is_not_there() -> Non
     assert "3.0 dB better than the best plain fill (mean colour, 12.0 dB)" in text
     assert "▲ 0.200 better than plain" in text  # the seam, of which less is better
     assert "In 1 validation photo under sd masks" in text
-    for absent in ("Features", "Curves", "The run", "nan"):
+    for absent in ("LPIPS", "Curves", "The run", "nan"):
         assert absent not in text
     worse = scored()
     worse.photos[0].scores["model"] = FillScores(10, 30, 0.1, 0.4, 0.2)
     text = Page(page("run", 1, [worse, scored("outpaint")], [], {})).text
     assert "▼ 2.0 worse than plain" in text
     assert "2 kinds of masks" in text
-    assert "Features" in text
+    assert "LPIPS" in text
 
 
 def luminance(colour: str) -> float:

@@ -20,15 +20,15 @@ from reported_runs import PRESETS, SIZE, data, fit, model, numbers, report, trai
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tiny_models import tiny_batch, tiny_module
 from tiny_run import Setup, tiny_config
-from tiny_vision import saved
+from vision_weights import saved
 
 from inpaint_module.callbacks.ema import EMA
 from inpaint_module.callbacks.run_record import RunRecord
 from inpaint_module.cli import ResumingCLI
 from inpaint_module.lightning_module import InpaintDiffusion
 from inpaint_module.masks import preset
-from inpaint_module.metrics.feature_distance import FeatureDistance
-from inpaint_module.metrics.fill_scores import (
+from inpaint_module.metrics import LPIPS, PerceptualMetrics
+from inpaint_module.metrics.scores import (
     flat_scores,
     mean_scores,
     score_fills,
@@ -189,10 +189,10 @@ def test_a_config_can_name_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setenv("JSONARGPARSE_DEPRECATION_WARNINGS", "off")  # Lightning 2.6 calls its old names
     config: Any = tiny_config(Setup())
     vision = {
-        "class_path": "inpaint_module.metrics.feature_distance.FeatureDistance",
-        "init_args": {"path": saved(tmp_path)},
+        "class_path": "inpaint_module.metrics.LPIPS",
+        "init_args": {"folder": saved(tmp_path), "network": "squeeze"},
     }
-    options = {"presets": ["sd", "outpaint"], "photos": 2, "feature_distance": vision}
+    options = {"presets": ["sd", "outpaint"], "photos": 2, "lpips": vision}
     config["trainer"]["callbacks"] = [
         {"class_path": "inpaint_module.report.validation_report.ValidationReport", "init_args": options}
     ]
@@ -200,12 +200,14 @@ def test_a_config_can_name_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     cli = ResumingCLI(LightningModule, LightningDataModule, args=config, run=False, **modes)
     [callback] = [each for each in cli.trainer.callbacks if isinstance(each, ValidationReport)]  # type: ignore[attr-defined]
     assert (list(callback.presets), callback.photos) == (["sd", "outpaint"], 2)
-    assert isinstance(callback.feature_distance, FeatureDistance)
+    assert isinstance(callback.lpips, LPIPS)
 
 
-def test_features_are_scored(tmp_path: Path) -> None:
-    fit(tmp_path, 2, report(photos=1, feature_distance=FeatureDistance(saved(tmp_path / "vision"))))
+def test_perceptual_distances_are_scored(tmp_path: Path) -> None:
+    lpips = LPIPS(saved(tmp_path / "vision"), "squeeze")
+    fit(tmp_path, 2, report(photos=1, lpips=lpips), PerceptualMetrics(lpips), RunRecord())
     found = numbers(tmp_path)["presets"]["outpaint"]
-    assert found["features_vae"] > 0
-    assert 0 < found["features"] <= 4
-    assert "Features" in Page((tmp_path / "report.html").read_text()).text
+    assert found["lpips_vae"] > 0
+    assert 0 < found["lpips"] < 2
+    assert "LPIPS" in Page((tmp_path / "report.html").read_text()).text
+    assert ",val/lpips," in (tmp_path / "metrics.csv").read_text()

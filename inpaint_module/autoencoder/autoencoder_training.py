@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from inpaint_module.autoencoder.pca_start import pca_start
 from inpaint_module.fingerprints import check_weights
-from inpaint_module.metrics.masked_psnr import MaskedPSNR
+from inpaint_module.metrics.masked import MaskedPSNR
 from inpaint_module.pixels import to_unit_float
 from inpaint_module.schedules import ScheduledModule
 

@@ -1,5 +1,17 @@
 """What is measured of an inpainted picture."""
 
-from inpaint_module.metrics.masked_psnr import MaskedPSNR
+from inpaint_module.metrics.masked import MaskedPSNR, masked_ssim, seam_error
+from inpaint_module.metrics.perceptual import LPIPS, PerceptualMetrics
+from inpaint_module.metrics.scores import FillMetrics, LatentMaskMetrics, ScoredPhoto, ScoredPreset
 
-__all__ = ["MaskedPSNR"]
+__all__ = [
+    "LPIPS",
+    "FillMetrics",
+    "LatentMaskMetrics",
+    "MaskedPSNR",
+    "PerceptualMetrics",
+    "ScoredPhoto",
+    "ScoredPreset",
+    "masked_ssim",
+    "seam_error",
+]

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from inpaint_module.metrics.fill_scores import FillScores, ScoredPhoto, ScoredPreset, mean_scores
+from inpaint_module.metrics.scores import FillScores, ScoredPhoto, ScoredPreset, mean_scores
 from inpaint_module.redaction import redacted_command
 from inpaint_module.report import pages
 from inpaint_module.report.pages import Line, line_chart, smoothed
@@ -37,7 +37,7 @@ COLUMNS = (
         "Whether light, contrast and structure are the photo's. An even fill does well: it has no wrong structure.",
     ),
     Column("seam", "Seam", "", 3, False, "Steps along the border of the mask that the photo does not have, 0 to 1."),
-    Column("features", "Features", "", 3, False, "Distance in the hole as a vision model sees it."),
+    Column("lpips", "LPIPS", "", 3, False, "Distance of the whole composite as a vision network sees it."),
     Column(
         "psnr_outside",
         "PSNR outside",

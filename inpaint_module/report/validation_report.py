@@ -20,8 +20,8 @@ from inpaint_module.callbacks.image_grid import log_picture
 from inpaint_module.conditioning.text_conditioning import TextConditioning
 from inpaint_module.lightning_module import InpaintDiffusion
 from inpaint_module.masks import preset
-from inpaint_module.metrics.feature_distance import FeatureDistance
-from inpaint_module.metrics.fill_scores import ScoredPhoto, ScoredPreset, flat_scores, score_fills
+from inpaint_module.metrics.perceptual import LPIPS
+from inpaint_module.metrics.scores import ScoredPhoto, ScoredPreset, flat_scores, score_fills
 from inpaint_module.randomness import Stream, key
 from inpaint_module.report.report_files import pictures_of, sheet_of, write_report
 from inpaint_module.run_folder import run_folder
@@ -46,7 +46,7 @@ class ValidationReport(Callback):
         presets: names of mask recipes; see `inpaint_module.masks.preset`.
         photos: number of photos.
         every_validation: also report after each validation of `fit`; the files are then of the newest.
-        feature_distance: scores the fills by a vision model; null for no such score.
+        lpips: also scores the composites by it; null for no such score.
         seed: of the masks.
 
     Raises:
@@ -59,7 +59,7 @@ class ValidationReport(Callback):
         *,
         photos: int = 4,
         every_validation: bool = False,
-        feature_distance: FeatureDistance | None = None,
+        lpips: LPIPS | None = None,
         seed: int = 0,
     ):
         if not presets or len(set(presets)) < len(presets):
@@ -68,7 +68,7 @@ class ValidationReport(Callback):
             raise ValueError(f"ValidationReport photos must be at least 1, got {photos}")
         self.presets = {name: preset(name) for name in presets}
         self.photos, self.every_validation = photos, every_validation
-        self.feature_distance, self.seed = feature_distance, seed
+        self.lpips, self.seed = lpips, seed
         self._folder = Path()
         self._found: list[dict[str, Any]] = []
         self._reported: int | None = None  # the step of the newest report
@@ -129,8 +129,8 @@ class ValidationReport(Callback):
             return
         with _as_in_validation(trainer, pl_module, self.seed):
             scored = [self._scored(name, trainer, pl_module) for name in self.presets]
-        if self.feature_distance is not None:
-            self.feature_distance.to(torch.device("cpu"))
+        if self.lpips is not None:
+            self.lpips.to(torch.device("cpu"))
         write_report(self._folder, step, scored, decode_notes(pl_module))
         for part in scored:
             _log(trainer, part, step)
@@ -148,7 +148,7 @@ class ValidationReport(Callback):
             title = f"{batch['__key__'][0]} under {name}"
             round_trip = finite(round_trip, f"{title}, the autoencoder alone")
             result = InpaintedImages(*(finite(field, title) for field in result))
-            scores = score_fills(result, round_trip, self.feature_distance)
+            scores = score_fills(result, round_trip, self.lpips)
             caption = batch.get("caption", [""])[0]
             photos.append(
                 ScoredPhoto(batch["__key__"][0], int(batch["position"]), caption, scores, pictures_of(result))

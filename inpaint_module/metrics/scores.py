@@ -1,21 +1,70 @@
-"""Scores of one fill of one photo, beside those of plain fills and of what the autoencoder alone would do."""
+"""Scores of what a model painted into holes: over a validation, and of single photos for the report.
+
+Beside them stand those of plain fills, grey and the mean colour, and of what the autoencoder alone would do.
+"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
+from torchmetrics import MeanMetric
 
-from inpaint_module.metrics.masked_psnr import MaskedPSNR
-from inpaint_module.metrics.seam import masked_ssim, seam_error
+from inpaint_module.metrics.masked import MaskedPSNR, masked_ssim, seam_error
+from inpaint_module.morphology import mask_leak, mask_overcover, reduce_mask
 from inpaint_module.sampling import InpaintedImages, composite, mean_colour_fill
 
-Distance = Callable[[Tensor, Tensor, Tensor], Tensor]
+Distance = Callable[[Tensor, Tensor], Tensor]
 FILLS = ("model", "vae", "mean_colour", "grey")
+
+
+class FillMetrics(nn.ModuleDict):
+    """PSNR inside the hole and outside the grown mask, and inside for two plain fills: grey and the mean colour."""
+
+    NAMES = ("psnr_inside", "psnr_outside", "psnr_inside_grey", "psnr_inside_mean_colour")
+
+    def __init__(self) -> None:
+        super().__init__({name: MaskedPSNR() for name in self.NAMES})
+
+    def add(self, result: InpaintedImages, weight: Tensor) -> dict[str, Any]:
+        """Add a batch, whose images of weight 0 (B,) do not count; the metrics by name."""
+        grey = torch.full_like(result.image, 0.5)
+        mean_colour = mean_colour_fill(result.image, result.mask)
+        inputs = {
+            "psnr_inside": (result.inpainted, result.mask),
+            "psnr_outside": (result.inpainted, 1 - result.noise_mask),
+            "psnr_inside_grey": (grey, result.mask),
+            "psnr_inside_mean_colour": (mean_colour, result.mask),
+        }
+        for name, (filled, chosen) in inputs.items():
+            self[name](filled, result.image, chosen, weight)
+        return dict(self.items())
+
+
+class LatentMaskMetrics(nn.ModuleDict):
+    """Mean share of the mask that is lost on the latent grid, and that the grid adds to it.
+
+    Args:
+        ratio: pixels per latent cell and side.
+        reduce: the layout's way from pixels to cells.
+    """
+
+    def __init__(self, ratio: int, reduce: str) -> None:
+        super().__init__({"mask_leak": MeanMetric(), "mask_overcover": MeanMetric()})
+        self.ratio, self.reduce = ratio, reduce
+
+    def add(self, noise_mask: Tensor, weight: Tensor) -> dict[str, Any]:
+        """Add the grown masks (B, 1, H, W) of weight (B,) above 0; nothing where every pixel is told."""
+        if self.reduce == "space-to-depth":
+            return {}
+        cells = reduce_mask(noise_mask, self.ratio, self.reduce)
+        self["mask_leak"](mask_leak(noise_mask, cells), weight)
+        self["mask_overcover"](mask_overcover(noise_mask, cells), weight)
+        return dict(self.items())
 
 
 class FillScores(NamedTuple):
@@ -26,14 +75,14 @@ class FillScores(NamedTuple):
         psnr_outside: dB, outside the grown mask, of the picture as decoded, before the known pixels are put back.
         ssim_inside: -1..1, in the hole.
         seam: 0..1, at the border of the grown mask, of the composite; 0 is best.
-        features: distance in the hole to a vision model; 0 is best.
+        lpips: learned perceptual distance of the composite to the photo; 0 is best.
     """
 
     psnr_inside: float
     psnr_outside: float
     ssim_inside: float
     seam: float
-    features: float = math.nan
+    lpips: float = math.nan
 
 
 class ScoredPhoto(NamedTuple):
@@ -63,7 +112,7 @@ def score_fills(result: InpaintedImages, round_trip: Tensor, distance: Distance 
     Args:
         result: one photo, inpainted (B = 1).
         round_trip: float (1, 3, H, W), the photo encoded and decoded: no fill through this autoencoder is better.
-        distance: pictures, truth and mask to (B,); None for no such score.
+        distance: pictures and truth to (B,), such as `LPIPS`; None for no such score.
 
     Returns:
         Scores of `model`, `vae` (the round trip), `mean_colour` (of the known pixels) and `grey`. The last two have no
@@ -89,7 +138,7 @@ def score(filled: Tensor, result: InpaintedImages, distance: Distance | None = N
         psnr_outside=_psnr(filled, result.image, 1 - result.noise_mask),
         ssim_inside=masked_ssim(joined, result.image, result.mask).item(),
         seam=seam_error(joined, result.image, result.noise_mask).item(),
-        features=math.nan if distance is None else distance(joined, result.image, result.mask.float()).item(),
+        lpips=math.nan if distance is None else distance(joined, result.image).item(),
     )
 
 
