@@ -114,6 +114,12 @@ CLOSEST = [
         2,
         "trainer.callbacks: inpaint_module.callbacks has no 'EMAA'; did you mean EMA?",
     ),
+    (
+        '--trainer.callbacks={"class_path": "inpaint_module.report.ValidationReport", "init_args": {"feature_distance":'
+        ' {"class_path": "inpaint_module.metrics.feature_distance.FeatureDistance", "init_args": {"path": "x"}}}}',
+        2,
+        "trainer.callbacks: inpaint_module.report.ValidationReport has no option 'feature_distance' any more; write lpips",
+    ),
     ("--trainer.max_steps=many", 2, "trainer.max_steps: Expected a <class 'int'>. Got value: many"),
     (
         "--model.encoder.init_args.vae.init_args.path=/nowhere",

@@ -29,6 +29,10 @@ _CLASS = re.compile(r"\s*(?:- )?Problem with given class_path '(.+)':\s*$")
 _OPTION = re.compile(r"Option '(.+)' is not accepted")
 _ATTRIBUTE = re.compile(r"module '(.+)' has no attribute '(.+)'")
 _UNRECOGNIZED = re.compile(r"unrecognized arguments: (.+)")
+_INSTEAD = {  # of options that were there once
+    "feature_distance": " any more; write lpips: {class_path: inpaint_module.metrics.LPIPS, init_args: {folder: FOLDER "
+    "OF WEIGHTS}} instead"
+}
 _NO_MEMORY = (
     "{error} The batch does not fit: a smaller data.batch_size (trainer.accumulate_grad_batches keeps the samples of a "
     "step), model.encoder.init_args.max_batch: 1, or gradient_checkpointing: true of load_denoiser need less memory"
@@ -124,8 +128,9 @@ def _paragraph(message: str) -> str:
 def _with_suggestion(wrong: str, owner: str) -> str:
     """One line of what is wrong, and the name that may have been meant."""
     if found := _OPTION.search(wrong):
-        name = found[1].rpartition(".")[2]
-        return f"{owner or 'it'} has no option {name!r}{closest(name, _options_of(owner))}"
+        name = found[1].partition(".init_args")[0].rpartition(".")[2]
+        instead = _INSTEAD.get(name) or closest(name, _options_of(owner))
+        return f"{owner or 'it'} has no option {name!r}{instead}"
     if found := _ATTRIBUTE.search(wrong):
         names = [name for name in dir(import_module(found[1])) if not name.startswith("_")]
         return f"{found[1]} has no {found[2]!r}{closest(found[2], names)}"

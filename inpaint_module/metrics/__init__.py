@@ -15,3 +15,12 @@ __all__ = [
     "masked_ssim",
     "seam_error",
 ]
+
+
+def __getattr__(name: str) -> object:
+    if name in ("feature_distance", "FeatureDistance"):  # stood in configs until 0.1
+        raise ValueError(
+            "inpaint_module.metrics has no FeatureDistance any more: in ValidationReport write lpips: "
+            "{class_path: inpaint_module.metrics.LPIPS, init_args: {folder: FOLDER_OF_WEIGHTS}} for feature_distance"
+        )
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
