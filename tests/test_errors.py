@@ -118,8 +118,8 @@ CLOSEST = [
         '--trainer.callbacks={"class_path": "inpaint_module.report.ValidationReport", "init_args": {"feature_distance":'
         ' {"class_path": "inpaint_module.metrics.feature_distance.FeatureDistance", "init_args": {"path": "x"}}}}',
         2,
-        "trainer.callbacks: inpaint_module.report.ValidationReport has no option 'feature_distance' any more; write lpips: "
-        "{class_path: inpaint_module.metrics.LPIPS, init_args: {folder: FOLDER OF WEIGHTS}} instead",
+        "trainer.callbacks: inpaint_module.report.ValidationReport has no option 'feature_distance' any more; write "
+        "lpips: {class_path: inpaint_module.metrics.LPIPS, init_args: {folder: FOLDER OF WEIGHTS}} instead",
     ),
     ("--trainer.max_steps=many", 2, "trainer.max_steps: Expected a <class 'int'>. Got value: many"),
     (
