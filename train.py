@@ -1,4 +1,7 @@
-"""Train, validate, test and predict from a config: python -m train fit --config configs/quickstart.yaml"""
+"""Train, validate, test and predict from a config, in a clone: python train.py fit --config configs/quickstart.yaml
+
+Installed, `inpaint fit` does the same.
+"""
 
 from __future__ import annotations
 
@@ -8,20 +11,9 @@ from inpaint_module.commands.errors import GOES_ON, exit_code_of, take_debug
 
 
 def _run() -> int:
-    from lightning.pytorch import LightningDataModule, LightningModule
+    from inpaint_module.cli.training import run
 
-    from inpaint_module.cli import ResumingCLI, help_of
-
-    ResumingCLI(
-        LightningModule,
-        LightningDataModule,
-        subclass_mode_model=True,
-        subclass_mode_data=True,
-        auto_configure_optimizers=False,
-        seed_everything_default=0,
-        parser_kwargs=help_of("python -m train", __doc__),
-    )
-    return 0
+    return run("python -m train")
 
 
 def main() -> int:

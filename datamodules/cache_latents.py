@@ -1,4 +1,4 @@
-"""Encode the training images once: python -m datamodules.cache_latents runs/latents --config configs/quickstart.yaml
+"""Encode the training images once: inpaint shards cache-latents runs/latents --config configs/quickstart.yaml
 
 Writes shards of what the config's data module makes of the training images (cropped, flipped, augmented, lossless),
 with caption, class number, own mask, what was cut from which photo, and the clean latents of the config's VAE. Train
@@ -10,7 +10,6 @@ A run that was stopped or killed goes on when the same command is given again. l
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 from collections.abc import Mapping, Sequence
@@ -20,6 +19,7 @@ from typing import Any, NamedTuple
 
 import PIL
 import torch
+from jsonargparse import Namespace
 from lightning.pytorch import LightningDataModule, LightningModule
 from tqdm import tqdm
 
@@ -29,12 +29,11 @@ from datamodules.shards.manifest import Shard, read_manifest
 from datamodules.webdataset_datamodule import WebDatasetDataModule
 from datamodules.writing.latent_samples import cached_samples
 from datamodules.writing.shard_journal import open_journal
-from datamodules.writing.shard_options import SHARD_BYTES, add_shard_options
 from datamodules.writing.shard_writer import ShardWriter
-from inpaint_module.commands.config_command import ConfigCommand
+from inpaint_module.commands import options
 from inpaint_module.commands.config_files import make_parts, read_parts
-from inpaint_module.commands.devices import add_device, device_of
 from inpaint_module.commands.errors import GOES_ON, exit_code_of
+from inpaint_module.commands.parser import device_of
 from inpaint_module.encoder import InpaintEncoder
 from inpaint_module.files import atomic_write_text
 from inpaint_module.redaction import redacted
@@ -86,7 +85,7 @@ def cache_latents(
     *,
     crops: int = 1,
     dtype: str = "float32",
-    shard_bytes: int = SHARD_BYTES,
+    shard_bytes: int = options.SHARD_BYTES,
     settings: Mapping[str, Any] | None = None,
     progress: bool = False,
 ) -> Report:
@@ -165,34 +164,22 @@ def _record(
     return redacted(json.loads(json.dumps(record, default=str)))
 
 
-def _parser() -> ConfigCommand:
-    parser = ConfigCommand("python -m datamodules.cache_latents", __doc__)
-    add_shard_options(parser)
-    parser.add_argument("--crops", type=int, metavar="N", default=1, help="crops of each image (default %(default)s)")
-    dtypes = ", ".join(DTYPES.values())
-    parser.add_argument(
-        "--dtype", default="float32", metavar="NAME", help=f"of the latents: {dtypes} (default %(default)s)"
-    )
-    add_device(parser)
-    return parser
-
-
-def _run(options: argparse.Namespace, overrides: Sequence[str]) -> int:
-    chosen = {"crops": options.crops, "dtype": options.dtype, "shard_bytes": options.shard_bytes}
-    encoder, data, settings = parts_from_configs(options.config, overrides)
-    encoder.to(device_of(options.device))
-    report = cache_latents(data, encoder, options.out, settings=settings, progress=True, **chosen)
+def run(given: Namespace, overrides: Sequence[str]) -> int:
+    """The command, with what `options.shards_cache_latents` parsed."""
+    chosen = {"crops": given.crops, "dtype": given.dtype, "shard_bytes": given.shard_bytes}
+    encoder, data, settings = parts_from_configs(given.config, overrides)
+    encoder.to(device_of(given.device))
+    report = cache_latents(data, encoder, given.out, settings=settings, progress=True, **chosen)
     if report.replaced:
-        sys.stderr.write(f"{len(report.replaced)} bad samples replaced, see {options.out / QUARANTINE}\n")
+        sys.stderr.write(f"{len(report.replaced)} bad samples replaced, see {given.out / QUARANTINE}\n")
     count, size = (sum(getattr(shard, name) for shard in report.shards) for name in ("count", "bytes"))
     sys.stdout.write(f"{count} samples, {size / count / 1000:.1f} kB each, in {len(report.shards)} shards\n")
     return 0
 
 
-def main(arguments: list[str] | None = None) -> int:
+def main(arguments: Sequence[str] | None = None) -> int:
     """The command; returns the exit code: 0, 1 after an error, 130 after Ctrl-C."""
-    options, overrides = _parser().parse(arguments)
-    return exit_code_of(lambda: _run(options, overrides), GOES_ON)
+    return exit_code_of(lambda: run(*options.shards_cache_latents().parse(arguments)), GOES_ON)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Look at the data of a config before training: python -m datamodules.doctor --config configs/quickstart.yaml
+"""Look at the data of a config before training: inpaint doctor --config configs/quickstart.yaml
 
 Reads a few batches as `fit` does, sends them through the config's VAE and one training step, and reports
 what is wrong: pixel range, blank and duplicate images, inverted, empty and lossy masks, mask lost on the latent grid,
@@ -13,15 +13,18 @@ from __future__ import annotations
 
 import os
 import sys
-from pathlib import Path
+from collections.abc import Sequence
+
+from jsonargparse import Namespace
 
 from datamodules.account import tell
 from datamodules.examination.doctor_sheet import draw_sheet
 from datamodules.examination.doctor_table import table
 from datamodules.examination.examination import Examination, examine
 from datamodules.examination.findings import ERROR
-from inpaint_module.commands.config_command import ConfigCommand
-from inpaint_module.commands.devices import add_device, device_of
+from inpaint_module.commands import options
+from inpaint_module.commands.errors import exit_code_of
+from inpaint_module.commands.parser import device_of
 from inpaint_module.files import atomic_write
 from inpaint_module.redaction import redact
 
@@ -31,49 +34,35 @@ def exit_code(exam: Examination, *, strict: bool = False) -> int:
     return int(any(strict or finding.severity == ERROR for finding in exam.findings))
 
 
-def _parser() -> ConfigCommand:
-    parser = ConfigCommand("python -m datamodules.doctor", __doc__)
-    parser.add_argument("--batches", type=int, metavar="N", default=4, help="batches to read (default %(default)s)")
-    parser.add_argument("--out", type=Path, metavar="PNG", help="write a sheet of samples there (default: no sheet)")
-    parser.add_argument("--strict", action="store_true", help="exit code 1 for warnings too (default: for errors)")
-    parser.add_argument(
-        "--timeout", type=float, metavar="SECONDS", default=120.0, help="how long to wait for a batch (default 120)"
-    )
-    add_device(parser)
-    parser.add_argument("--no-step", action="store_true", help="leave out the training step, which needs its memory")
-    return parser
+def run(given: Namespace, overrides: Sequence[str]) -> int:
+    """The command, with what `options.doctor` parsed; ends the process if a thread waits for a stalled source."""
+    code, stalled = examined(given, overrides)
+    sys.stdout.flush()
+    if stalled:
+        os._exit(code)  # the thread would hold up the end
+    return code
 
 
-def run(arguments: list[str] | None = None) -> tuple[int, bool]:
-    """The command: the exit code, and whether a thread is left that waits for a stalled source."""
-    parser = _parser()
-    options, overrides = parser.parse(arguments)
-    if options.batches < 1 or options.timeout <= 0:
-        parser.error(
-            f"expected --batches of at least 1 and a positive --timeout, got {options.batches}, {options.timeout}"
-        )
+def examined(given: Namespace, overrides: Sequence[str]) -> tuple[int, bool]:
+    """Examine and report: the exit code, and whether a thread is left that waits for a stalled source."""
     try:
-        device = device_of(options.device)
+        device = device_of(given.device)
     except ValueError as error:
-        parser.error(f"--{error}")
-    chosen = {"batches": options.batches, "timeout": options.timeout, "step": not options.no_step, "device": device}
-    exam = examine(options.config, overrides, **chosen)
+        options.doctor().error(f"--{error}")
+    chosen = {"batches": given.batches, "timeout": given.timeout, "step": not given.no_step, "device": device}
+    exam = examine(given.config, overrides, **chosen)
     tell(redact(table(exam)))
-    if options.out is not None and (sheet := draw_sheet(exam, ", ".join(map(str, options.config)))) is not None:
-        with atomic_write(options.out) as file:
+    if given.out is not None and (sheet := draw_sheet(exam, ", ".join(map(str, given.config)))) is not None:
+        with atomic_write(given.out) as file:
             sheet.save(file, "PNG")
-        sys.stdout.write(f"sheet: {options.out}\n")
-    return exit_code(exam, strict=options.strict), exam.stalled
+        sys.stdout.write(f"sheet: {given.out}\n")
+    return exit_code(exam, strict=given.strict), exam.stalled
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """The command; returns the exit code."""
-    return run(arguments)[0]
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command, within this process; returns the exit code."""
+    return examined(*options.doctor().parse(arguments))[0]
 
 
 if __name__ == "__main__":
-    code, stalled = run()
-    sys.stdout.flush()
-    if stalled:
-        os._exit(code)  # a thread that waits for the source would hold up the end
-    sys.exit(code)
+    sys.exit(exit_code_of(lambda: run(*options.doctor().parse())))

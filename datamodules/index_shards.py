@@ -1,4 +1,4 @@
-"""Index existing webdataset shards: python -m datamodules.index_shards SHARDS [OUT]
+"""Index existing webdataset shards: inpaint shards index SHARDS [OUT]
 
 SHARDS is a folder of tars, a tar, a brace pattern or glob such as 'data/{000..099}.tar', a text file with one of
 these a line, or the URL (http, https, s3, gs; with braces) of tars. The tars are read once, hashed and checked, and
@@ -16,7 +16,6 @@ not read again. A URL's size is taken for its state.
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import os
 import sys
@@ -29,6 +28,7 @@ from glob import escape, glob
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from jsonargparse import Namespace
 from tqdm import tqdm
 from webdataset.shardlists import expand_urls
 
@@ -39,6 +39,7 @@ from datamodules.shards.shard_specs import packing_advice
 from datamodules.shards.tar_index import check_ignorable
 from datamodules.writing.ordered_pool import ordered_map
 from datamodules.writing.tar_indexer import IndexedTar, TarPlace, try_index_tar
+from inpaint_module.commands import options
 from inpaint_module.commands.errors import GOES_ON, exit_code_of
 from inpaint_module.redaction import redact, redacted
 
@@ -175,40 +176,12 @@ def index_shards(
     return IndexReport(read_manifest(out), sum(tar.fresh for tar in good), unreadable, account)
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m datamodules.index_shards",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("shards", help="folder, tar, pattern, URL, or text file of these")
-    parser.add_argument("out", nargs="?", help="local folder for manifest and index files (default: beside the tars)")
-    parser.add_argument(
-        "--workers", type=int, metavar="N", default=os.cpu_count(), help="processes (default: one per core)"
-    )
-    parser.add_argument(
-        "--ignore",
-        metavar="A,B",
-        default="",
-        help="count members with these suffixes as left aside, as asked for, such as npy,embedding.bin (default: none)",
-    )
-    parser.add_argument(
-        "--strict",
-        action="store_true",
-        help="refuse images whose header cannot be read (default: their size is recorded as 0 x 0)",
-    )
-    parser.add_argument(
-        "--keep-going",
-        action="store_true",
-        help="look at all tars, then list all bad ones (default: stop at the first)",
-    )
-    return parser
-
-
-def _run(options: dict[str, Any]) -> int:
-    options["ignore"] = [suffix for suffix in options["ignore"].split(",") if suffix]
+def run(given: Namespace, overrides: Sequence[str] = ()) -> int:
+    """The command, with what `options.shards_index` parsed."""
+    chosen: dict[str, Any] = dict(vars(given))
+    chosen["ignore"] = [suffix for suffix in chosen["ignore"].split(",") if suffix]
     try:
-        report = index_shards(**options, progress=True)
+        report = index_shards(**chosen, progress=True)
     except RefusedError as error:
         tell(error.account.text("samples in the tars that can be used"))
         raise
@@ -220,10 +193,9 @@ def _run(options: dict[str, Any]) -> int:
     return 0
 
 
-def main(arguments: list[str] | None = None) -> int:
+def main(arguments: Sequence[str] | None = None) -> int:
     """The command; returns the exit code: 0, 1 after an error, 130 after Ctrl-C."""
-    options = vars(_parser().parse_args(arguments))
-    return exit_code_of(lambda: _run(options), GOES_ON)
+    return exit_code_of(lambda: run(*options.shards_index().parse(arguments)), GOES_ON)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Make webdataset shards from images: python -m datamodules.make_shards photos data/train
+"""Make webdataset shards from images: inpaint shards make photos data/train
 
 SOURCE is a folder (with its subfolders, linked ones too), a text file with one path a line, or a table: csv, tsv,
 jsonl, ndjson or parquet with a column of paths or of pictures and, if you like, columns of captions, masks and class
@@ -20,8 +20,6 @@ Exit codes: 0 if something was taken and nothing refused (or with --skip-bad), e
 
 from __future__ import annotations
 
-import argparse
-import os
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import closing
@@ -30,6 +28,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import PIL
+from jsonargparse import Namespace
 from tqdm import tqdm
 
 from datamodules.account import Account, RefusedError, tell
@@ -38,10 +37,10 @@ from datamodules.shards.manifest import Shard, read_manifest
 from datamodules.shards.tar_index import ScannedTar
 from datamodules.writing.ordered_pool import ordered_map
 from datamodules.writing.shard_journal import ShardJournal, open_journal
-from datamodules.writing.shard_options import SHARD_BYTES, add_shard_options
 from datamodules.writing.shard_writer import ShardWriter
 from datamodules.writing.source_lists import Columns, Source, find_sources, fingerprint
 from datamodules.writing.source_samples import PackedSample, Packing, Resize, try_source
+from inpaint_module.commands import options
 from inpaint_module.commands.errors import GOES_ON, exit_code_of
 
 
@@ -95,7 +94,7 @@ def make_shards(
     *,
     columns: Columns = Columns(),  # noqa: B008, immutable
     masks: str | None = None,
-    shard_bytes: int = SHARD_BYTES,
+    shard_bytes: int = options.SHARD_BYTES,
     samples_per_shard: int | None = None,
     resize: Resize = Resize(),  # noqa: B008, immutable
     max_pixels: int = 50_000_000,
@@ -163,71 +162,20 @@ def make_shards(
     return Report(read_manifest(out), bad, account)
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m datamodules.make_shards",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("source", help="folder of images, text file with one path a line, or table")
-    add_shard_options(parser)
-    number = partial(parser.add_argument, type=int, metavar="N")
-    number("--samples-per-shard", help="start a new tar after N samples (default: by size alone)")
-    number("--short-side", help="shrink larger images to N pixels at their short side (default: copied unchanged)")
-    number("--max-side", help="shrink larger images to N pixels at their long side (default: copied unchanged)")
-    number("--quality", default=92, help="of shrunk JPEG and WEBP, 1 to 100 (default %(default)s)")
-    number("--max-pixels", default=50_000_000, help="refuse images of more than N pixels (default %(default)s)")
-    parser.add_argument(
-        "--skip-bad", action="store_true", help="leave out images that cannot be used (default: refuse all)"
-    )
-    number("--workers", default=os.cpu_count(), help="processes (default: one per core)")
-    _add_reading(parser)
-    _add_columns(parser)
-    return parser
-
-
-def _add_reading(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--masks",
-        metavar="PATTERN",
-        help="where masks are besides NAME.mask.png: '{name}_mask*.png' or 'masks/{name}.png', from each photo's "
-        "folder, or a folder of masks with the photos' names (default: nowhere)",
-    )
-    for name, where in (("inverted", "black"), ("transparent", "transparent, as ComfyUI saves them")):
-        what = f"inpaint where mask files are {where}; they are written with white = inpaint (default: white)"
-        parser.add_argument(f"--{name}-masks", action="store_true", help=what)
-    parser.add_argument(
-        "--caption-encoding",
-        metavar="NAME",
-        default="utf-8",
-        help="of captions, tables and lists without a byte-order mark, such as latin-1 (default %(default)s)",
-    )
-
-
-def _add_columns(parser: argparse.ArgumentParser) -> None:
-    table = parser.add_argument_group("columns of a table")
-    told = {"image": "paths", "caption": "captions", "mask": "paths of masks", "label": "class numbers"}
-    for purpose, what in told.items():
-        names = " or ".join(Columns._field_defaults[purpose])
-        more = "" if purpose == "image" else "; '' for none"
-        table.add_argument(f"--{purpose}-column", metavar="NAME", help=f"{what} (default: {names}{more})")
-    table.add_argument(
-        "--json-columns", metavar="A,B", default="", help="more columns to keep, in each sample's json (default: none)"
-    )
-
-
-def _columns(options: dict[str, Any]) -> Columns:
+def _columns(chosen: dict[str, Any]) -> Columns:
     """Columns from the command's options; an empty name stands for no column."""
-    names = {purpose: options.pop(f"{purpose}_column") for purpose in ("image", "caption", "mask", "label")}
+    names = {purpose: chosen.pop(f"{purpose}_column") for purpose in ("image", "caption", "mask", "label")}
     chosen = {purpose: (name,) if name else () for purpose, name in names.items() if name is not None}
-    return Columns(**chosen, json=tuple(filter(None, options.pop("json_columns").split(","))))
+    return Columns(**chosen, json=tuple(filter(None, chosen.pop("json_columns").split(","))))
 
 
-def _run(options: dict[str, Any]) -> int:
-    resize = Resize(options.pop("short_side"), options.pop("max_side"), options.pop("quality"))
-    columns = _columns(options)
+def run(given: Namespace, overrides: Sequence[str] = ()) -> int:
+    """The command, with what `options.shards_make` parsed."""
+    chosen = dict(vars(given))
+    resize = Resize(chosen.pop("short_side"), chosen.pop("max_side"), chosen.pop("quality"))
+    columns = _columns(chosen)
     try:
-        report = make_shards(**options, columns=columns, resize=resize, progress=True)
+        report = make_shards(**chosen, columns=columns, resize=resize, progress=True)
     except RefusedError as error:
         tell(error.account.text("photos can be taken"))
         raise
@@ -238,10 +186,9 @@ def _run(options: dict[str, Any]) -> int:
     return 0
 
 
-def main(arguments: list[str] | None = None) -> int:
+def main(arguments: Sequence[str] | None = None) -> int:
     """The command; returns the exit code: 0, 1 after an error, 130 after Ctrl-C."""
-    options = vars(_parser().parse_args(arguments))
-    return exit_code_of(lambda: _run(options), GOES_ON)
+    return exit_code_of(lambda: run(*options.shards_make().parse(arguments)), GOES_ON)
 
 
 if __name__ == "__main__":

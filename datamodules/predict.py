@@ -1,4 +1,4 @@
-"""Inpaint a folder of pictures: python -m datamodules.predict photos out --preset lama-medium
+"""Inpaint a folder of pictures: inpaint predict photos out --preset lama-medium
 
 Masks come from NAME.mask.png beside each picture (white = inpaint), or from --masks, a folder with masks of the
 pictures' names or a pattern such as '{name}_mask*.png', or are painted by a preset. Files are found and read as by
@@ -8,15 +8,14 @@ of grey. Only results of this command are replaced.
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import torch
+from jsonargparse import Namespace
 from lightning.pytorch import LightningModule
 from PIL import Image
 from torch import Tensor
@@ -29,7 +28,7 @@ from datamodules.images.reading import Turn, read_turn
 from datamodules.own_masks import mask_files
 from datamodules.writing.pictures import MAKER, Picture, caption_of, check_outputs, find_pictures
 from inpaint_module.checkpoints.choice import loaded_from
-from inpaint_module.commands.config_command import ConfigCommand
+from inpaint_module.commands import options
 from inpaint_module.commands.config_files import read_parts
 from inpaint_module.commands.errors import exit_code_of
 from inpaint_module.embedded import ASSETS
@@ -132,56 +131,6 @@ def _check_loaded(configs: Sequence[Path], overrides: Sequence[str]) -> None:
         )
 
 
-def _parser() -> ConfigCommand:
-    parser = ConfigCommand(
-        "python -m datamodules.predict", __doc__, parts=["model"], default="the small model that ships"
-    )
-    parser.add_argument("pictures", type=Path, help="folder of images, with its subfolders")
-    parser.add_argument("out", type=Path, help="folder for the PNGs, named as the pictures")
-    parser.add_argument(
-        "--masks",
-        metavar="PATTERN",
-        help="a folder of masks with the pictures' names, or a pattern such as '{name}_mask*.png', from each picture's "
-        "folder (default: NAME.mask.png beside NAME)",
-    )
-    parser.add_argument(
-        "--preset", metavar="NAME", help="paint masks instead: one that `python -m inpaint_module.masks --help` names"
-    )
-    parser.add_argument(
-        "--checkpoint",
-        type=Path,
-        metavar="FILE",
-        help="weights, such as runs/quickstart/checkpoints/last.ckpt (default: those that the config loads)",
-    )
-    parser.add_argument(
-        "--caption",
-        default="",
-        metavar="TEXT",
-        help="for models with text encoders, of pictures without a NAME.txt (default: an empty one)",
-    )
-    _add_flags(parser)
-    _add_numbers(parser)
-    return parser
-
-
-def _add_flags(parser: argparse.ArgumentParser) -> None:
-    flag = partial(parser.add_argument, action="store_true")
-    flag("--inverted-masks", help="black = inpaint (default: white)")
-    flag("--transparent-masks", help="inpaint where mask files are transparent, as ComfyUI saves them (default: white)")
-    flag("--untrained", help="inpaint with the random weights of a config that loads none, such as to try its speed")
-    flag("--skip-bad", help="leave out pictures that cannot be read, list them, and end with exit code 1")
-
-
-def _add_numbers(parser: argparse.ArgumentParser) -> None:
-    number = partial(parser.add_argument, type=int, metavar="N")
-    number("--steps", help="denoiser calls a picture (default: the config's)")
-    number("--tile", default=512, help="pixels of each side that are seen at once (default %(default)s)")
-    number("--overlap", default=128, help="pixels that neighbouring tiles share (default %(default)s)")
-    number("--margin", help="pixels of context around the mask (default: half a tile)")
-    number("--working-side", help="inpaint with the long side at N pixels (default: full size)")
-    number("--seed", default=0, help="of painted masks (default %(default)s)")
-
-
 class Predicted(NamedTuple):
     """How many pictures were inpainted and how many of them had an empty mask; the others, each with the reason."""
 
@@ -190,7 +139,7 @@ class Predicted(NamedTuple):
     bad: dict[Path, str]
 
 
-def predict(options: argparse.Namespace, overrides: Sequence[str], account: Account) -> Predicted:
+def predict(options: Namespace, overrides: Sequence[str], account: Account) -> Predicted:
     """Inpaint them all; results that are written stay, whatever comes after them. `account` tells what was found."""
     painted = options.preset is not None
     pictures = find_pictures(options.pictures, options.out, options.masks, painted, account)
@@ -216,7 +165,7 @@ def predict(options: argparse.Namespace, overrides: Sequence[str], account: Acco
 
 
 def _inpainted(
-    module: InpaintDiffusion, picture: Picture, given: GivenPicture, mask: Tensor, options: argparse.Namespace
+    module: InpaintDiffusion, picture: Picture, given: GivenPicture, mask: Tensor, options: Namespace
 ) -> Image.Image:
     caption = caption_of(picture, options.caption)
     sizes = {name: getattr(options, name) for name in ("tile", "overlap", "margin", "working_side")}
@@ -234,10 +183,11 @@ def _write(path: Path, result: Image.Image, given: GivenPicture) -> None:
         write_png(file, result, given, MAKER)
 
 
-def _run(options: argparse.Namespace, overrides: Sequence[str]) -> int:
+def run(given: Namespace, overrides: Sequence[str]) -> int:
+    """The command, with what `options.predict` parsed."""
     account = Account()
-    done = predict(options, overrides, account)
-    tell(f"{done.total} pictures in {options.out}\n{account.left()}")
+    done = predict(given, overrides, account)
+    tell(f"{done.total} pictures in {given.out}\n{account.left()}")
     for kind, (count, names) in account.noted.items():
         sys.stdout.write(f"{count} {kind}: {first_names(names, count)}\n")
     if done.empty:
@@ -247,10 +197,9 @@ def _run(options: argparse.Namespace, overrides: Sequence[str]) -> int:
     return 1 if done.bad else 0
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """The command; returns the exit code."""
-    options, overrides = _parser().parse(arguments)
-    return exit_code_of(lambda: _run(options, overrides))
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command; returns the exit code: 0, 1 after an error, 130 after Ctrl-C."""
+    return exit_code_of(lambda: run(*options.predict().parse(arguments)))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Lay run folders side by side: python -m inpaint_module.compare_runs runs/a runs/b [--out compare.html]
+"""Lay run folders side by side: inpaint compare runs/a runs/b [--out compare.html]
 
 Shows what differs in their configs, versions, data and VAE, the last value of every metric, the scores of their
 validation reports, and, in the page, their newest picture grids. Validation paints the masks of the run's own
@@ -7,13 +7,16 @@ generator: where generators differ, compare the reports, whose photos and masks 
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from jsonargparse import Namespace
+
+from inpaint_module.commands import options
 from inpaint_module.commands.config_files import read_config
+from inpaint_module.commands.errors import exit_code_of
 from inpaint_module.files import atomic_write_text
 from inpaint_module.redaction import redacted
 from inpaint_module.report.pages import data_url, render
@@ -128,28 +131,21 @@ def page(runs: Sequence[Run]) -> str:
     )
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """The command; returns the exit code."""
-    parser = argparse.ArgumentParser(
-        prog="python -m inpaint_module.compare_runs",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("runs", nargs="+", help="run folders, such as runs/quickstart")
-    parser.add_argument("--out", type=Path, metavar="HTML", help="also write a page with the grids (default: none)")
-    options = parser.parse_args(arguments)
-    try:
-        runs = [read_run(folder) for folder in options.runs]
-    except ValueError as error:
-        sys.stderr.write(f"{error}\n")
-        return 1
+def run(given: Namespace, overrides: Sequence[str] = ()) -> int:
+    """The command, with what `options.compare` parsed."""
+    runs = [read_run(folder) for folder in given.runs]
     heads = [run.name for run in runs]
     tables = [text_table(heads, last_metrics(runs)), "what differs", text_table(heads, differences(runs))]
     sys.stdout.write("\n\n".join(tables) + "\n")
-    if options.out:
-        atomic_write_text(options.out, page(runs))
-        sys.stdout.write(f"\npage: {options.out}\n")
+    if given.out:
+        atomic_write_text(given.out, page(runs))
+        sys.stdout.write(f"\npage: {given.out}\n")
     return 0
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command; returns the exit code: 0, 1 after an error, 130 after Ctrl-C."""
+    return exit_code_of(lambda: run(*options.compare().parse(arguments)))
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """From a training run to a folder that diffusers loads:
 
-python -m inpaint_module.export out --config runs/sd15/config.yaml --checkpoint runs/sd15/checkpoints/last.ckpt
+inpaint export out --config runs/sd15/config.yaml --checkpoint runs/sd15/checkpoints/last.ckpt
 
 Writes the pipeline that serves the run's model, with a LoRA as `pytorch_lora_weights.safetensors` beside the weights;
 of a model without text encoders, for which diffusers has no pipeline, the folders unet, vae and scheduler. The folder
@@ -10,7 +10,6 @@ training, and where ComfyUI wants each file.
 
 from __future__ import annotations
 
-import argparse
 import copy
 import inspect
 import json
@@ -21,13 +20,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from jsonargparse import Namespace
 from lightning.pytorch import LightningModule
 from torch import nn
 
 from inpaint_module import comfyui_files, served
 from inpaint_module.base_models import DTYPES
 from inpaint_module.checkpoints.checkpoint_io import VerifiedCheckpointIO
-from inpaint_module.commands.config_command import ConfigCommand
+from inpaint_module.commands import options
 from inpaint_module.commands.config_files import make_parts, read_parts
 from inpaint_module.commands.errors import exit_code_of
 from inpaint_module.conditioning.text_conditioning import TextConditioning
@@ -215,34 +215,14 @@ def base_dtype(denoiser: nn.Module) -> torch.dtype:
     return next((each.dtype for each in parameters if not each.requires_grad), parameters[0].dtype)
 
 
-def _parser() -> ConfigCommand:
-    parser = ConfigCommand("python -m inpaint_module.export", __doc__, parts=["model"])
-    parser.add_argument("out", type=Path, help="folder for the pipeline; a new or an empty one")
-    parser.add_argument(
-        "--checkpoint", type=Path, required=True, metavar="FILE", help="such as runs/NAME/checkpoints/last.ckpt"
-    )
-    parser.add_argument(
-        "--last-step",
-        action="store_true",
-        help="the weights of the run's last step (default: of a run with EMA the averaged ones)",
-    )
-    parser.add_argument(
-        "--fuse",
-        action="store_true",
-        help="add LoRA factors to the weights (default: a file of their own beside the weights)",
-    )
-    parser.add_argument("--lora-only", action="store_true", help="write the LoRA factors alone (default: all)")
-    parser.add_argument("--dtype", choices=list(DTYPES), help="of the denoiser's weights (default: as trained)")
-    return parser
-
-
-def _run(options: argparse.Namespace, overrides: Sequence[str]) -> int:
-    module = module_from_configs(options.config, overrides)
-    load_weights(module, options.checkpoint, averaged=not options.last_step)
-    export(module, options.out, fuse=options.fuse, lora_only=options.lora_only, dtype=options.dtype)
-    record = json.loads((options.out / RECORD).read_text())
+def run(given: Namespace, overrides: Sequence[str]) -> int:
+    """The command, with what `options.export` parsed."""
+    module = module_from_configs(given.config, overrides)
+    load_weights(module, given.checkpoint, averaged=not given.last_step)
+    export(module, given.out, fuse=given.fuse, lora_only=given.lora_only, dtype=given.dtype)
+    record = json.loads((given.out / RECORD).read_text())
     comfyui = record.get("comfyui", {"files": {}, "limits": []})
-    lines = [f"wrote {options.out}", *(f"unlike training: {each}" for each in record.get("differences", []))]
+    lines = [f"wrote {given.out}", *(f"unlike training: {each}" for each in record.get("differences", []))]
     lines += [f"ComfyUI: {name} into {folder}" for name, folder in comfyui["files"].items()]
     lines += [f"ComfyUI: {limit}" for limit in comfyui["limits"]]
     sys.stdout.write("\n".join(lines) + "\n")
@@ -250,9 +230,8 @@ def _run(options: argparse.Namespace, overrides: Sequence[str]) -> int:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command; returns the exit code."""
-    options, overrides = _parser().parse(arguments)
-    return exit_code_of(lambda: _run(options, overrides))
+    """The command; returns the exit code: 0, 1 after an error, 130 after Ctrl-C."""
+    return exit_code_of(lambda: run(*options.export().parse(arguments)))
 
 
 if __name__ == "__main__":

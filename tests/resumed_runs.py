@@ -151,7 +151,7 @@ def warm_up() -> None:
     from lightning.pytorch import LightningDataModule, LightningModule
 
     import train  # noqa: F401
-    from inpaint_module.cli import ResumingCLI
+    from inpaint_module.cli.training import ResumingCLI
 
     config: Any = tiny_config(Setup(ranks=2))
     options = {"subclass_mode_model": True, "subclass_mode_data": True, "auto_configure_optimizers": False}

@@ -205,10 +205,10 @@ def test_a_module_that_feeds_something_else(tmp_path: Path, capsys: pytest.Captu
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--batchs=3"], "expected overrides such as"),
-        (["--data.seed", "3"], "expected overrides such as"),
-        (["--batches=0"], "expected --batches of at least 1"),
-        (["--timeout=0"], "a positive --timeout"),
+        (["--batchs=3"], "there is no option --batchs; did you mean --batches?"),
+        (["--data.seed"], "--data.seed: expected a value, such as --data.batch_size=2"),
+        (["--batches=0"], "batches: invalid value: '0'"),
+        (["--timeout=0"], "timeout"),
         (["--device=tpu9"], "--device: expected auto, cpu or a GPU that is there, got 'tpu9'"),
         (["--config=nowhere.yaml"], "--config: expected a file, got nowhere.yaml"),
     ],

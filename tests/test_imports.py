@@ -44,7 +44,8 @@ FLOORS = {
     "inpaint_module.callbacks": 6,
     "inpaint_module.metrics": 6,
     "inpaint_module.autoencoder": 7,
-    "inpaint_module.cli": 7,
+    "inpaint_module.cli": 9,
+    "inpaint_module.__main__": 10,
     "inpaint_module.compare_runs": 7,
     "inpaint_module.lightning_module": 7,
     "inpaint_module.export": 8,
@@ -73,7 +74,7 @@ FLOORS = {
     "datamodules.examination": 9,
     "datamodules.predict": 9,
     "datamodules.doctor": 10,
-    "train": 8,
+    "train": 10,
 }
 
 

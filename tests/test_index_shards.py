@@ -312,5 +312,5 @@ def test_help_is_readable(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         main(["--help"])
     output = capsys.readouterr().out
-    assert "python -m datamodules.index_shards SHARDS [OUT]" in output
+    assert "inpaint shards index SHARDS [OUT]" in output
     assert "--keep-going" in output

@@ -102,7 +102,7 @@ def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
 def test_help_is_readable(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         main(["--help"])
-    assert "python -m datamodules.make_shards photos data/train" in capsys.readouterr().out
+    assert "inpaint shards make photos data/train" in capsys.readouterr().out
 
 
 def test_index_knows_the_sizes_and_is_that_of_a_scan(tmp_path: Path) -> None:

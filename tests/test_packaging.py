@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import re
+import runpy
 import tomllib
-from fnmatch import fnmatch
 from glob import glob
 from pathlib import Path
+from typing import Any
+from unittest import mock
 
 import pytest
 
@@ -17,30 +19,32 @@ SOURCES = ("inpaint_module", "datamodules", "configs")
 TEXTS = [path for name in SOURCES for path in (ROOT / name).rglob("*.py")] + [ROOT / "README.md"]
 
 
-def shipped_packages() -> set[str]:
-    """As setuptools finds them: folders with __init__.py whose parents have one, of names that `include` matches."""
-    find = SETUPTOOLS["packages"]["find"]
-    assert find["namespaces"] is False
-    found = set()
-    for path in [each for name in [*SOURCES, "tests"] for each in (ROOT / name).rglob("__init__.py")]:
-        parts = path.parent.relative_to(ROOT).parts
-        whole = all((ROOT / Path(*parts[:n]) / "__init__.py").is_file() for n in range(1, len(parts) + 1))
-        if whole and any(fnmatch(".".join(parts), pattern) for pattern in find["include"]):
-            found.add(".".join(parts))
-    return found
+def setup() -> dict[str, Any]:
+    """What setup.py gives to setuptools."""
+    with mock.patch("setuptools.setup") as given:
+        runpy.run_path(str(ROOT / "setup.py"))
+    return given.call_args.kwargs
 
 
 def is_shipped_data(path: Path) -> bool:
-    package, *inside = path.relative_to(ROOT).parts
-    patterns = SETUPTOOLS["package-data"].get(package, [])
-    found = {name for pattern in patterns for name in glob(pattern, root_dir=ROOT / package, recursive=True)}
-    return str(Path(*inside)) in found
+    for package, patterns in SETUPTOOLS["package-data"].items():
+        folder = ROOT / setup()["package_dir"].get(package, package)
+        if path in {folder / name for pattern in patterns for name in glob(pattern, root_dir=folder, recursive=True)}:
+            return True
+    return False
 
 
-def test_every_folder_of_modules_is_a_package_that_ships() -> None:
+def test_every_folder_of_modules_is_a_package_that_ships(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
     folders = {path.parent.relative_to(ROOT) for name in SOURCES for path in (ROOT / name).rglob("*.py")}
-    assert {".".join(folder.parts) for folder in folders} == shipped_packages()
-    assert SETUPTOOLS["py-modules"] == ["train"]
+    assert {".".join(folder.parts) for folder in folders} | {"inpaint_module.configs"} == set(setup()["packages"])
+
+
+def test_nothing_is_importable_by_a_name_that_others_use(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    assert {name.partition(".")[0] for name in setup()["packages"]} == {"inpaint_module", "datamodules"}
+    assert "py-modules" not in SETUPTOOLS
+    assert PROJECT["project"]["scripts"] == {"inpaint": "inpaint_module.cli:main"}
 
 
 @pytest.mark.parametrize("folder", SOURCES)

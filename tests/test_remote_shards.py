@@ -192,7 +192,7 @@ def test_shards_without_a_manifest_are_refused(server: faults.FaultServer, folde
     assert str(caught.value) == (
         f"shards {spec!r}: expected a manifest.json beside remote shards: "
         f"{server.url}/train/manifest.json: HTTP 404 Not Found; "
-        f"make one with: python -m datamodules.index_shards '{spec}' FOLDER"
+        f"make one with: inpaint shards index '{spec}' FOLDER"
     )
     server.faults["/train/manifest.json"] = [faults.status(503)] * 3
     with pytest.raises(RemoteError, match=r"given up after 3 failures: .*manifest\.json: HTTP 503"):

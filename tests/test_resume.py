@@ -24,7 +24,7 @@ from tiny_run import Setup, tiny_config
 from inpaint_module.checkpoints.checkpoint_io import VerifiedCheckpointIO
 from inpaint_module.checkpoints.choice import resume_line
 from inpaint_module.checkpoints.resume import ExactResume, checkpoint_folders
-from inpaint_module.cli import ResumingCLI
+from inpaint_module.cli.training import ResumingCLI
 
 PLAIN, EPOCHS, VALIDATIONS = Setup(), Setup(saves="epochs"), Setup(saves="validations")
 RECORDED = Setup(record=True)

@@ -21,7 +21,7 @@ from inpaint_module.checkpoints.checkpoint_io import VerifiedCheckpointIO, newes
 from inpaint_module.checkpoints.choice import check_trained
 from inpaint_module.checkpoints.resume import ExactResume
 from inpaint_module.checkpoints.settings import changes, settings_of
-from inpaint_module.cli import ResumingCLI
+from inpaint_module.cli.training import ResumingCLI
 from inpaint_module.run_versions import is_open, keep_versions, last_version, versions_of
 
 pytestmark = [

@@ -68,7 +68,7 @@ def test_pictures_are_no_shards(tmp_path: Path) -> None:
     (folder / "sub").mkdir(parents=True)
     photo(1).save(folder / "sub" / "a.JPG")
     (tmp_path / "list.csv").write_text("path\nmy photos/sub/a.JPG\n")
-    advice = r"make shards of pictures with: python -m datamodules\.make_shards {} FOLDER, then name FOLDER here"
+    advice = r"make shards of pictures with: inpaint shards make {} FOLDER, then name FOLDER here"
     for find in (find_shards, find_tars):
         with pytest.raises(
             ValueError, match=r"no (manifest.json and no \*.tar|tars)" + ".*" + advice.format("'.*my photos'")
@@ -95,7 +95,7 @@ def test_what_is_left_aside_is_told_at_the_start(tmp_path: Path, caplog: pytest.
         f"{told}: 2 hidden or of the system, 1 not used, ending in .npy"
     )
     write_manifest(tmp_path)
-    assert aside_line(find_shards(str(tmp_path)), "data.x") == f"{told}; python -m datamodules.index_shards tells which"
+    assert aside_line(find_shards(str(tmp_path)), "data.x") == f"{told}; inpaint shards index tells which"
     assert aside_line(find_shards(str(tmp_path / "2.tar")), "data.x") == ""
     data = WebDatasetDataModule(str(tmp_path), batch_size=1, image_size=32, mask_generator=Halves())
     with caplog.at_level("INFO"):

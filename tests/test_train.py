@@ -151,7 +151,7 @@ def test_every_config_is_thin_says_its_command_and_is_trained(path: Path) -> Non
     header = "".join(line for line in text.splitlines(keepends=True) if line.startswith("#"))
     base = "" if path.stem in COMPLETE else "--config configs/quickstart.yaml "
     between = "--config configs/sd15.yaml " if path.stem == "lora" else ""
-    assert f"python -m train fit {base}{between}--config configs/{path.name}" in header
+    assert f"inpaint fit {base}{between}--config configs/{path.name}" in header
     assert isinstance(yaml.safe_load(text), dict)
     if path.stem not in COMPLETE:
         assert len([line for line in text.splitlines() if line and not line.startswith("#")]) <= 15

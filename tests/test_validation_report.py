@@ -24,7 +24,7 @@ from vision_weights import saved
 
 from inpaint_module.callbacks.ema import EMA
 from inpaint_module.callbacks.run_record import RunRecord
-from inpaint_module.cli import ResumingCLI
+from inpaint_module.cli.training import ResumingCLI
 from inpaint_module.lightning_module import InpaintDiffusion
 from inpaint_module.masks import preset
 from inpaint_module.metrics import LPIPS, PerceptualMetrics

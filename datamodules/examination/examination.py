@@ -238,7 +238,7 @@ def examine_model(
     """Encode what was read, and train a step."""
     assert exam.speeds is not None
     cached = getattr(data, "latents", None)
-    advice = "encode the images anew with this VAE: python -m datamodules.cache_latents"
+    advice = "encode the images anew with this VAE: inpaint shards cache-latents"
     if cached is not None:
         exam.attempt(lambda: check_clean(cached, module.encoder), "data.train_shards", "latents of this VAE", advice)
     advice = "the message says what it wants of a batch"

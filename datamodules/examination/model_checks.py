@@ -78,7 +78,7 @@ def faster(speeds: Speeds, sizes: Sizes, *, workers: int, cores: int, cached: bo
         return f"painting masks takes {share:.0%} of a step, most of it the CPU's: {advice}"
     compiling = ", configs/compiled.yaml compiles for a GPU" if gpu else ""
     if (share := 1 / speeds.encode / step) > 0.3 and not cached:
-        advice = "python -m datamodules.cache_latents halves that, configs/bf16.yaml helps where bfloat16 is native"
+        advice = "inpaint shards cache-latents halves that, configs/bf16.yaml helps where bfloat16 is native"
         return f"the VAE takes {share:.0%} of a step: {advice}{compiling}"
     largest = max(sizes.seen, default=(0, 0))
     share = 1 / speeds.step / step
@@ -91,5 +91,5 @@ def _more_data(decode: float, step: float, workers: int, cores: int) -> str:
     have = f"{decode * max(workers, 1):.0f} images/s are read and decoded, a step could take {1 / step:.0f}"
     if need <= cores:
         return f"{have}: set data.num_workers: {need}"
-    shrink = "store smaller images (python -m datamodules.make_shards --short-side)"
+    shrink = "store smaller images (inpaint shards make --short-side)"
     return f"{have}, for which {need} workers were needed on {cores} cores: {shrink}"

@@ -173,7 +173,7 @@ def _check_local(path: Path, row: ManifestRow, folder: Path) -> None:
     elif not path.resolve().is_relative_to(folder.resolve()):
         raise ValueError(
             f"{at}: expected a tar in the manifest's own folder, got a link to {path.resolve()}; "
-            "python -m datamodules.index_shards SHARDS OUT makes a manifest of tars that lie elsewhere"
+            "inpaint shards index SHARDS OUT makes a manifest of tars that lie elsewhere"
         )
 
 

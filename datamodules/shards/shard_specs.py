@@ -56,7 +56,7 @@ def packing_advice(path: Path) -> str:
     if any(kind.startswith("image/") for kind in kinds) or path.suffix.lower() in _TABLES:
         is_source = path.is_dir() or path.suffix.lower() in _TABLES  # of one picture, all those beside it are meant
         source = shlex.quote(str(path if is_source else path.parent))
-        command = f"python -m datamodules.make_shards {source} FOLDER"
+        command = f"inpaint shards make {source} FOLDER"
         return f"; make shards of pictures with: {command}, then name FOLDER here"
     return ""
 
@@ -71,7 +71,7 @@ def _scan(path: Path) -> Shard:
 
 
 def _advice(item: str) -> str:
-    return f"make one with: python -m datamodules.index_shards {shlex.quote(redact(item))} FOLDER"
+    return f"make one with: inpaint shards index {shlex.quote(redact(item))} FOLDER"
 
 
 class _Finder:
@@ -166,7 +166,7 @@ def aside_line(shards: Sequence[Shard], name: str) -> str:
             kinds[kind] += number
     told = ", ".join(f"{number} {kind}" for kind, number in kinds.most_common()) if kinds.total() == count else ""
     tars = sum(shard.aside > 0 for shard in shards)
-    more = f": {told}" if told else "; python -m datamodules.index_shards tells which"
+    more = f": {told}" if told else "; inpaint shards index tells which"
     return f"{name}: {count} members of {tars} tar{'s' * (tars != 1)} are no part of a sample and left aside{more}"
 
 

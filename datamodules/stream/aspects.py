@@ -27,7 +27,7 @@ class ShardAspects:
         if (sizes := self.shards.index(number).sizes) is None:
             raise ValueError(
                 f"data.bucket_step: {redact(self.shards.shards[number].path)}: expected image sizes in its index, got "
-                "none; write it with python -m datamodules.index_shards"
+                "none; write it with inpaint shards index"
             )
         return sizes
 

@@ -9,7 +9,8 @@ from typing import Any
 import yaml  # type: ignore[import-untyped]
 from jsonargparse import ArgumentParser, Namespace
 
-SHIPPED = Path(__file__).parents[2] / "configs"
+_PACKAGE = Path(__file__).parents[1]
+SHIPPED = next((path for path in (_PACKAGE / "configs", _PACKAGE.with_name("configs")) if path.is_dir()), _PACKAGE)
 _NAMED = {"model": "a model"}
 
 

@@ -21,7 +21,7 @@ from inpaint_module.layouts import DenoiserLayout, FluxFillLayout, StableDiffusi
 _OLD_CACHE = (
     "data.train_shards: expected cached latents with the original_size and crop of each image, got some of an older "
     "version, without: Stable Diffusion XL is told that each is a whole photo of its own size; make the cache again "
-    "with python -m datamodules.cache_latents to tell it what was cut"
+    "with inpaint shards cache-latents to tell it what was cut"
 )
 
 

@@ -1,4 +1,4 @@
-"""Look at a mask generator: python -m inpaint_module.masks --preset sd --out sheet.png
+"""Look at a mask generator: inpaint masks --preset sd --out sheet.png
 
 Paints masks and lays some over photos, beside what they measure: coverage, pieces, and how much mask is lost on the
 latent grid by each way to reduce it.
@@ -6,54 +6,36 @@ latent grid by each way to reduce it.
 
 from __future__ import annotations
 
-import argparse
 import sys
-from functools import partial
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from jsonargparse import Namespace
+
+from inpaint_module.commands import options
 from inpaint_module.commands.config_files import make_parts, read_config
+from inpaint_module.commands.errors import exit_code_of
 from inpaint_module.files import atomic_write_picture
-from inpaint_module.masks import MaskGenerator, preset, presets
+from inpaint_module.masks import MaskGenerator, preset
 from inpaint_module.masks.gallery import draw_sheet, load_photos
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m inpaint_module.masks",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    source = parser.add_mutually_exclusive_group(required=True)
-    source.add_argument("--preset", metavar="NAME", help=f"one of {', '.join(presets())}")
-    source.add_argument(
-        "--config", type=Path, metavar="FILE", help="YAML file of a training run, or of a mask generator alone"
-    )
-    parser.add_argument("--out", type=Path, required=True, metavar="PNG", help="where the sheet goes")
-    parser.add_argument(
-        "--photos", type=Path, metavar="FOLDER", help="photos to lay masks over (default: the embedded ones)"
-    )
-    number = partial(parser.add_argument, type=int, metavar="N")
-    number("--number", default=256, help="masks to paint and measure (default %(default)s)")
-    number("--size", default=512, help="height and width of the masks in pixels (default %(default)s)")
-    number("--seed", default=0, help="of the masks (default %(default)s)")
-    return parser
-
-
-def main(arguments: list[str] | None = None) -> None:
-    """Draw the contact sheet of a preset, or of the mask generator in a config."""
-    parser = _parser()
-    given = parser.parse_args(arguments)
-    try:
-        generator = preset(given.preset) if given.preset else generator_of(given.config)
-        title = given.preset or given.config.stem
-        photos = load_photos(given.photos)
-        sheet = draw_sheet(title, generator, photos, number=given.number, size=given.size, seed=given.seed)
-    except (ValueError, argparse.ArgumentError) as error:
-        parser.error(str(error))
+def run(given: Namespace, overrides: Sequence[str] = ()) -> int:
+    """The command, with what `options.masks` parsed."""
+    generator = preset(given.preset) if given.preset else generator_of(given.config)
+    title = given.preset or given.config.stem
+    photos = load_photos(given.photos)
+    sheet = draw_sheet(title, generator, photos, number=given.number, size=given.size, seed=given.seed)
     given.out.parent.mkdir(parents=True, exist_ok=True)
     atomic_write_picture(given.out, sheet)
     sys.stdout.write(f"{given.out}\n")
+    return 0
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command; returns the exit code: 0, 1 after an error, 130 after Ctrl-C."""
+    return exit_code_of(lambda: run(*options.masks().parse(arguments)))
 
 
 def generator_of(config: Path) -> MaskGenerator:
@@ -79,4 +61,4 @@ def _find(node: Any) -> Any:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -1,18 +1,17 @@
-"""ResumingCLI: LightningCLI whose `fit`, run again, goes on where it was."""
+"""ResumingCLI: LightningCLI whose `fit`, run again, goes on where it was; and the command around it."""
 
 from __future__ import annotations
 
-import sys
 import warnings
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import lightning
 import torch
 from jsonargparse import Namespace
-from lightning.pytorch import Callback, LightningDataModule, Trainer
+from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.plugins import CheckpointIO
 from lightning.pytorch.utilities import rank_zero_info
@@ -26,8 +25,8 @@ from inpaint_module.checkpoints.leftovers import Leftovers
 from inpaint_module.checkpoints.rank_checks import LIGHTNINGS_WORDS
 from inpaint_module.checkpoints.resume import ExactResume, checkpoint_folders, model_checkpoints
 from inpaint_module.checkpoints.settings import settings_of
-from inpaint_module.commands.config_action import ConfigFile
-from inpaint_module.commands.errors import parser_message
+from inpaint_module.cli.config_option import ConfigFile
+from inpaint_module.commands.parser import OneParagraph
 from inpaint_module.run_folder import CONFIG_HEAD, keep_csv_logs, names_folder, run_folder
 from inpaint_module.run_lock import claim, release
 from inpaint_module.run_versions import names_versions
@@ -35,18 +34,8 @@ from inpaint_module.run_versions import names_versions
 _LOAD_TEXT = "inpaint_module.base_models.load_text"
 
 
-class Parser(LightningArgumentParser):
+class Parser(OneParagraph, LightningArgumentParser):
     """LightningCLI's parser, which reports what is wrong in one paragraph."""
-
-    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        """End with code 2."""
-        if not self.exit_on_error:
-            super().error(message, ex)
-        parser = getattr(ex, "subcommand_parser", None) or self
-        sys.stderr.write(
-            f"{parser_message(message, parser)}\nAll options: {parser.prog.replace(' [options]', '')} --help\n"
-        )
-        self.exit(2)
 
 
 class ResumingCLI(LightningCLI):
@@ -175,13 +164,31 @@ class ResumingCLI(LightningCLI):
             self.trainer.validate(self.model, datamodule=self.datamodule)
 
 
+def run(program: str) -> int:
+    """Do what `sys.argv` says: fit, validate, test or predict, with the model and the data that the config names.
+
+    Args:
+        program: what starts it, for its help.
+    """
+    ResumingCLI(
+        LightningModule,
+        LightningDataModule,
+        subclass_mode_model=True,
+        subclass_mode_data=True,
+        auto_configure_optimizers=False,
+        seed_everything_default=0,
+        parser_kwargs=help_of(program, "Train, validate, test and predict from a config."),
+    )
+    return 0
+
+
 def help_of(prog: str, description: str | None) -> dict[str, Any]:
     """`parser_kwargs` of a LightningCLI whose help says at its head how it is used, instead of a screen of names."""
     verbs = {
         "fit": "Train. Run again after a kill, it goes on from the newest checkpoint that verifies.",
         "validate": "Measure on the validation shards; with a checkpoint, its weights.",
         "test": "Measure as validate does, under test/ names.",
-        "predict": "Inpaint the validation shards into the run folder; for pictures: python -m datamodules.predict",
+        "predict": "Inpaint the validation shards into the run folder; for pictures: inpaint predict",
     }
     options = "--config FILE [--config OVERLAY ...] [--ckpt_path FILE]\n    [--{trainer,model,data}.NAME=VALUE ...]"
     parsers = {verb: {"usage": f"{prog} {verb} {options}", "description": told} for verb, told in verbs.items()}

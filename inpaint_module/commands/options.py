@@ -1,0 +1,191 @@
+"""What each command takes. Nothing here needs torch: help comes at once."""
+
+from __future__ import annotations
+
+import os
+from functools import partial
+from pathlib import Path
+
+from jsonargparse.typing import PositiveFloat, PositiveInt
+
+from inpaint_module.commands.parser import Parser
+
+PRESETS = (  # what `inpaint_module.masks.presets()` gives, whose import takes seconds
+    *("lama-thin", "lama-medium", "lama-thick", "lama-train", "sd", "sdxl", "deepfill", "comodgan", "mat", "outpaint"),
+    *("brushnet", "cloud", "blob", "polygon", "repaint-half", "repaint-expand", "repaint-every-second-line"),
+    *("repaint-superres", "grid"),
+)
+DTYPES = ["float32", "bfloat16", "float16"]
+SHARD_BYTES = 256_000_000
+
+
+def shards_make() -> Parser:
+    """`inpaint shards make`."""
+    parser = Parser("shards make", "datamodules.make_shards")
+    parser.add_argument("source", help="folder of images, text file with one path a line, or table")
+    _add_shard_options(parser)
+    number = partial(parser.add_argument, type=int, metavar="N")
+    number("--samples-per-shard", help="start a new tar after N samples (default: by size alone)")
+    number("--short-side", help="shrink larger images to N pixels at their short side (default: copied unchanged)")
+    number("--max-side", help="shrink larger images to N pixels at their long side (default: copied unchanged)")
+    number("--quality", default=92, help="of shrunk JPEG and WEBP, 1 to 100 (default %(default)s)")
+    number("--max-pixels", default=50_000_000, help="refuse images of more than N pixels (default %(default)s)")
+    _add_flag(parser, "--skip-bad", "leave out images that cannot be used (default: refuse all)")
+    _add_workers(parser)
+    _add_reading(parser)
+    _add_columns(parser)
+    return parser
+
+
+def shards_index() -> Parser:
+    """`inpaint shards index`."""
+    parser = Parser("shards index", "datamodules.index_shards")
+    parser.add_argument("shards", help="folder, tar, pattern, URL, or text file of these")
+    parser.add_argument("out", nargs="?", help="local folder for manifest and index files (default: beside the tars)")
+    _add_workers(parser)
+    told = "count members with these suffixes as left aside, as asked for, such as npy,embedding.bin (default: none)"
+    parser.add_argument("--ignore", metavar="A,B", default="", help=told)
+    told = "refuse images whose header cannot be read (default: their size is recorded as 0 x 0)"
+    _add_flag(parser, "--strict", told)
+    _add_flag(parser, "--keep-going", "look at all tars, then list all bad ones (default: stop at the first)")
+    return parser
+
+
+def shards_cache_latents() -> Parser:
+    """`inpaint shards cache-latents`."""
+    parser = Parser("shards cache-latents", "datamodules.cache_latents", parts=("model", "data"))
+    _add_shard_options(parser)
+    parser.add_argument("--crops", type=int, metavar="N", default=1, help="crops of each image (default %(default)s)")
+    told = f"of the latents: {', '.join(DTYPES)} (default %(default)s)"
+    parser.add_argument("--dtype", default="float32", metavar="NAME", help=told)
+    _add_device(parser)
+    return parser
+
+
+def predict() -> Parser:
+    """`inpaint predict`."""
+    default = "the small model that ships"
+    parser = Parser("predict", "datamodules.predict", parts=("model",), default=default)
+    parser.add_argument("pictures", type=Path, help="folder of images, with its subfolders")
+    parser.add_argument("out", type=Path, help="folder for the PNGs, named as the pictures")
+    told = "a folder of masks with the pictures' names, or a pattern such as '{name}_mask*.png', from each picture's "
+    parser.add_argument("--masks", metavar="PATTERN", help=f"{told}folder (default: NAME.mask.png beside NAME)")
+    told = "paint masks instead: one that `inpaint masks --help` names"
+    parser.add_argument("--preset", metavar="NAME", help=told)
+    told = "weights, such as runs/quickstart/checkpoints/last.ckpt (default: those that the config loads)"
+    parser.add_argument("--checkpoint", type=Path, metavar="FILE", help=told)
+    told = "for models with text encoders, of pictures without a NAME.txt (default: an empty one)"
+    parser.add_argument("--caption", default="", metavar="TEXT", help=told)
+    _add_flag(parser, "--inverted-masks", "black = inpaint (default: white)")
+    told = "inpaint where mask files are transparent, as ComfyUI saves them (default: white)"
+    _add_flag(parser, "--transparent-masks", told)
+    told = "inpaint with the random weights of a config that loads none, such as to try its speed"
+    _add_flag(parser, "--untrained", told)
+    _add_flag(parser, "--skip-bad", "leave out pictures that cannot be read, list them, and end with exit code 1")
+    number = partial(parser.add_argument, type=int, metavar="N")
+    number("--steps", help="denoiser calls a picture (default: the config's)")
+    number("--tile", default=512, help="pixels of each side that are seen at once (default %(default)s)")
+    number("--overlap", default=128, help="pixels that neighbouring tiles share (default %(default)s)")
+    number("--margin", help="pixels of context around the mask (default: half a tile)")
+    number("--working-side", help="inpaint with the long side at N pixels (default: full size)")
+    number("--seed", default=0, help="of painted masks (default %(default)s)")
+    return parser
+
+
+def doctor() -> Parser:
+    """`inpaint doctor`."""
+    parser = Parser("doctor", "datamodules.doctor", parts=("model", "data"))
+    parser.add_argument("--batches", type=PositiveInt, metavar="N", default=4, help="batches to read (default 4)")
+    parser.add_argument("--out", type=Path, metavar="PNG", help="write a sheet of samples there (default: no sheet)")
+    _add_flag(parser, "--strict", "exit code 1 for warnings too (default: for errors)")
+    told = "how long to wait for a batch (default 120)"
+    parser.add_argument("--timeout", type=PositiveFloat, metavar="SECONDS", default=120.0, help=told)
+    _add_device(parser)
+    _add_flag(parser, "--no-step", "leave out the training step, which needs its memory")
+    return parser
+
+
+def masks() -> Parser:
+    """`inpaint masks`."""
+    parser = Parser("masks", "inpaint_module.masks.__main__")
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--preset", metavar="NAME", help=f"one of {', '.join(PRESETS)}")
+    told = "YAML file of a training run, or of a mask generator alone"
+    source.add_argument("--config", type=Path, metavar="FILE", help=told)
+    parser.add_argument("--out", type=Path, required=True, metavar="PNG", help="where the sheet goes")
+    told = "photos to lay masks over (default: the embedded ones)"
+    parser.add_argument("--photos", type=Path, metavar="FOLDER", help=told)
+    number = partial(parser.add_argument, metavar="N")
+    number("--number", type=PositiveInt, default=256, help="masks to paint and measure (default %(default)s)")
+    told = "height and width of the masks in pixels (default %(default)s)"
+    number("--size", type=PositiveInt, default=512, help=told)
+    number("--seed", type=int, default=0, help="of the masks (default %(default)s)")
+    return parser
+
+
+def export() -> Parser:
+    """`inpaint export`."""
+    parser = Parser("export", "inpaint_module.export", parts=("model",))
+    parser.add_argument("out", type=Path, help="folder for the pipeline; a new or an empty one")
+    told = "such as runs/NAME/checkpoints/last.ckpt"
+    parser.add_argument("--checkpoint", type=Path, required=True, metavar="FILE", help=told)
+    told = "the weights of the run's last step (default: of a run with EMA the averaged ones)"
+    _add_flag(parser, "--last-step", told)
+    _add_flag(parser, "--fuse", "add LoRA factors to the weights (default: a file of their own beside the weights)")
+    _add_flag(parser, "--lora-only", "write the LoRA factors alone (default: all)")
+    parser.add_argument("--dtype", choices=DTYPES, help="of the denoiser's weights (default: as trained)")
+    return parser
+
+
+def compare() -> Parser:
+    """`inpaint compare`."""
+    parser = Parser("compare", "inpaint_module.compare_runs")
+    parser.add_argument("runs", nargs="+", help="run folders, such as runs/quickstart")
+    parser.add_argument("--out", type=Path, metavar="HTML", help="also write a page with the grids (default: none)")
+    return parser
+
+
+def _add_flag(parser: Parser, name: str, told: str) -> None:
+    parser.add_argument(name, action="store_true", help=told)
+
+
+def _add_device(parser: Parser) -> None:
+    told = "where the model works: cpu, cuda, cuda:1, ...; auto is a GPU if there is one (default %(default)s)"
+    parser.add_argument("--device", default="auto", metavar="NAME", help=told)
+
+
+def _add_workers(parser: Parser) -> None:
+    told = "processes (default: one per core)"
+    parser.add_argument("--workers", type=int, metavar="N", default=os.cpu_count(), help=told)
+
+
+def _add_shard_options(parser: Parser) -> None:
+    told = "folder for the shards; holds none, or an unfinished run of this command"
+    parser.add_argument("out", type=Path, help=told)
+    told = "size of a tar in bytes, about (default %(default)s)"
+    parser.add_argument("--shard-bytes", type=int, metavar="N", default=SHARD_BYTES, help=told)
+
+
+def _add_reading(parser: Parser) -> None:
+    told = "where masks are besides NAME.mask.png: '{name}_mask*.png' or 'masks/{name}.png', from each photo's folder, "
+    parser.add_argument(
+        "--masks", metavar="PATTERN", help=f"{told}or a folder of masks with the photos' names (default: nowhere)"
+    )
+    for name, where in (("inverted", "black"), ("transparent", "transparent, as ComfyUI saves them")):
+        told = f"inpaint where mask files are {where}; they are written with white = inpaint (default: white)"
+        _add_flag(parser, f"--{name}-masks", told)
+    told = "of captions, tables and lists without a byte-order mark, such as latin-1 (default %(default)s)"
+    parser.add_argument("--caption-encoding", metavar="NAME", default="utf-8", help=told)
+
+
+def _add_columns(parser: Parser) -> None:
+    table = parser.add_argument_group("columns of a table")
+    for purpose, told in {
+        "image": "paths (default: path, image, file_name and the like)",
+        "caption": "captions (default: caption, text, prompt and the like; '' for none)",
+        "mask": "paths of masks (default: mask, mask_path and the like; '' for none)",
+        "label": "class numbers (default: label, cls and the like; '' for none)",
+    }.items():
+        table.add_argument(f"--{purpose}-column", metavar="NAME", help=told)
+    told = "more columns to keep, in each sample's json (default: none)"
+    table.add_argument("--json-columns", metavar="A,B", default="", help=told)
