@@ -207,8 +207,8 @@ def test_a_module_that_feeds_something_else(tmp_path: Path, capsys: pytest.Captu
     [
         (["--batchs=3"], "there is no option --batchs; did you mean --batches?"),
         (["--data.seed"], "--data.seed: expected a value, such as --data.batch_size=2"),
-        (["--batches=0"], "batches: invalid value: '0'"),
-        (["--timeout=0"], "timeout"),
+        (["--batches=0"], "expected a whole number of at least 1, got 0"),
+        (["--timeout=0"], "expected a number of seconds above 0, got 0"),
         (["--device=tpu9"], "--device: expected auto, cpu or a GPU that is there, got 'tpu9'"),
         (["--config=nowhere.yaml"], "--config: expected a file, got nowhere.yaml"),
     ],

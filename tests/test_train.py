@@ -201,7 +201,7 @@ def test_help_of_every_command(command: Callable[[list[str]], Any]) -> None:
     ):
         command(["--help"])
     (parser,) = shown.call_args.args
-    assert parser.format_usage().startswith("usage: python -m ")
+    assert parser.format_usage().startswith("usage: inpaint ")
     assert max(map(len, parser.format_help().splitlines())) <= 120
     assert [action.dest for action in parser._actions if not action.help] == []
 

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import os
+from argparse import ArgumentTypeError
 from functools import partial
 from pathlib import Path
-
-from jsonargparse.typing import PositiveFloat, PositiveInt
 
 from inpaint_module.commands.parser import Parser
 
@@ -95,11 +94,11 @@ def predict() -> Parser:
 def doctor() -> Parser:
     """`inpaint doctor`."""
     parser = Parser("doctor", "datamodules.doctor", parts=("model", "data"))
-    parser.add_argument("--batches", type=PositiveInt, metavar="N", default=4, help="batches to read (default 4)")
+    parser.add_argument("--batches", type=_positive, metavar="N", default=4, help="batches to read (default 4)")
     parser.add_argument("--out", type=Path, metavar="PNG", help="write a sheet of samples there (default: no sheet)")
     _add_flag(parser, "--strict", "exit code 1 for warnings too (default: for errors)")
     told = "how long to wait for a batch (default 120)"
-    parser.add_argument("--timeout", type=PositiveFloat, metavar="SECONDS", default=120.0, help=told)
+    parser.add_argument("--timeout", type=_seconds, metavar="SECONDS", default=120.0, help=told)
     _add_device(parser)
     _add_flag(parser, "--no-step", "leave out the training step, which needs its memory")
     return parser
@@ -116,9 +115,9 @@ def masks() -> Parser:
     told = "photos to lay masks over (default: the embedded ones)"
     parser.add_argument("--photos", type=Path, metavar="FOLDER", help=told)
     number = partial(parser.add_argument, metavar="N")
-    number("--number", type=PositiveInt, default=256, help="masks to paint and measure (default %(default)s)")
+    number("--number", type=_positive, default=256, help="masks to paint and measure (default %(default)s)")
     told = "height and width of the masks in pixels (default %(default)s)"
-    number("--size", type=PositiveInt, default=512, help=told)
+    number("--size", type=_positive, default=512, help=told)
     number("--seed", type=int, default=0, help="of the masks (default %(default)s)")
     return parser
 
@@ -143,6 +142,26 @@ def compare() -> Parser:
     parser.add_argument("runs", nargs="+", help="run folders, such as runs/quickstart")
     parser.add_argument("--out", type=Path, metavar="HTML", help="also write a page with the grids (default: none)")
     return parser
+
+
+def _positive(value: str | int) -> int:
+    try:
+        number = int(value)
+    except ValueError:
+        number = 0
+    if number < 1:
+        raise ArgumentTypeError(f"expected a whole number of at least 1, got {value}")
+    return number
+
+
+def _seconds(value: str | float) -> float:
+    try:
+        number = float(value)
+    except ValueError:
+        number = 0.0
+    if not number > 0:
+        raise ArgumentTypeError(f"expected a number of seconds above 0, got {value}")
+    return number
 
 
 def _add_flag(parser: Parser, name: str, told: str) -> None:

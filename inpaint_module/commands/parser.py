@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import ast
+import re
 import sys
 from collections.abc import Sequence
 from importlib.util import find_spec
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     import torch
 
 PROGRAM = "inpaint"
+_WRONG_TYPE = re.compile(r"Expected a <class '(\w+)'>\. Got value: ")
 _EXAMPLES = {"model": "--model.sampling_steps=4", "data": "--data.batch_size=2"}
 
 
@@ -50,6 +52,7 @@ class Parser(OneParagraph):
         self, command: str, module: str, *, parts: Sequence[str] = (), default: str | None = None, **settings: Any
     ) -> None:
         settings |= {"formatter_class": argparse.RawDescriptionHelpFormatter, "prog": f"{PROGRAM} {command}"}
+        settings["allow_abbrev"] = False
         super().__init__(description=manual(module), **settings)
         self.parts = tuple(parts)
         self.add_argument(DEBUG, action="store_true", help="show where in the code an error comes from")
@@ -59,6 +62,14 @@ class Parser(OneParagraph):
             told = "YAML file of a training run; again for an overlay, which goes over those before it"
             told += f" (default: {default})" if default else ""
             self.add_argument("--config", action="append", required=default is None, metavar="FILE", help=told)
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        """End with code 2; what is required is named as it is written."""
+        if (head := "the following arguments are required: ") in message:
+            names = message.partition(head)[2].split(", ")
+            options = {action.dest: action.option_strings[-1] for action in self._actions if action.option_strings}
+            message = head + ", ".join(options.get(name, name) for name in names)
+        super().error(_WRONG_TYPE.sub(r"expected \1, got ", message), ex)
 
     def parse(self, arguments: Sequence[str] | None = None) -> tuple[Namespace, list[str]]:
         """The options, and the overrides, each as `--model.name=value`.
