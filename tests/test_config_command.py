@@ -44,7 +44,7 @@ def test_configs_and_overrides(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
             ["out", "--config=configs/lora.yaml", "--data.seed"],
             "--data.seed: expected a value, such as --data.batch_s",
         ),
-        (["out", "--conf=configs/lora.yaml"], "the following arguments are required: --config"),
+        (["out", "--conf=configs/lora.yaml"], "there is no option --conf; did you mean --config?"),
     ],
 )
 def test_mistakes_end_with_code_2(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:

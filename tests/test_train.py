@@ -166,7 +166,7 @@ def test_every_config_is_thin_says_its_command_and_is_trained(path: Path) -> Non
         ("--data.batch_sise=3", "batch_sise"),
         ("--data.batch_size=0", "data.batch_size: expected at least 1, got 0"),
         ("--model.layout.init_args.reduce=mean", "reduce must be one of max, area"),
-        ("--model.encoder.init_args.fill=2", "fill must be in 0..1"),
+        ("--model.encoder.init_args.fill=2", "fill must be a number in 0..1"),
         ("--model.denoiser.init_args.config.in_channels=4", "expected 33 channels, got 4"),
         ("--model.encoder.init_args.vae.init_args.path=nowhere", "nowhere"),
     ],

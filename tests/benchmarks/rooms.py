@@ -145,7 +145,7 @@ def trace_resume(trace: Trace) -> None:
     """A second fit, where a run is already."""
     from lightning.pytorch.trainer.connectors.checkpoint_connector import _CheckpointConnector as Connector
 
-    from inpaint_module.cli import ResumingCLI
+    from inpaint_module.cli.training import ResumingCLI
 
     def counted(function: Any) -> Any:
         def run(*arguments: Any, **named: Any) -> Any:
