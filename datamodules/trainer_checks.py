@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import os
+
+import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import Callback, EarlyStopping, GradientAccumulationScheduler, Timer
+from lightning.pytorch.utilities import rank_zero_info
 
 
 def check_trainer(trainer: Trainer) -> None:
@@ -15,6 +19,40 @@ def check_trainer(trainer: Trainer) -> None:
     _check_end(trainer)
     _check_steps(trainer)
     _check_accumulation(trainer)
+
+
+def check_batch(batch_size: int, samples: int, size: tuple[int, int], memory: int) -> None:
+    """Refuse a batch whose images alone do not fit, and say when it is larger than the data set.
+
+    Args:
+        batch_size: samples of one batch on one device.
+        samples: of the training set.
+        size: of an image, pixels.
+        memory: of the device, bytes; see `memory_of`.
+
+    Raises:
+        ValueError: naming the batch size, and what a batch takes.
+    """
+    needed = batch_size * 3 * size[0] * size[1] * (1 + 2 * 4)  # bytes, and as float32 both whole and masked
+    if needed > memory:
+        raise ValueError(
+            f"data.batch_size: expected a batch that fits into the {memory / 1e9:.1f} GB of the device's memory, got "
+            f"{batch_size}, whose images of {size[0]} x {size[1]} pixels alone take {needed / 1e9:.1f} GB, before any "
+            "model: take a smaller one (trainer.accumulate_grad_batches keeps the samples of a step; "
+            "model.encoder.init_args.max_batch bounds what the VAE takes at once)"
+        )
+    if batch_size > samples:
+        rank_zero_info(
+            f"data.batch_size: {batch_size} samples are more than the {samples} of data.train_shards: each comes "
+            f"{batch_size / samples:.3g} times in every batch, with other crops and masks"
+        )
+
+
+def memory_of(device: torch.device) -> int:
+    """All the memory that a device has, in bytes."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_properties(device).total_memory
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
 def _has_callback(trainer: Trainer, *kinds: type[Callback]) -> bool:

@@ -30,7 +30,7 @@ from datamodules.stream.mixed_order import MixedOrder
 from datamodules.stream.order import PLAN_VERSION, Order, SampleOrder
 from datamodules.stream.sample_stream import SampleStream, evaluation_steps
 from datamodules.stream_datamodule import StreamDataModule
-from datamodules.trainer_checks import check_trainer
+from datamodules.trainer_checks import check_batch, check_trainer, memory_of
 from inpaint_module.batch import DescribedData, LatentsTag
 from inpaint_module.masks.generator import LAST_STEP, MaskGenerator
 from inpaint_module.run_folder import run_folder
@@ -247,6 +247,8 @@ class WebDatasetDataModule(StreamDataModule, DescribedData):
         """An endless loader that starts at the stream's position."""
         if self.trainer is not None:
             check_trainer(self.trainer)
+            memory = memory_of(self.trainer.strategy.root_device)
+            check_batch(self.batch_size, sum(self.train_set.counts), self.train_decoder.image_size, memory)
             self._watch_polarity.begin(self.train_set, self.train_decoder.masks)
         self.begin()
         loader = StreamLoader(

@@ -72,15 +72,26 @@ def test_runtime_errors_of_others_are_bugs_and_ours_are_not(capsys: pytest.Captu
     assert "expected finite gradients, got infinite or NaN ones" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(
-    "error", [torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB."), MemoryError()]
-)
+OUT_OF_MEMORY = [
+    torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB."),
+    MemoryError(),
+    OSError(12, "Cannot allocate memory"),
+    RuntimeError("cuBLAS error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+    RuntimeError(
+        "[enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUAllocator: can't allocate memory: you tried to "
+        "allocate 2600000000 bytes. Error code 12 (Cannot allocate memory)"
+    ),
+]
+
+
+@pytest.mark.parametrize("error", OUT_OF_MEMORY)
 def test_too_little_memory_names_the_options(error: Exception, capsys: pytest.CaptureFixture[str]) -> None:
     assert fails_with(error) == 1
     told = capsys.readouterr().err
     assert "data.batch_size" in told
     assert "max_batch" in told
-    assert "Tried to" not in told
+    assert "ried to" not in told
+    assert ("2.6 GB" in told) == ("2600000000" in str(error))
 
 
 def test_debug_shows_the_traceback(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from lightning.pytorch.callbacks import EarlyStopping, GradientAccumulationScheduler, Timer
 
-from datamodules.trainer_checks import check_trainer
+from datamodules.trainer_checks import check_batch, check_trainer
 
 STOP = EarlyStopping("loss")
 
@@ -57,3 +57,17 @@ def test_accepted(options: dict[str, Any]) -> None:
 def test_refused(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         check_trainer(trainer(**options))
+
+
+def test_a_batch_that_cannot_fit_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    """Four images of 2 x 5 pixels: 120 values of 1 byte, and twice of 4."""
+    check_batch(4, 4, (2, 5), 1080)
+    assert capsys.readouterr().out == ""
+    with pytest.raises(ValueError, match=r"data.batch_size: expected a batch that fits .* got 4, .*max_batch"):
+        check_batch(4, 4, (2, 5), 1079)
+
+
+def test_a_batch_larger_than_the_data_set_is_said(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level("INFO"):
+        check_batch(6, 4, (2, 5), 10**9)
+    assert "data.batch_size: 6 samples are more than the 4 of data.train_shards: each comes 1.5 times" in caplog.text

@@ -33,9 +33,13 @@ _INSTEAD = {  # of options that were there once
     "feature_distance": " any more; write lpips: {class_path: inpaint_module.metrics.LPIPS, init_args: {folder: FOLDER "
     "OF WEIGHTS}} instead"
 }
+_OUT_OF_MEMORY = re.compile(
+    r"(cannot|can't) allocate memory|out of memory|_ALLOC_FAILED|worker process .*MemoryError", re.I
+)
 _NO_MEMORY = (
     "{error} The batch does not fit: a smaller data.batch_size (trainer.accumulate_grad_batches keeps the samples of a "
-    "step), model.encoder.init_args.max_batch: 1, or gradient_checkpointing: true of load_denoiser need less memory"
+    "step) or, in validation, data.val_batch_size, model.encoder.init_args.max_batch: 1, or load_denoiser with "
+    "gradient_checkpointing: true need less memory"
 )
 
 
@@ -71,7 +75,9 @@ def message_of(error: BaseException) -> str:
     cause = cause_of(error)
     text = _paragraph(str(cause)) or type(cause).__name__
     if _is_memory(cause):
-        text = _NO_MEMORY.format(error=text.partition(". ")[0] + ".")
+        asked = re.search(r"you tried to allocate (\d+) bytes", text)  # torch's own words on a CPU, deep in its error
+        head = f"the CPU has no {int(asked[1]) / 1e9:.1f} GB of memory left" if asked else text.partition(". ")[0]
+        text = _NO_MEMORY.format(error=f"{head}.")
     return redact(" ".join([text, *getattr(error, "__notes__", ())]))
 
 
@@ -104,7 +110,7 @@ def _is_memory(error: BaseException) -> bool:
     return (
         isinstance(error, MemoryError)
         or type(error).__name__ == "OutOfMemoryError"  # torch's, which need not be imported for this
-        or "can't allocate memory" in str(error)
+        or _OUT_OF_MEMORY.search(str(error)) is not None
     )
 
 
