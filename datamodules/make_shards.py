@@ -165,8 +165,8 @@ def make_shards(
 def _columns(chosen: dict[str, Any]) -> Columns:
     """Columns from the command's options; an empty name stands for no column."""
     names = {purpose: chosen.pop(f"{purpose}_column") for purpose in ("image", "caption", "mask", "label")}
-    chosen = {purpose: (name,) if name else () for purpose, name in names.items() if name is not None}
-    return Columns(**chosen, json=tuple(filter(None, chosen.pop("json_columns").split(","))))
+    given = {purpose: (name,) if name else () for purpose, name in names.items() if name is not None}
+    return Columns(**given, json=tuple(filter(None, chosen.pop("json_columns").split(","))))
 
 
 def run(given: Namespace, overrides: Sequence[str] = ()) -> int:
