@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from inpaint_module.masks.components import count_components
+from inpaint_module.masks.gallery import count_components
 
 
 def test_pieces_by_hand() -> None:

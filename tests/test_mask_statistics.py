@@ -15,7 +15,7 @@ from slow_masks import SLOW, slow_masks
 from torch import Tensor
 
 from inpaint_module.masks import MaskGenerator, preset, presets
-from inpaint_module.masks.components import count_components
+from inpaint_module.masks.gallery import count_components
 from inpaint_module.morphology import mask_leak, reduce_mask
 from inpaint_module.randomness import Stream, key
 

@@ -14,8 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from inpaint_module.masks.generator import cheap_to_read
-from inpaint_module.masks.square_root import square_root
+from inpaint_module.masks.generator import cheap_to_read, square_root
 
 MAX_INTERVALS = 1 << 22  # row intervals in flight: about 0.3 GiB
 _NOWHERE = -1.0e6  # an interval's right end where a row misses the mark
