@@ -25,8 +25,10 @@ from datamodules.examination.findings import ERROR
 from inpaint_module.commands import options
 from inpaint_module.commands.errors import exit_code_of
 from inpaint_module.commands.parser import device_of
-from inpaint_module.files import atomic_write
+from inpaint_module.files import atomic_write_picture, check_replaceable
 from inpaint_module.redaction import redact
+
+_MAKER = "inpaint doctor"
 
 
 def exit_code(exam: Examination, *, strict: bool = False) -> int:
@@ -49,12 +51,14 @@ def examined(given: Namespace, overrides: Sequence[str]) -> tuple[int, bool]:
         device = device_of(given.device)
     except ValueError as error:
         options.doctor().error(f"--{error}")
+    if given.out is not None:
+        check_replaceable(given.out, _MAKER)
     chosen = {"batches": given.batches, "timeout": given.timeout, "step": not given.no_step, "device": device}
     exam = examine(given.config, overrides, **chosen)
     tell(redact(table(exam)))
     if given.out is not None and (sheet := draw_sheet(exam, ", ".join(map(str, given.config)))) is not None:
-        with atomic_write(given.out) as file:
-            sheet.save(file, "PNG")
+        given.out.parent.mkdir(parents=True, exist_ok=True)
+        atomic_write_picture(given.out, sheet, _MAKER)
         sys.stdout.write(f"sheet: {given.out}\n")
     return exit_code(exam, strict=given.strict), exam.stalled
 

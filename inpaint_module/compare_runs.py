@@ -17,7 +17,7 @@ from jsonargparse import Namespace
 from inpaint_module.commands import options
 from inpaint_module.commands.config_files import read_config
 from inpaint_module.commands.errors import exit_code_of
-from inpaint_module.files import atomic_write_text
+from inpaint_module.files import atomic_write_text, check_replaceable
 from inpaint_module.redaction import redacted
 from inpaint_module.report.pages import data_url, render
 from inpaint_module.run_folder import (
@@ -33,6 +33,7 @@ from inpaint_module.run_folder import (
 )
 
 _SCORES = (".psnr_inside", ".ssim_inside", ".seam", ".lpips")
+_MAKER = "inpaint compare"
 _IGNORED = ("starts", "command", "data.position")  # differ between any two runs
 
 
@@ -121,6 +122,7 @@ def page(runs: Sequence[Run]) -> str:
     tables = {"Last metrics": last_metrics(runs), "What differs": differences(runs)}
     return render(
         "compare.html",
+        maker=_MAKER,
         heads=[run.name for run in runs],
         tables={title: [{"name": row.name, "cells": row.values} for row in rows] for title, rows in tables.items()},
         figures=[
@@ -133,11 +135,14 @@ def page(runs: Sequence[Run]) -> str:
 
 def run(given: Namespace, overrides: Sequence[str] = ()) -> int:
     """The command, with what `options.compare` parsed."""
+    if given.out:
+        check_replaceable(given.out, _MAKER)
     runs = [read_run(folder) for folder in given.runs]
     heads = [run.name for run in runs]
     tables = [text_table(heads, last_metrics(runs)), "what differs", text_table(heads, differences(runs))]
     sys.stdout.write("\n\n".join(tables) + "\n")
     if given.out:
+        given.out.parent.mkdir(parents=True, exist_ok=True)
         atomic_write_text(given.out, page(runs))
         sys.stdout.write(f"\npage: {given.out}\n")
     return 0

@@ -12,6 +12,8 @@ from typing import BinaryIO
 
 from PIL import Image
 
+_SOFTWARE = 0x0131  # of EXIF: the program that made a picture
+
 
 @contextmanager
 def atomic_write(path: Path, *, permissions: int = 0o666) -> Iterator[BinaryIO]:
@@ -101,8 +103,13 @@ def set_aside(path: Path, suffix: str) -> Path:
     return target
 
 
-def atomic_write_picture(path: Path, picture: Image.Image) -> None:
+def atomic_write_picture(path: Path, picture: Image.Image, maker: str | None = None) -> None:
     """Write a picture in the format that its name ends with, as `atomic_write` does.
+
+    Args:
+        path: the file.
+        picture: any that the format takes.
+        maker: goes into its EXIF as `Software`, for `check_replaceable`; formats without EXIF do not keep it.
 
     Raises:
         ValueError: a name whose end tells no format.
@@ -110,8 +117,11 @@ def atomic_write_picture(path: Path, picture: Image.Image) -> None:
     kind = Image.registered_extensions().get(path.suffix.lower())
     if kind is None:
         raise ValueError(f"{path}: expected a name that ends with a picture format such as .png, got {path.name}")
+    exif = Image.Exif()
+    if maker is not None:
+        exif[_SOFTWARE] = maker
     with atomic_write(path) as file:
-        picture.save(file, kind)
+        picture.save(file, kind, exif=exif)
 
 
 def check_replaceable(path: Path, maker: str) -> None:
@@ -119,13 +129,15 @@ def check_replaceable(path: Path, maker: str) -> None:
 
     Args:
         path: to be written; fine if there is nothing yet.
-        maker: the command; the PNGs that it writes have its name as their text `Software`.
+        maker: the command. Its PNGs name it as their text `Software`, its other pictures in their EXIF, its pages as
+            their generator.
 
     Raises:
-        ValueError: if a file or folder is there that does not have it.
+        ValueError: if a file or folder is there that does not name it.
     """
     if not os.path.lexists(path):
         return
     content = path.read_bytes() if path.is_file() else b""
-    if f"tEXtSoftware\0{maker}".encode() not in content:
+    marks = (f"tEXtSoftware\0{maker}", f"{maker}\0", f'<meta name="generator" content="{maker}">')
+    if not any(mark.encode() in content for mark in marks):
         raise ValueError(f"{path}: it is there already and was not written by {maker}; move it or choose another name")

@@ -17,6 +17,7 @@ from datamodules import WebDatasetDataModule
 from datamodules.cache_latents import cache_latents
 from datamodules.doctor import main
 from inpaint_module import InpaintEncoder, load_vae
+from inpaint_module.files import check_replaceable
 from inpaint_module.masks import Boxes
 
 CONFIG = str(Path(__file__).parents[1] / "configs" / "quickstart.yaml")
@@ -50,6 +51,10 @@ def test_silent_on_the_quickstart(tmp_path: Path, capsys: pytest.CaptureFixture[
         assert stage in told.text
     with Image.open(sheet) as picture:
         assert picture.width == 5 * 176 + 6 * 8
+    check_replaceable(sheet, "inpaint doctor")
+    sheet.write_bytes(b"")
+    with pytest.raises(ValueError, match="was not written by inpaint doctor"):
+        Told(capsys, f"--out={sheet}")
 
 
 def test_silent_on_good_masks(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -15,6 +15,7 @@ from inpaint_module.files import (
     atomic_write,
     atomic_write_picture,
     atomic_write_text,
+    check_replaceable,
     set_aside,
 )
 
@@ -106,3 +107,19 @@ def test_pictures_are_of_the_format_of_their_name(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"c\.txt: expected a name that ends with a picture format"):
         atomic_write_picture(tmp_path / "c.txt", picture)
     assert sorted(os.listdir(tmp_path)) == ["a.png", "b.JPG"]
+
+
+@pytest.mark.parametrize("name", ["a.png", "a.jpg", "a.webp", "a.tiff"])
+def test_only_an_earlier_result_of_the_same_command_is_replaced(name: str, tmp_path: Path) -> None:
+    path = tmp_path / name
+    check_replaceable(path, "inpaint masks")
+    for maker in (None, "inpaint doctor", "inpaint masks"):
+        atomic_write_picture(path, Image.new("RGB", (8, 8)), maker)
+        if maker != "inpaint masks":
+            with pytest.raises(ValueError, match="is there already and was not written by inpaint masks; move it"):
+                check_replaceable(path, "inpaint masks")
+    check_replaceable(path, "inpaint masks")
+    path.write_text("notes about inpaint masks")
+    for each in (path, tmp_path):
+        with pytest.raises(ValueError, match="is there already"):
+            check_replaceable(each, "inpaint masks")

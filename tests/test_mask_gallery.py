@@ -58,7 +58,9 @@ def test_the_gallery_draws_presets_and_configs(tmp_path: Path, capsys: pytest.Ca
         assert capsys.readouterr().out == f"{out}\n"
         with Image.open(out) as sheet:
             assert len(set(sheet.convert("RGB").resize((64, 64)).get_flattened_data())) > 500
-        out.unlink()
+    Image.new("RGB", (8, 8)).save(out)
+    assert main(["--preset", "sd", "--out", str(out)]) == 1
+    assert "sheet.png: it is there already and was not written by inpaint masks" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -124,7 +124,11 @@ def test_comparison(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         (tmp_path / name / "report.json").write_text(json.dumps(report))
         (tmp_path / name / "config.yaml").write_text(f"data: {{image_size: {size}}}\ntrainer: {{max_steps: 2}}\n")
     folders = [str(tmp_path / name) for name in "ab"]
-    assert main([*folders, "--out", str(tmp_path / "page.html")]) == 0
+    (tmp_path / "page.html").write_text("<p>inpaint compare</p>")
+    assert main([*folders, "--out", str(tmp_path / "page.html")]) == 1
+    assert "page.html: it is there already and was not written by inpaint compare" in capsys.readouterr().err
+    for _ in range(2):
+        assert main([*folders, "--out", str(tmp_path / "new/page.html")]) == 0
     printed = capsys.readouterr().out
     assert "val/psnr_inside" in printed
     assert ["report.sd.seam", "0.32", "0.48"] in [line.split() for line in printed.splitlines()]
@@ -132,7 +136,7 @@ def test_comparison(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     line = next(line for line in printed.splitlines() if line.startswith("data.image_size"))
     assert line.split() == ["data.image_size", "32", "48"]
     assert "trainer.max_steps" not in printed
-    assert "data.image_size</td><td>32</td><td>48" in (tmp_path / "page.html").read_text()
+    assert "data.image_size</td><td>32</td><td>48" in (tmp_path / "new/page.html").read_text()
     assert read_run(folders[0]).metrics.keys() == read_run(folders[1]).metrics.keys()
 
 

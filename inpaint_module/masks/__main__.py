@@ -16,19 +16,22 @@ from jsonargparse import Namespace
 from inpaint_module.commands import options
 from inpaint_module.commands.config_files import make_parts, read_config
 from inpaint_module.commands.errors import exit_code_of
-from inpaint_module.files import atomic_write_picture
+from inpaint_module.files import atomic_write_picture, check_replaceable
 from inpaint_module.masks import MaskGenerator, preset
 from inpaint_module.masks.gallery import draw_sheet, load_photos
+
+_MAKER = "inpaint masks"
 
 
 def run(given: Namespace, overrides: Sequence[str] = ()) -> int:
     """The command, with what `options.masks` parsed."""
+    check_replaceable(given.out, _MAKER)
     generator = preset(given.preset) if given.preset else generator_of(given.config)
     title = given.preset or given.config.stem
     photos = load_photos(given.photos)
     sheet = draw_sheet(title, generator, photos, number=given.number, size=given.size, seed=given.seed)
     given.out.parent.mkdir(parents=True, exist_ok=True)
-    atomic_write_picture(given.out, sheet)
+    atomic_write_picture(given.out, sheet, _MAKER)
     sys.stdout.write(f"{given.out}\n")
     return 0
 
