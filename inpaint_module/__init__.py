@@ -1,4 +1,4 @@
-"""Preprocessing and training for inpainting diffusion models."""
+"""Preprocessing and training for inpainting diffusion models: the public names, one line each in API.md beside this."""
 
 import sys
 from importlib import import_module
@@ -8,26 +8,82 @@ if __name__ != "inpaint_module":  # ComfyUI imports a folder of custom_nodes wit
     sys.modules.setdefault("inpaint_module", sys.modules[__name__])
 
 if TYPE_CHECKING:
+    from inpaint_module.base_models import load_denoiser, load_scheduler, load_text
+    from inpaint_module.batch import Batch
+    from inpaint_module.callbacks.ema import EMA
     from inpaint_module.comfyui import NODE_CLASS_MAPPINGS, NODE_DISPLAY_NAME_MAPPINGS
+    from inpaint_module.denoisers.lora import LoRA
     from inpaint_module.encoder import InpaintEncoder, InpaintLatents
-    from inpaint_module.masks import MaskGenerator
+    from inpaint_module.layouts import FluxFillLayout, StableDiffusion3Layout, StableDiffusionLayout
+    from inpaint_module.lightning_module import InpaintDiffusion
+    from inpaint_module.masks import MaskGenerator, preset
+    from inpaint_module.metrics.masked import MaskedPSNR
+    from inpaint_module.metrics.perceptual import LPIPS
+    from inpaint_module.morphology import dilate, reduce_mask
+    from inpaint_module.objectives.loss_weights import LossWeights
+    from inpaint_module.randomness import Stream, key
+    from inpaint_module.report.validation_report import ValidationReport
+    from inpaint_module.sampling import inpaint_latents
+    from inpaint_module.sizing import padding_mask_crop
     from inpaint_module.vae.loading import load_vae
 
 __all__ = [
+    "EMA",
+    "LPIPS",
     "NODE_CLASS_MAPPINGS",
     "NODE_DISPLAY_NAME_MAPPINGS",
+    "Batch",
+    "FluxFillLayout",
+    "InpaintDiffusion",
     "InpaintEncoder",
     "InpaintLatents",
+    "LoRA",
+    "LossWeights",
     "MaskGenerator",
+    "MaskedPSNR",
+    "StableDiffusion3Layout",
+    "StableDiffusionLayout",
+    "Stream",
+    "ValidationReport",
+    "dilate",
+    "inpaint_latents",
+    "key",
+    "load_denoiser",
+    "load_scheduler",
+    "load_text",
     "load_vae",
+    "padding_mask_crop",
+    "preset",
+    "reduce_mask",
 ]
 _HOMES = {
     "NODE_CLASS_MAPPINGS": "comfyui",
     "NODE_DISPLAY_NAME_MAPPINGS": "comfyui",
+    "Batch": "batch",
+    "EMA": "callbacks.ema",
+    "FluxFillLayout": "layouts",
+    "InpaintDiffusion": "lightning_module",
     "InpaintEncoder": "encoder",
     "InpaintLatents": "encoder",
+    "LPIPS": "metrics.perceptual",
+    "LoRA": "denoisers.lora",
+    "LossWeights": "objectives.loss_weights",
     "MaskGenerator": "masks",
+    "MaskedPSNR": "metrics.masked",
+    "StableDiffusion3Layout": "layouts",
+    "StableDiffusionLayout": "layouts",
+    "Stream": "randomness",
+    "ValidationReport": "report.validation_report",
+    "dilate": "morphology",
+    "inpaint_latents": "sampling",
+    "key": "randomness",
+    "load_denoiser": "base_models",
+    "load_scheduler": "base_models",
+    "load_text": "base_models",
     "load_vae": "vae.loading",
+    "padding_mask_crop": "sizing",
+    "preset": "masks",
+    "reduce_mask": "morphology",
 }
 
 
@@ -38,3 +94,7 @@ def __getattr__(name: str) -> Any:
     value = getattr(import_module(f"inpaint_module.{_HOMES[name]}"), name)
     globals()[name] = value
     return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -35,7 +35,7 @@ FLOORS = {
     "inpaint_module.comfyui": 3,
     "inpaint_module.comfyui_files": 5,
     "inpaint_module.layouts": 3,
-    "inpaint_module": 4,
+    "inpaint_module": 9,
     "inpaint_module.conditioning": 4,
     "inpaint_module.denoisers": 4,
     "inpaint_module.base_models": 5,
