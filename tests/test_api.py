@@ -32,7 +32,7 @@ def api_page() -> str:
     """What API.md should say."""
     head = (
         "# Public names\n\n`from inpaint_module import NAME`; each is imported when it is first asked for. In brackets "
-        "its module, whose\ndocstrings say the rest. Written by `python tests/test_api.py`, which fails as a test where "
+        "its module, whose\ndocstrings say the rest. Written by `python tests/test_api.py`, which fails as a test if "
         "this page is not current.\n\n"
     )
     mappings = " and ".join(f"`{name}`" for name in FOR_COMFYUI)
