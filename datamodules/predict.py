@@ -16,7 +16,6 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from jsonargparse import Namespace
-from lightning.pytorch import LightningModule
 from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
@@ -27,19 +26,15 @@ from datamodules.images.giving_back import GivenPicture, filled, read_given, wri
 from datamodules.images.reading import Turn, read_turn
 from datamodules.own_masks import mask_files
 from datamodules.writing.pictures import MAKER, Picture, caption_of, check_outputs, find_pictures
-from inpaint_module.checkpoints.choice import loaded_from
 from inpaint_module.commands import options
-from inpaint_module.commands.config_files import read_parts
 from inpaint_module.commands.errors import exit_code_of
-from inpaint_module.embedded import ASSETS
-from inpaint_module.export import load_weights, module_from_configs
 from inpaint_module.files import atomic_write
 from inpaint_module.inpaint_image import inpaint_image
 from inpaint_module.lightning_module import InpaintDiffusion
 from inpaint_module.masks import MaskGenerator, preset
 from inpaint_module.randomness import Stream, key
+from inpaint_module.trained import load_model
 
-MODEL = ASSETS / "inpainter" / "model.yaml"
 _MAX_PIXELS = 200_000_000
 
 
@@ -94,41 +89,6 @@ def find_bad(pictures: Sequence[Picture], ways: dict[str, bool], skip: bool, acc
             for kind in given.notes:
                 account.note(kind, picture.path.name)
     return bad
-
-
-def load_model(
-    configs: Sequence[Path],
-    checkpoint: Path | None,
-    steps: int | None,
-    overrides: Sequence[str] = (),
-    *,
-    untrained: bool = False,
-) -> InpaintDiffusion:
-    """A model ready to inpaint, on the GPU if there is one; without configs the shipped one.
-
-    Raises:
-        ValueError: the weights would be random, unless `untrained` allows it.
-    """
-    if configs and checkpoint is None and not untrained:
-        _check_loaded(configs, overrides)
-    module = module_from_configs(configs or [MODEL], overrides)
-    if checkpoint is not None:
-        load_weights(module, checkpoint)
-    elif configs:
-        sys.stderr.write("no --checkpoint: the weights are as the config makes them\n")
-    if steps is not None:
-        module.sampling_steps = steps
-    return module.eval().to("cuda" if torch.cuda.is_available() else "cpu")
-
-
-def _check_loaded(configs: Sequence[Path], overrides: Sequence[str]) -> None:
-    """Refuse configs that load no denoiser."""
-    if loaded_from(read_parts(configs, overrides, model=LightningModule).model.as_dict()) is None:
-        raise ValueError(
-            f"--checkpoint: expected the weights of a training run, as the model of {', '.join(map(str, configs))} has "
-            "random ones, got none: give --checkpoint FILE, such as runs/NAME/checkpoints/last.ckpt; --untrained "
-            "inpaints with random weights"
-        )
 
 
 class Predicted(NamedTuple):

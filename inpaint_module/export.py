@@ -21,20 +21,18 @@ from typing import Any
 
 import torch
 from jsonargparse import Namespace
-from lightning.pytorch import LightningModule
 from torch import nn
 
 from inpaint_module import comfyui_files, served
 from inpaint_module.base_models import DTYPES
-from inpaint_module.checkpoints.checkpoint_io import VerifiedCheckpointIO
 from inpaint_module.commands import options
-from inpaint_module.commands.config_files import make_parts, read_parts
 from inpaint_module.commands.errors import exit_code_of
 from inpaint_module.conditioning.text_conditioning import TextConditioning
 from inpaint_module.denoisers.lora import has_lora, lora_weights, remove_lora, trains_first_layer
 from inpaint_module.files import atomic_folder, atomic_write_text
 from inpaint_module.layouts import Layout
 from inpaint_module.lightning_module import InpaintDiffusion
+from inpaint_module.trained import load_weights, module_from_configs
 from inpaint_module.vae.loading import DiffusersVAE
 
 LORA_FILE = "pytorch_lora_weights.safetensors"
@@ -147,39 +145,6 @@ def save_lora(denoiser: Any, pipeline: Any, out: Path) -> None:
     layers = "unet_lora_layers" if unet else "transformer_lora_layers"
     pipeline.save_lora_weights(out, weight_name=LORA_FILE, **{layers: factors})
     comfyui_files.write_lora(factors, out, unet=unet)
-
-
-def load_weights(module: LightningModule, checkpoint: Path, *, averaged: bool = True) -> None:
-    """Put a checkpoint's weights into a module, strictly.
-
-    Args:
-        module: made from the config that the checkpoint was trained with.
-        checkpoint: a file that `fit` wrote.
-        averaged: of a run with weight averaging (EMA) the averaged weights; False for those of its last step.
-
-    Raises:
-        ValueError: a damaged file, or other weights than the module has.
-    """
-    state = VerifiedCheckpointIO().load_checkpoint(checkpoint, map_location="cpu")
-    module.on_load_checkpoint(state)
-    name = "state_dict" if averaged or "current_model_state" not in state else "current_model_state"
-    try:
-        module.load_state_dict(state[name])
-    except RuntimeError as error:
-        raise ValueError(f"{checkpoint}: expected the weights of the config's model, got others: {error}") from error
-
-
-def module_from_configs(configs: Sequence[Path], overrides: Sequence[str] = ()) -> InpaintDiffusion:
-    """The model of config files, the later over the earlier, and of options such as `--model.denoiser.path=...`.
-
-    Raises:
-        ValueError: no model in them, or one that is no InpaintDiffusion.
-    """
-    values = read_parts(configs, overrides, model=LightningModule)
-    model = make_parts(values, model=LightningModule).model
-    if not isinstance(model, InpaintDiffusion):
-        raise ValueError(f"config: expected the model to be an InpaintDiffusion, got {type(model).__name__}")
-    return model
 
 
 def _check(module: InpaintDiffusion, out: Path, fuse: bool, lora_only: bool, dtype: str | None) -> None:

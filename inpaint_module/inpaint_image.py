@@ -109,7 +109,7 @@ def _fill(
     module: InpaintDiffusion, image: Tensor, mask: Tensor, position: int, caption: str, tile: int, overlap: int
 ) -> Tensor:
     """What the model makes of a picture float (1, 3, H, W) with a hole (1, 1, H, W): float (1, 3, H, W) in 0..1."""
-    call, ratio = module.call, module.encoder.vae.ratio
+    ratio = module.encoder.vae.ratio
     batch: Batch = {
         "image": to_bytes(image),
         "mask": mask > 0,
@@ -117,11 +117,7 @@ def _fill(
         "caption": [caption],
         "__key__": [str(position)],
     }
-    module.call = TiledCall(call, tile=tile // ratio, overlap=overlap // ratio)
-    try:
-        filled = module.inpaint(batch).inpainted
-    finally:
-        module.call = call
+    filled = module.inpaint(batch, TiledCall(module.call, tile=tile // ratio, overlap=overlap // ratio)).inpainted
     if not filled.isfinite().all():  # as bytes NaN would be black, and nobody would know
         raise ValueError(
             f"the model makes NaN of picture {position}: expected finite pixels; a denoiser in float16, or the VAE "

@@ -175,8 +175,8 @@ class InpaintDiffusion(ScheduledModule):
         return self.encoder(batch["image"], batch["mask"], target=True, generator=keys)
 
     @torch.no_grad()
-    def inpaint(self, batch: Batch) -> InpaintedImages:
-        """Fill the holes of a batch."""
+    def inpaint(self, batch: Batch, call: DenoiserCall | None = None) -> InpaintedImages:
+        """Fill the holes of a batch; `call` is how the denoiser is called, such as in tiles, if not as in training."""
         positions, guided = batch["position"], self.guidance_scale != 1
         served = without_sizes(batch)  # as a pipeline, to which a picture is whole
         latents = self.encoder(batch["image"], batch["mask"], generator=key(self.seed, positions, Stream.POSTERIOR))
@@ -187,7 +187,7 @@ class InpaintDiffusion(ScheduledModule):
             latents,
             normal(key(self.seed, positions, Stream.SAMPLER), latents.samples.shape[1:]),
             self.sampling_steps,
-            call=self.call,
+            call=call or self.call,
             conditions=self.conditioning(served),
             unconditional=self.conditioning(served, torch.ones_like(positions, dtype=torch.bool)) if guided else None,
             guidance_scale=self.guidance_scale,

@@ -30,12 +30,13 @@ from inpaint_module.checkpoints.checkpoint_io import VerifiedCheckpointIO
 from inpaint_module.checkpoints.resume import ExactResume
 from inpaint_module.denoisers.surgery import first_layer
 from inpaint_module.encoder import InpaintLatents
-from inpaint_module.export import export, load_weights, module_from_configs
+from inpaint_module.export import export
 from inpaint_module.layouts import unpack
 from inpaint_module.lightning_module import InpaintDiffusion
 from inpaint_module.masks import Boxes
 from inpaint_module.randomness import Stream, key, normal
 from inpaint_module.served import clip_skip_difference
+from inpaint_module.trained import load_weights, module_from_configs
 
 pytestmark = [
     *QUIET,

@@ -30,9 +30,10 @@ from inpaint_module.conditioning.text_encoder import FrozenTextEncoder
 from inpaint_module.denoisers.lora import LoRA, add_lora
 from inpaint_module.denoisers.surgery import grow_input_channels
 from inpaint_module.denoisers.transformer_calls import FluxCall
-from inpaint_module.export import COMFYUI_FILE, LORA_FILE, RECORD, export, load_weights, main, module_from_configs
+from inpaint_module.export import COMFYUI_FILE, LORA_FILE, RECORD, export, main
 from inpaint_module.layouts import FluxFillLayout, Layout, PowerPaintLayout, StableDiffusionLayout
 from inpaint_module.lightning_module import InpaintDiffusion
+from inpaint_module.trained import load_weights, module_from_configs
 from inpaint_module.vae.frozen_vae import FrozenVAE
 
 pytestmark = [

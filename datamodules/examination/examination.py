@@ -30,8 +30,8 @@ from inpaint_module.batch import Batch
 from inpaint_module.clean_latents import check_clean
 from inpaint_module.commands.errors import cause_of
 from inpaint_module.conditioning.conditioning import NoConditioning
-from inpaint_module.export import module_from_configs
 from inpaint_module.lightning_module import InpaintDiffusion
+from inpaint_module.trained import module_from_configs
 from inpaint_module.vae.frozen_vae import VAEOverflowError
 
 T = TypeVar("T")
