@@ -82,6 +82,7 @@ def test_a_folder_with_modules_of_our_names_changes_nothing(tmp_path: Path) -> N
 
 def test_a_clone_runs_its_own_modules(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(ROOT)
+    monkeypatch.delenv("PYTHONSAFEPATH", raising=False)
     monkeypatch.setattr(sys, "path", ["", "elsewhere"])
     command._own_modules_first()
     assert sys.path == ["", "elsewhere"]

@@ -94,14 +94,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run `inpaint`.
 
     Args:
-        arguments: without the program's name; None for those of this process.
+        arguments: without the program's name; None for those of this process, whose module search then changes.
 
     Returns:
         The exit code: 0, 1 after an error, 2 for options that are not there, 130 after Ctrl-C.
     """
     given = list(sys.argv[1:] if arguments is None else arguments)
     take_debug(given)
-    _own_modules_first()
+    if arguments is None:
+        _own_modules_first()
     if not given or given[0] in _HELP:
         sys.stdout.write(help_text())
         return 0 if given else 2
@@ -158,3 +159,4 @@ def _own_modules_first() -> None:
         return
     names = {"", str(here), os.path.realpath(here)}
     sys.path[:] = [path for path in sys.path if path not in names] + [str(here)]
+    os.environ["PYTHONSAFEPATH"] = "1"  # for the processes that this one starts
