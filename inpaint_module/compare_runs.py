@@ -1,14 +1,15 @@
 """Lay run folders side by side: inpaint compare runs/a runs/b [--out compare.html]
 
 Shows what differs in their configs, versions, data and VAE, the last value of every metric, the scores of their
-validation reports, and, in the page, their newest picture grids. Validation paints the masks of the run's own
-generator: where generators differ, compare the reports, whose photos and masks are the same.
+validation reports, and, in the page, their curves and newest picture grids. Validation paints the masks of the run's
+own generator: where generators differ, compare the reports, whose photos and masks are the same.
 """
 
 from __future__ import annotations
 
+import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,13 +20,14 @@ from inpaint_module.commands.config_files import read_config
 from inpaint_module.commands.errors import exit_code_of
 from inpaint_module.files import atomic_write_text, check_replaceable
 from inpaint_module.redaction import redacted
-from inpaint_module.report.pages import data_url, render
+from inpaint_module.report.compare_page import ComparedRun, compare_page
 from inpaint_module.run_folder import (
     CONFIG,
     METRICS,
     OTHER_CONFIG,
     RECORD,
     REPORT,
+    MetricRow,
     metrics_path,
     read_json,
     read_metrics,
@@ -38,12 +40,16 @@ _IGNORED = ("starts", "command", "data.position")  # differ between any two runs
 
 
 class Run(NamedTuple):
-    """A run folder: `settings` and `metrics` map dotted names to values; `grid` is its newest picture grid."""
+    """A run folder: `settings` and `metrics` map dotted names to values; `grid` is its newest picture grid.
+
+    `history` are the rows of its metrics file, of which `metrics` has the last of each.
+    """
 
     name: str
     settings: dict[str, str]
     metrics: dict[str, float]
     grid: Path | None
+    history: Sequence[MetricRow] = ()
 
 
 class Row(NamedTuple):
@@ -81,9 +87,10 @@ def read_run(folder: str | Path) -> Run:
     configs = [folder / name for name in (OTHER_CONFIG, CONFIG) if (folder / name).is_file()]
     settings = flatten(redacted(read_config(configs[0]))) if configs else {}
     settings |= {f"run.{name}": value for name, value in record.items() if not name.startswith(_IGNORED)}
-    metrics = {row.metric: row.value for row in read_metrics(rows)} | _scores(folder / REPORT)
+    history = read_metrics(rows)
+    metrics = {row.metric: row.value for row in history} | _scores(folder / REPORT)
     grids = sorted((folder / "grids").glob("*.png"))
-    return Run(str(folder), settings, metrics, grids[-1] if grids else None)
+    return Run(str(folder), settings, metrics, grids[-1] if grids else None, history)
 
 
 def _scores(path: Path) -> dict[str, float]:
@@ -120,17 +127,19 @@ def text_table(heads: Sequence[str], rows: Sequence[Row]) -> str:
 def page(runs: Sequence[Run]) -> str:
     """The comparison as one self-contained HTML page."""
     tables = {"Last metrics": last_metrics(runs), "What differs": differences(runs)}
-    return render(
-        "compare.html",
-        maker=_MAKER,
-        heads=[run.name for run in runs],
-        tables={title: [{"name": row.name, "cells": row.values} for row in rows] for title, rows in tables.items()},
-        figures=[
-            {"name": run.name, "grid": run.grid.stem, "url": data_url(run.grid.read_bytes(), "png")}
-            for run in runs
-            if run.grid
-        ],
+    shown = [ComparedRun(run.name, report_scores(run.metrics), run.history, run.grid) for run in runs]
+    return compare_page(
+        shown, {title: [(row.name, row.values) for row in rows] for title, rows in tables.items()}, _MAKER
     )
+
+
+def report_scores(metrics: Mapping[str, float]) -> dict[str, float]:
+    """Of scores of each preset, such as `report.sd.psnr_inside`, the mean over presets, by the score's name."""
+    found: dict[str, list[float]] = {}
+    for name, value in metrics.items():
+        if name.startswith("report.") and name.endswith(_SCORES):
+            found.setdefault(name.rpartition(".")[2], []).append(value)
+    return {score: math.fsum(values) / len(values) for score, values in found.items()}
 
 
 def run(given: Namespace, overrides: Sequence[str] = ()) -> int:

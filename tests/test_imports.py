@@ -46,7 +46,7 @@ FLOORS = {
     "inpaint_module.autoencoder": 7,
     "inpaint_module.cli": 9,
     "inpaint_module.__main__": 10,
-    "inpaint_module.compare_runs": 7,
+    "inpaint_module.compare_runs": 9,
     "inpaint_module.lightning_module": 7,
     "inpaint_module.export": 9,
     "inpaint_module.trained": 8,

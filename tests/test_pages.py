@@ -12,6 +12,7 @@ from PIL import Image
 
 from inpaint_module.compare_runs import Run, page
 from inpaint_module.report import pages
+from inpaint_module.run_folder import MetricRow
 
 EVIL = "<img src=x onerror=\"alert('1')\">&"
 
@@ -27,6 +28,25 @@ def test_names_of_runs_settings_metrics_and_pictures_are_text(tmp_path: Path) ->
     assert all(str(image["src"]).startswith("data:image/png;base64,") for image in seen.images)
 
 
+def test_a_comparison_is_scored_as_a_report() -> None:
+    """Means over presets by hand: 14 and 15 dB; of the seam less is better."""
+    scores = [{"a.psnr_inside": 13, "b.psnr_inside": 15, "a.seam": 0.2}, {"a.psnr_inside": 15, "a.seam": 0.1}]
+    history = [MetricRow(step, name, 2.0 / step) for step in (1, 2) for name in ("train/loss", "val/psnr_inside")]
+    runs = [
+        Run(f"run{n}", {}, {f"report.{name}": value for name, value in each.items()}, None, history)
+        for n, each in enumerate(scores)
+    ]
+    text = page(runs)
+    said = " ".join(Page(text).text.split())
+    assert "run1 fills the holes best: 15.0 dB PSNR on the photos of the report, 1.0 dB more than run0" in said
+    assert "▲ 1.0 better than run0" in said
+    assert "▲ 0.100 better than run0" in said
+    assert "LPIPS" not in said
+    assert text.count("<polyline") == 4
+    assert "2 steps of run0" in said
+    assert "fills the holes best" not in page([Run("run", {}, {"val/loss": 1.0}, None)])
+
+
 def test_templates_escape_and_name_nothing_unknown() -> None:
     folder = Path(pages.__file__).parent / "templates"
     for path in folder.glob("*.*"):
@@ -34,5 +54,5 @@ def test_templates_escape_and_name_nothing_unknown() -> None:
     assert pages.render(
         "chart.svg", description=EVIL, width=1, height=1, left=0, right=0, levels=[], steps=[], lines=[]
     )
-    with pytest.raises(UndefinedError, match="'heads' is undefined"):
+    with pytest.raises(UndefinedError, match="'maker' is undefined"):
         pages.render("compare.html")

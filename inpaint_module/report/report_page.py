@@ -12,7 +12,7 @@ from inpaint_module.report import pages
 from inpaint_module.report.pages import Line, line_chart, smoothed
 from inpaint_module.run_folder import MetricRow
 
-_SMOOTHING = 20  # of the losses, in logged values
+SMOOTHING = 20  # of the losses, in logged values
 
 
 class Column(NamedTuple):
@@ -81,6 +81,7 @@ def page(
         facts=_facts(step, record),
         summary=_summary(presets),
         notes=notes,
+        row_head="Masks",
         columns=columns,
         rows={name: [_cell(column, mean) for column in columns] for name, mean in means.items()},
         meanings={column.head: column.meaning for column in columns} | _MEANINGS,
@@ -105,11 +106,11 @@ def _summary(presets: Sequence[ScoredPreset]) -> dict[str, Any]:
     return {
         "photos": len(presets[0].photos),
         "masks": f"{len(presets)} kinds of masks" if len(presets) > 1 else f"{presets[0].name} masks",
-        "psnr": _number(psnr["model"], 1),
+        "psnr": number(psnr["model"], 1),
         "gain": f"{abs(gain):.1f}",
         "word": "better" if gain >= 0 else "worse",
-        "plain": f"{name}, {_number(plain, 1)}",
-        "ceiling": _number(psnr["vae"], 1),
+        "plain": f"{name}, {number(plain, 1)}",
+        "ceiling": number(psnr["vae"], 1),
     }
 
 
@@ -119,9 +120,9 @@ def _cell(column: Column, mean: Mapping[str, FillScores]) -> dict[str, Any]:
     shown = {name: values[fill] for fill, name in _PLAIN.items()} | {_CEILING: values["vae"]}
     return {
         "head": column.head,
-        "value": _number(values["model"], column.digits),
+        "value": number(values["model"], column.digits),
         "unit": f" {column.unit}" if column.unit else "",
-        "others": {name: _number(v, column.digits) for name, v in shown.items() if not math.isnan(v)},
+        "others": {name: number(v, column.digits) for name, v in shown.items() if not math.isnan(v)},
         **_gain(column, values),
     }
 
@@ -131,12 +132,18 @@ def _gain(column: Column, values: Mapping[str, float]) -> dict[str, str]:
     plain = [values[fill] for fill in _PLAIN if not math.isnan(values[fill])]
     if not plain or math.isnan(values["model"]):
         return {"gain": "", "kind": ""}
-    gain = values["model"] - max(plain) if column.more_is_better else min(plain) - values["model"]
+    return gain_over(column, values["model"], max(plain) if column.more_is_better else min(plain), "plain")
+
+
+def gain_over(column: Column, value: float, other: float, name: str) -> dict[str, str]:
+    """How much better or worse a score is than another one of that name."""
+    gain = value - other if column.more_is_better else other - value
     kind, sign, word = ("up", "▲", "better") if gain >= 0 else ("down", "▼", "worse")
-    return {"gain": f"{sign} {abs(gain):.{column.digits}f} {word} than plain", "kind": kind}
+    return {"gain": f"{sign} {abs(gain):.{column.digits}f} {word} than {name}", "kind": kind}
 
 
-def _number(value: float, digits: int) -> str:
+def number(value: float, digits: int) -> str:
+    """A score to so many digits; a dash for none."""
     return "–" if math.isnan(value) else f"{value:.{digits}f}"
 
 
@@ -145,15 +152,15 @@ def _photo(photo: ScoredPhoto) -> dict[str, Any]:
         {"what": what, "width": picture.width, "height": picture.height, "url": pages.picture_url(picture)}
         for what, picture in photo.pictures.items()
     ]
-    psnr, plain = (_number(photo.scores[fill].psnr_inside, 1) for fill in ("model", "mean_colour"))
+    psnr, plain = (number(photo.scores[fill].psnr_inside, 1) for fill in ("model", "mean_colour"))
     return {"key": photo.key, "caption": photo.caption, "pictures": pictures, "psnr": psnr, "plain": plain}
 
 
 def _charts(metrics: Sequence[MetricRow]) -> list[dict[str, Any]]:
     """Loss and PSNR over the run, of what metrics.csv holds at two steps or more."""
-    series = {name: list(_points(metrics, name)) for name in {row.metric for row in metrics}}
+    series = {name: list(points(metrics, name)) for name in {row.metric for row in metrics}}
     loss = series.get("train/loss", [])
-    wide = min(_SMOOTHING, max(1, len(loss) // 5))
+    wide = min(SMOOTHING, max(1, len(loss) // 5))
     charts = {
         "Training loss, by step": [
             Line("each logged step", loss, "faint"),
@@ -166,14 +173,16 @@ def _charts(metrics: Sequence[MetricRow]) -> list[dict[str, Any]]:
         ],
     }
     kept = {title: [line for line in lines if len(line.points) > 1] for title, lines in charts.items()}
-    return [_chart(title, lines) for title, lines in kept.items() if lines]
+    return [chart(title, lines) for title, lines in kept.items() if lines]
 
 
-def _points(metrics: Sequence[MetricRow], name: str) -> Iterable[tuple[int, float]]:
+def points(metrics: Sequence[MetricRow], name: str) -> Iterable[tuple[int, float]]:
+    """(step, value) of one metric, where it is finite."""
     return ((row.step, row.value) for row in metrics if row.metric == name and math.isfinite(row.value))
 
 
-def _chart(title: str, lines: Sequence[Line]) -> dict[str, Any]:
+def chart(title: str, lines: Sequence[Line]) -> dict[str, Any]:
+    """A drawn chart with its legend, for `charts.html`."""
     legend = [{"name": line.name, "style": line.style, "last": f"{line.points[-1][1]:.4g}"} for line in lines]
     last = ", ".join(f"{each['name']} {each['last']}" for each in legend)
     return {"title": title, "legend": legend, "drawn": line_chart(f"{title}. At the end: {last}.", lines)}
