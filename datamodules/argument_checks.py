@@ -46,7 +46,8 @@ def check_plan(here: dict[str, Any], checkpoint: dict[str, Any]) -> None:
         )
     for name in [*here, *sorted(checkpoint.keys() - here.keys())]:
         if name not in ("position", "masks_sha256") and (there := checkpoint.get(name)) != (value := here.get(name)):
+            others = "data.train_shards holds other samples than then, and " if name == "dataset_fingerprint" else ""
             raise ValueError(
-                f"data {name}: expected {there!r} as in the checkpoint, got {value!r}: the stream cannot go on "
-                "where it was; restore it, or start without ckpt_path"
+                f"data {name}: expected {there!r} as in the checkpoint, got {value!r}: {others}the stream cannot go on "
+                "where it was; restore it, or give this run a folder of its own"
             )

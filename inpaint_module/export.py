@@ -32,6 +32,7 @@ from inpaint_module.denoisers.lora import has_lora, lora_weights, remove_lora, t
 from inpaint_module.files import atomic_folder, atomic_write_text
 from inpaint_module.layouts import Layout
 from inpaint_module.lightning_module import InpaintDiffusion
+from inpaint_module.parsing import read_json
 from inpaint_module.trained import load_weights, module_from_configs
 from inpaint_module.vae.loading import DiffusersVAE
 
@@ -185,7 +186,7 @@ def run(given: Namespace, overrides: Sequence[str]) -> int:
     module = module_from_configs(given.config, overrides)
     load_weights(module, given.checkpoint, averaged=not given.last_step)
     export(module, given.out, fuse=given.fuse, lora_only=given.lora_only, dtype=given.dtype)
-    record = json.loads((given.out / RECORD).read_text())
+    record = read_json(given.out / RECORD).value
     comfyui = record.get("comfyui", {"files": {}, "limits": []})
     lines = [f"wrote {given.out}", *(f"unlike training: {each}" for each in record.get("differences", []))]
     lines += [f"ComfyUI: {name} into {folder}" for name, folder in comfyui["files"].items()]

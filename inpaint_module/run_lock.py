@@ -9,18 +9,24 @@ import os
 import socket
 import struct
 import sys
+from collections.abc import Sequence
+from contextlib import suppress
 from datetime import UTC, datetime
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import NamedTuple
 
 from lightning.pytorch.utilities import rank_zero_info
 
+from inpaint_module.parsing import parse_json
 from inpaint_module.redaction import redacted_command
 
 LOCK = "run.lock"
+_BEGUN = (LOCK, "events.out.tfevents.*", "hparams.yaml")  # before Lightning has looked at data and checkpoint
 _TRIES = 10  # the holder may go between two questions
 _FLOCK = "hhlli"  # struct flock of Linux: type, whence, start, length, process
 _claimed: dict[Path, list[int]] = {}  # run folder -> the descriptor that holds its lock, once per claim
+_made: dict[Path, list[Path]] = {}  # run folder -> what its claim has made of it and of the folders above
 
 
 class Holder(NamedTuple):
@@ -38,6 +44,8 @@ class Holder(NamedTuple):
 def claim(folder: Path) -> None:
     """Take a run folder for this process until `release`; may be called again for the same one.
 
+    A folder that was not there is made, and removed by `release` if nothing but the lock has come into it.
+
     It is a lock of the kernel on `run.lock`, which other hosts see too where their file system shares locks. It is this
     process's alone: workers that outlive it do not keep it. A process that the holder has started passes.
 
@@ -48,10 +56,10 @@ def claim(folder: Path) -> None:
     if folder in _claimed:
         _claimed[folder].append(_claimed[folder][0])
         return
-    folder.mkdir(parents=True, exist_ok=True)
-    file = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
-    other = _lock(file)
+    missing = [each for each in (folder, *folder.parents) if not each.exists()]
+    file, other = _open_and_lock(folder)
     if other is None:
+        _made[folder] = missing
         _write(file)
         _claimed[folder] = [file]
         return
@@ -64,12 +72,18 @@ def claim(folder: Path) -> None:
         )
 
 
-def release(folder: Path) -> None:
-    """Give up a claim; the last of them frees the folder. Without a claim, nothing happens."""
+def release(folder: Path, *, refused: bool = False) -> None:
+    """Give up a claim; the last of them frees the folder. Without a claim, nothing happens.
+
+    Args:
+        folder: of the run.
+        refused: that the run was refused before its first step: what loggers have begun in a new folder goes too.
+    """
     folder = folder.resolve()
     files = _claimed.get(folder, [])
     if len(files) == 1:
         os.ftruncate(files[0], 0)
+        _remove_empty(folder, _made.pop(folder, []), _BEGUN if refused else (LOCK,))
         os.close(files[0])
         del _claimed[folder]
     elif files:
@@ -90,6 +104,31 @@ def holder(folder: Path) -> Holder | None:
     finally:
         os.close(file)
     return None if found is None or found.pid == os.getppid() else found
+
+
+def _remove_empty(folder: Path, made: list[Path], begun: Sequence[str]) -> None:
+    """Remove the folders that a claim has made, unless there is more in them than what `begun` names."""
+    names = os.listdir(folder) if made else []
+    if names and all(any(fnmatch(name, pattern) for pattern in begun) for name in names):
+        for name in names:
+            (folder / name).unlink()
+        with suppress(OSError):  # something else is in one of them, or has just come
+            for each in made:
+                each.rmdir()
+
+
+def _open_and_lock(folder: Path) -> tuple[int, Holder | None]:
+    """The descriptor of the lock's file, and who else has it."""
+    while True:
+        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            file = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
+        except FileNotFoundError:  # another process has just removed the folder that it had made
+            continue
+        other = _lock(file)
+        if other is not None or os.fstat(file).st_nlink:
+            return file, other
+        os.close(file)  # of a file that another process has just removed
 
 
 def _lock(file: int) -> Holder | None:
@@ -118,9 +157,9 @@ def _look(file: int) -> Holder | None:
         return None
     here = socket.gethostname()
     try:
-        told = json.loads(os.pread(file, 65536, 0))
-        found = Holder(int(told["pid"]), str(told["host"]), str(told["since"]), str(told["command"]))
-    except (ValueError, KeyError, TypeError):  # it is just writing it
+        told = parse_json(os.pread(file, 65536, 0), LOCK)
+        found = Holder(told["pid"].whole(), *(told[name].text() for name in Holder._fields[1:]))
+    except ValueError:  # it is just writing it
         return Holder(max(pid, 0), here, "?", "?")
     return Holder(pid, here, "?", "?") if found.host == here and found.pid != pid > 0 else found
 

@@ -106,6 +106,22 @@ class ScheduledModule(LightningModule):
                 self._advance(schedule, 0, step)
         return optimizer, schedule
 
+    def overruled(self) -> set[str]:
+        """The options of the optimizer that the schedule sets from numbers of its own, as OneCycleLR does with `lr`."""
+        optimizer = self.optimizer(self.optimized())
+        (group, *_), schedule = optimizer.param_groups, self.lr_scheduler
+        group["lr"] = group["lr"] + 1
+        before = dict(group)
+        if schedule is None:
+            return set()
+        schedule(optimizer)
+        found = {name for name in ("momentum", "betas") if group.get(name) != before.get(name)}
+        return found | ({"lr"} if group.get("initial_lr", before["lr"]) != before["lr"] else set())
+
+    def schedule_name(self) -> str:
+        """The class of the schedule."""
+        return "none" if self.lr_scheduler is None else type(self.schedule_at(0)[1]).__name__
+
     def _advance(self, schedule: Any, first: int, last: int) -> None:
         """Take the schedule from one number of optimizer steps to another."""
         pace = partial(pace_of, length_of(schedule), self.trainer.max_steps, stretch=self.stretch_schedule)

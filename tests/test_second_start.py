@@ -124,6 +124,31 @@ def test_what_has_changed_is_said_and_takes_effect(config: dict[str, Any], caplo
     assert torch.equal(last()["state_dict"]["denoiser.conv_in.weight"], trained)
 
 
+def test_a_rate_that_the_schedule_overrules_is_said_to_be_without_effect(
+    config: dict[str, Any], caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """And a data set of another name is refused with both names; what is refused leaves no folder behind."""
+    data, rates = config["data"]["init_args"], config["model"]["init_args"]["optimizer"]["init_args"]
+    assert run("fit", config, "--data.batch_size=100000000", "--trainer.logger=true") == 1
+    assert "data.batch_size: expected a batch that fits" in capsys.readouterr().err
+    assert os.listdir() == ["tiny.yaml"]
+    assert run("fit", config) == 0
+    before = last()["optimizer_states"][0]["param_groups"][0]
+    rates["lr"] = 0.5
+    said(caplog)
+    assert run("fit", config, "--trainer.max_steps=3") == 0
+    (line,) = [line for line in said(caplog, "resume: changed") if "lr" in line]
+    assert line.endswith("model.optimizer.lr: 0.001 -> 0.5, without effect: OneCycleLR sets it")
+    assert last()["optimizer_states"][0]["param_groups"][0]["max_lr"] == before["max_lr"] == 1e-3
+    data["train_shards"] = "embedded:val"
+    assert run("fit", config, "--trainer.max_steps=4") == 1
+    told = capsys.readouterr().err
+    assert "data.train_shards holds other samples than then" in told
+    assert "Changed since the checkpoint: data.train_shards: embedded:train -> embedded:val" in told
+    assert run("validate", config, "--ckpt_path=run/checkpoints") == 1
+    assert "checkpoint run/checkpoints: expected one file, got a folder" in capsys.readouterr().err
+
+
 def test_another_optimizer_starts_anew_where_the_schedule_is(
     config: dict[str, Any], caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -220,7 +245,9 @@ def test_settings_are_named_and_hold_no_secret() -> None:
     assert settings["data"] == "a.Part"
     assert settings["data.url"] == "https://host/x.tar"
     assert settings["data.token"] == "***"
-    assert settings["data.n"] == "['1', '2']"
+    assert settings["data.n"] == "[1, 2]"
+    assert settings_of({"data": [{"a": ["b.tar", 0.5]}]})["data"] == "[{a: [b.tar, 0.5]}]"
+    assert changes({"data.n": "['1', '2']"}, settings) == changes({"data.n": "[1, 2]"}, settings)
     assert settings["trainer.callbacks.Part2"] == "a.Part"
     assert settings["rate"] == "0.5"
     assert "ckpt_path" not in settings

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import signal
 import time
@@ -14,6 +13,7 @@ from typing import Any
 from datamodules.faults.inflight import Inflight, InflightMarkers
 from datamodules.faults.quarantine import append_line
 from datamodules.shards.shard_set import RawSample
+from inpaint_module.parsing import parse_json
 
 CRASHES = "crashes.jsonl"
 # signals that a decoder's own mistake raises; SIGKILL may come from outside, such as from a system out of memory
@@ -85,9 +85,11 @@ def _killers(path: Path) -> set[tuple[str, str]]:
     wrong = []
     for number, line in enumerate(path.read_text(errors="replace").splitlines(), 1):
         try:
-            row: dict[str, Any] = json.loads(line)
-            counts[str(row["shard"]), str(row["key"])] += _ENOUGH if row.get("cause") in _OWN else 1
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+            row = parse_json(line, f"line {number}", strict=False)
+            cause = row.get("cause")
+            enough = cause is not None and cause.text() in _OWN
+            counts[row["shard"].text(), row["key"].text()] += _ENOUGH if enough else 1
+        except ValueError:
             wrong.append(f"line {number}: expected a sample that killed a worker, passed over: {line[:80]!r}")
     if wrong:
         more = f", and {len(wrong) - 1} other lines" if wrong[1:] else ""

@@ -67,7 +67,7 @@ class VerifiedCheckpointIO(CheckpointIO):
             ValueError: naming the file, if it is not local, not whole, or was not written by this class.
         """
         path = local_path(path)
-        with path.open("rb") as file:
+        with _opened(path) as file:
             _verify(file, path)
             file.seek(0)
             place = map_location or (lambda storage, location: storage)
@@ -110,9 +110,7 @@ def verify_checkpoint(path: Path) -> Seal:
     Raises:
         ValueError: naming the file, if it is not whole, is a folder, or was not written by `VerifiedCheckpointIO`.
     """
-    if path.is_dir():
-        raise ValueError(f"checkpoint {path}: expected one file, got a folder: no sha256 covers it")
-    with path.open("rb") as file:
+    with _opened(path) as file:
         return _verify(file, path)
 
 
@@ -122,7 +120,7 @@ def read_seal(path: Path) -> Seal:
     Raises:
         ValueError: naming the file, if it has no seal.
     """
-    with path.open("rb") as file:
+    with _opened(path) as file:
         return _parse_seal(file, path)[0]
 
 
@@ -141,6 +139,15 @@ def local_path(path: str | Path) -> Path:
     if re.match(r"[A-Za-z][A-Za-z0-9+.-]*:/", str(path)):
         raise ValueError(f"checkpoint {path}: expected a local path, got a URL: download it first")
     return Path(path)
+
+
+def _opened(path: Path) -> BinaryIO:
+    if path.is_dir():
+        raise ValueError(
+            f"checkpoint {path}: expected one file, got a folder: no sha256 covers it, as with "
+            "save_distributed_checkpoint: true; name a file in it, such as last.ckpt, or train with false"
+        )
+    return path.open("rb")
 
 
 class _HashingWriter:

@@ -16,7 +16,7 @@ _OF_THE_OPTIMIZER = {"optimizer", "lr_scheduler", "stretch_schedule"}
 
 
 def adapt(checkpoint: dict[str, Any], trainer: Trainer, module: LightningModule, changed: list[Change]) -> None:
-    """Say what has changed, and have the checkpoint follow: the settings are those of this run, the rest its own.
+    """Have the checkpoint follow what has changed: the settings are those of this run, the rest its own.
 
     Another optimizer starts anew, with its learning rate where the schedule is by now. One of the same class keeps its
     moments. Without weight averaging, a run that had it goes on from the weights that were trained.
@@ -24,8 +24,6 @@ def adapt(checkpoint: dict[str, Any], trainer: Trainer, module: LightningModule,
     Raises:
         ValueError: naming what the optimizer's state does not fit, if no record says that it has changed.
     """
-    for change in changed:
-        rank_zero_info(f"resume: changed since the checkpoint: {change}")
     if "current_model_state" in checkpoint and not _averages(trainer):
         rank_zero_info("resume: no weight averaging any more: goes on from the weights that were trained last")
         module.load_state_dict(checkpoint["current_model_state"])
@@ -37,6 +35,16 @@ def adapt(checkpoint: dict[str, Any], trainer: Trainer, module: LightningModule,
         _check_optimizer(checkpoint["optimizer_states"][0], module)
         if _concerns_rates(changed, module):
             _set_rates(checkpoint, trainer, module)
+
+
+def lines_of(changed: list[Change], module: LightningModule) -> list[str]:
+    """A line for each change; of an option of the optimizer that the schedule sets by itself, it says so."""
+    told = [str(change) for change in changed]
+    if not isinstance(module, ScheduledModule) or not any(".optimizer." in line for line in told):
+        return told
+    overruled = [f".optimizer.{name}" for name in module.overruled()]
+    end = f", without effect: {module.schedule_name()} sets it"
+    return [line + end * change.name.endswith(tuple(overruled)) for change, line in zip(changed, told, strict=True)]
 
 
 def _averages(trainer: Trainer) -> bool:

@@ -16,9 +16,9 @@ from lightning.pytorch.strategies import ModelParallelStrategy
 from lightning.pytorch.utilities import rank_zero_info
 
 from inpaint_module.checkpoints.checkpoint_io import read_plain, read_seal
-from inpaint_module.checkpoints.going_on import adapt, check_sharded
+from inpaint_module.checkpoints.going_on import adapt, check_sharded, lines_of
 from inpaint_module.checkpoints.rank_checks import LIGHTNINGS_WORDS, check_same_checkpoint
-from inpaint_module.checkpoints.settings import changes
+from inpaint_module.checkpoints.settings import Change, changes
 from inpaint_module.files import set_aside
 from inpaint_module.run_folder import run_folder
 from inpaint_module.run_versions import versions_of
@@ -51,6 +51,8 @@ class ExactResume(Callback):
         started_from: str | None = None,
     ):
         self.ckpt_path, self.settings, self.started_from = ckpt_path, settings, started_from
+        self._changed: list[Change] | None = None  # since the checkpoint; None for unknown
+        self.began = self._goes_back = False
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Check and prepare the checkpoint callbacks, and compare what the ranks go on from.
@@ -61,10 +63,11 @@ class ExactResume(Callback):
         """
         _check_sharding(trainer, stage)
         check_same_checkpoint(trainer, self.ckpt_path)
-        if stage == "fit" and not trainer.strategy.lightning_restore_optimizer:
-            self._check_sharded()
-        if stage == "fit" and self.started_from is not None and trainer.is_global_zero:
-            set_newer_aside(trainer, Path(self.started_from))
+        self._goes_back = stage == "fit" and self.started_from is not None
+        if stage == "fit" and self.ckpt_path is not None and self.ckpt_path not in LIGHTNINGS_WORDS:
+            self._compare(read_plain(Path(self.ckpt_path)), pl_module)
+            if not trainer.strategy.lightning_restore_optimizer:
+                check_sharded(self._changed or [])
         for callback in model_checkpoints(trainer):
             callback._enable_version_counter = False
             if trainer.accumulate_grad_batches > 1 and (callback._train_time_interval or callback.save_on_exception):
@@ -74,10 +77,17 @@ class ExactResume(Callback):
                     "inside an accumulation window, whose gradients would be lost"
                 )
 
-    def _check_sharded(self) -> None:
-        if self.ckpt_path is not None and self.ckpt_path not in LIGHTNINGS_WORDS and self.settings is not None:
-            before = read_plain(Path(self.ckpt_path)).get(SETTINGS)
-            check_sharded(changes(before, self.settings) if before is not None else [])
+    def _compare(self, checkpoint: Mapping[str, Any], pl_module: LightningModule) -> None:
+        """Say what has changed, before anything can be refused for it."""
+        if SETTINGS in checkpoint and self.settings is not None:
+            self._changed = changes(checkpoint[SETTINGS], self.settings)
+            for line in lines_of(self._changed, pl_module):
+                rank_zero_info(f"resume: changed since the checkpoint: {line}")
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Where the checkpoint was refused, name what has changed since then."""
+        if self._changed and not self.began and isinstance(exception, Exception):
+            exception.add_note(f"Changed since the checkpoint: {'; '.join(map(str, self._changed))}")
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Refuse to go on inside an accumulation window; adapt the checkpoint to settings that have changed.
@@ -94,9 +104,9 @@ class ExactResume(Callback):
             )
         if trainer.training:
             self.started_from = self.started_from or checkpoint.get(STARTED_FROM)
-            known = SETTINGS in checkpoint and self.settings is not None
-            changed = changes(checkpoint[SETTINGS], self.settings or {}) if known else []
-            adapt(checkpoint, trainer, pl_module, changed)
+            if self._changed is None:
+                self._compare(checkpoint, pl_module)
+            adapt(checkpoint, trainer, pl_module, self._changed or [])
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Keep what the next start compares."""
@@ -108,6 +118,9 @@ class ExactResume(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """After a resume, mark the checkpoint as saved, and run the validation that was due at it."""
+        self.began = True
+        if self._goes_back and trainer.is_global_zero:
+            set_newer_aside(trainer, Path(self.started_from or ""))
         if trainer.fit_loop.restarting:
             for callback in model_checkpoints(trainer):
                 callback._last_global_step_saved = trainer.global_step

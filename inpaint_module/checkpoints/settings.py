@@ -41,7 +41,7 @@ def changes(before: Mapping[str, str], now: Mapping[str, str]) -> list[Change]:
     """
     found: list[Change] = []
     for name in sorted({*before, *now}):
-        old, new = before.get(name, _NONE), now.get(name, _NONE)
+        old, new = (each.get(name, _NONE).replace("'", "") for each in (before, now))  # quoted in older checkpoints
         if old != new and not any(name.startswith(f"{each.name}.") and _is_class(each) for each in found):
             found.append(Change(name, old, new))
     return found
@@ -78,4 +78,13 @@ def _flat(name: str, value: Any) -> Iterator[tuple[str, str]]:
         for key, each in value.items():
             yield from _flat(f"{name}.{key}" if name else key, each)
     else:
-        yield name, str(value)
+        yield name, _in_words(value)
+
+
+def _in_words(value: Any) -> str:
+    """Without the quotes of Python."""
+    if isinstance(value, list):
+        return f"[{', '.join(map(_in_words, value))}]"
+    if isinstance(value, dict):
+        return f"{{{', '.join(f'{name}: {_in_words(each)}' for name, each in value.items())}}}"
+    return str(value)

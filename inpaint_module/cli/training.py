@@ -91,7 +91,7 @@ class ResumingCLI(LightningCLI):
             super()._run_subcommand(subcommand)
         finally:
             while self._claims:
-                release(self._claims.pop())
+                release(self._claims.pop(), refused=not self.exact_resume.began)
 
     def _prepare_folder(self, verb: str) -> None:
         """Take the run folder, if it is for `fit`, and keep Lightning from deleting what is in it."""
