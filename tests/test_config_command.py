@@ -8,8 +8,10 @@ from typing import Any
 from unittest import mock
 
 import pytest
+import yaml
 
 import train
+from inpaint_module.cli.config_option import changed_pieces
 from inpaint_module.commands.parser import Parser
 
 CONFIGS = Path(__file__).parents[1] / "configs"
@@ -102,3 +104,59 @@ def test_fit_says_which_configs_there_are(
     assert "config: expected a file, got configs/quickstat.yaml; those that ship: configs/autoencoder.yaml" in shown
     assert "All options: python -m train fit --help" in shown
     assert "://" in printed(capsys, "--config=http://127.0.0.1:1/x.yaml")
+
+
+# Callbacks and loggers, one by one
+
+BEFORE = [{"class_path": "x.EMA", "init_args": {"decay": 0.9, "warmup": True}}, {"class_path": "x.ImageGrid"}]
+
+
+@pytest.mark.parametrize(
+    ("changes", "after"),
+    [
+        ({}, BEFORE),
+        ({"EMA": None}, BEFORE[1:]),
+        (
+            {"ema": {"init_args": {"decay": 0.5}}},
+            [{**BEFORE[0], "init_args": {"decay": 0.5, "warmup": True}}, BEFORE[1]],
+        ),
+        ({"EMA": {"class_path": "y.Other"}}, [{"class_path": "y.Other"}, BEFORE[1]]),
+        (
+            {"ImageGrid": None, "early": {"class_path": "x.Early", "init_args": {"monitor": "val/loss"}}},
+            [BEFORE[0], {"class_path": "x.Early", "init_args": {"monitor": "val/loss"}}],
+        ),
+    ],
+)
+def test_pieces_are_changed_by_name(changes: dict[str, Any], after: list[dict[str, Any]]) -> None:
+    assert changed_pieces(BEFORE, changes, "trainer.callbacks") == after
+    assert BEFORE[0]["init_args"] == {"decay": 0.9, "warmup": True}
+
+
+def test_pieces_that_cannot_be_changed() -> None:
+    with pytest.raises(ValueError, match=r"callbacks\.EMMA: expected one of EMA, ImageGrid, .* did you mean EMA\?"):
+        changed_pieces(BEFORE, {"EMMA": None}, "trainer.callbacks")
+    with pytest.raises(ValueError, match="expected the name of one entry, got that of 2; give the list"):
+        changed_pieces(BEFORE * 2, {"EMA": None}, "trainer.callbacks")
+    with pytest.raises(ValueError, match=r"EMA: expected null, init_args or a class_path, got 3"):
+        changed_pieces(BEFORE, {"EMA": 3}, "trainer.callbacks")
+
+
+def test_fit_changes_pieces_from_overlays_and_the_command_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("JSONARGPARSE_DEPRECATION_WARNINGS", "off")
+    overlay = tmp_path / "over.yaml"
+    csv = {"class_path": "lightning.pytorch.loggers.CSVLogger", "init_args": {"save_dir": "runs"}}
+    trainer = {"callbacks": {"ema": None, "ValidationReport": {"init_args": {"photos": 2}}}, "logger": {"csv": csv}}
+    overlay.write_text(yaml.safe_dump({"trainer": trainer}))
+    name = tmp_path / "name.yaml"
+    name.write_text("trainer: {logger: {init_args: {name: mine}}}\n")
+    configs = [f"--config={path}" for path in (CONFIGS / "quickstart.yaml", overlay, name)]
+    line = ["--trainer.callbacks.ImageGrid.rows=3", "--trainer.callbacks.Throughput", "null"]
+    made = yaml.safe_load(printed(capsys, *configs, *line))["trainer"]
+    classes = {each["class_path"].rpartition(".")[2]: each.get("init_args") for each in made["callbacks"]}
+    assert list(classes) == ["ModelCheckpoint", "ImageGrid", *list(classes)[2:4], "ValidationReport", "DataCounters"]
+    assert classes["ImageGrid"]["rows"] == 3
+    assert classes["ValidationReport"]["photos"] == 2
+    assert [each["init_args"]["name"] for each in made["logger"]] == ["mine", "quickstart"]
+    assert "ImageGrid has no option 'rowz'" in printed(capsys, configs[0], "--trainer.callbacks.ImageGrid.rowz=3")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import warnings
 from collections.abc import Callable
 from importlib.util import find_spec
@@ -25,7 +26,7 @@ from inpaint_module.checkpoints.leftovers import Leftovers
 from inpaint_module.checkpoints.rank_checks import LIGHTNINGS_WORDS
 from inpaint_module.checkpoints.resume import ExactResume, checkpoint_folders, model_checkpoints
 from inpaint_module.checkpoints.settings import settings_of
-from inpaint_module.cli.config_option import ConfigFile
+from inpaint_module.cli.config_option import ConfigFile, split_pieces
 from inpaint_module.commands.parser import OneParagraph
 from inpaint_module.run_folder import CONFIG_HEAD, keep_csv_logs, names_folder, run_folder
 from inpaint_module.run_lock import claim, release
@@ -67,6 +68,12 @@ class ResumingCLI(LightningCLI):
         told = "YAML file of a run, of the working folder or one that ships; again for an overlay over those before it"
         parser.add_argument("-c", "--config", action=ConfigFile, metavar="FILE", help=told)
         return parser
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        """As Lightning does, with callbacks and loggers that are changed one by one."""
+        if args is None:
+            sys.argv[1:] = split_pieces(sys.argv[1:])
+        super().parse_arguments(parser, args)
 
     def _parse_ckpt_path(self) -> None:
         """The command line is the truth: hyperparameters of a checkpoint do not replace it."""
