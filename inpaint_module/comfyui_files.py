@@ -1,7 +1,7 @@
 """What ComfyUI loads of an export: where each file goes, and other names for the tensors that it would not know.
 
-ComfyUI tells a model by the names and shapes in its file. It knows most of diffusers' names; what it does not know is
-written once more, with names that it does, into the folder `comfyui`. Run with ComfyUI 0.3.64; its rules for these
+ComfyUI recognises a model by the names and shapes in its file. It knows most of diffusers' names; what it does not know
+is written once more, with names that it does, into the folder `comfyui`. Run with ComfyUI 0.3.64; its rules for these
 denoisers were the same in 0.38.1.
 """
 
@@ -121,7 +121,7 @@ def places(out: Path, denoiser: str) -> dict[str, str]:
 
 
 def limits(denoiser: Any, scheduler: Any) -> list[str]:
-    """What ComfyUI cannot do with a denoiser, or has to be told, in sentences."""
+    """What ComfyUI cannot do with a denoiser, or needs a node for, in sentences."""
     if knows_denoiser({name: tuple(value.shape) for name, value in denoiser.state_dict().items()}) is None:
         channels = denoiser.config.get("in_channels")
         return [

@@ -251,7 +251,7 @@ def _grid(mask: Tensor, ratio: int) -> tuple[int, int]:
 
 
 def mask_leak(mask: Tensor, cells: Tensor) -> Tensor:
-    """Share of each mask's pixels whose latent cell says keep: what a model is never told to inpaint.
+    """Share of each mask's pixels whose latent cell says keep: what a model is never asked to inpaint.
 
     Args:
         mask: (B, 1, H, W), non-zero = inpaint.
@@ -260,16 +260,16 @@ def mask_leak(mask: Tensor, cells: Tensor) -> Tensor:
     Returns:
         float (B,) in 0..1; 0 for an empty mask.
     """
-    hole, told = _hole_and_told(mask, cells)
-    return (hole & ~told).sum((1, 2, 3)) / hole.sum((1, 2, 3)).clamp_min(1)
+    hole, covered = _hole_and_cells_as_pixels(mask, cells)
+    return (hole & ~covered).sum((1, 2, 3)) / hole.sum((1, 2, 3)).clamp_min(1)
 
 
 def mask_overcover(mask: Tensor, cells: Tensor) -> Tensor:
     """Share of the pixels outside each mask whose latent cell says inpaint: shapes as for `mask_leak`."""
-    hole, told = _hole_and_told(mask, cells)
-    return (told & ~hole).sum((1, 2, 3)) / (~hole).sum((1, 2, 3)).clamp_min(1)
+    hole, covered = _hole_and_cells_as_pixels(mask, cells)
+    return (covered & ~hole).sum((1, 2, 3)) / (~hole).sum((1, 2, 3)).clamp_min(1)
 
 
-def _hole_and_told(mask: Tensor, cells: Tensor) -> tuple[Tensor, Tensor]:
-    told = F.interpolate((cells > 0.5).float(), size=mask.shape[-2:], mode="nearest") > 0.5
-    return mask != 0, told
+def _hole_and_cells_as_pixels(mask: Tensor, cells: Tensor) -> tuple[Tensor, Tensor]:
+    covered = F.interpolate((cells > 0.5).float(), size=mask.shape[-2:], mode="nearest") > 0.5
+    return mask != 0, covered

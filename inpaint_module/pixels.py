@@ -38,7 +38,7 @@ def checked_pixels(pixels: Any, ratio: int) -> Tensor:
 
 
 def checked_mask(mask: Any) -> Tensor:
-    """A mask as (B, 1, H, W), without gradients: a hole has an edge, not a slope.
+    """A mask as (B, 1, H, W), without gradients, since it becomes 0 or 1 anyway.
 
     Raises:
         ValueError: no tensor, another shape, dtype or range, NaN, or no mask.

@@ -50,7 +50,7 @@ def inpaint_latents(
     unconditional: Mapping[str, Any] | None = None,
     guidance_scale: float = 1.0,
 ) -> Tensor:
-    """Denoise the whole latent image, told the mask and the masked image at every step.
+    """Denoise the whole latent image; the denoiser is fed the mask and the masked image at every step.
 
     Args:
         denoiser: diffusers model.

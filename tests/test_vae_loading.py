@@ -58,7 +58,7 @@ def test_a_ratio_too_small_to_encode_is_refused() -> None:
 def test_a_ratio_that_is_not_told_is_refused() -> None:
     module = tiny_vaes.build("sd")
     module.register_to_config(block_out_channels=None)
-    with pytest.raises(ValueError, match="AutoencoderKL does not tell its ratio: expected spatial_compression_ratio"):
+    with pytest.raises(ValueError, match="AutoencoderKL has no ratio: expected spatial_compression_ratio"):
         as_vae(module)
 
 

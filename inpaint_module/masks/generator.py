@@ -61,7 +61,7 @@ class MaskGenerator(ABC):
             part.set_step(step)
 
     def fingerprint(self, height: int, width: int) -> str:
-        """What it paints, in 64 hexadecimal digits: of another configuration or version they are others.
+        """What it paints, as 64 hexadecimal digits; another configuration or version gives other digits.
 
         The sha256 of the masks of 32 fixed keys, at the first step of a curriculum and at the end of it.
 
@@ -77,7 +77,7 @@ class MaskGenerator(ABC):
 
 
 def checked_range(name: str, bounds: tuple[float, float], lowest: float, highest: float = float("inf")) -> None:
-    """See to a (low, high) pair of a generator's configuration.
+    """Check a (low, high) pair of a generator's configuration.
 
     Raises:
         ValueError: not two numbers with lowest <= low <= high <= highest.
@@ -88,7 +88,7 @@ def checked_range(name: str, bounds: tuple[float, float], lowest: float, highest
 
 
 def checked_at_least(lowest: int, **numbers: int | None) -> None:
-    """See to whole numbers of a generator's configuration; one that is None is left out.
+    """Check whole numbers of a generator's configuration; one that is None is left out.
 
     Raises:
         ValueError: one is below `lowest`; the message names it.
@@ -99,7 +99,7 @@ def checked_at_least(lowest: int, **numbers: int | None) -> None:
 
 
 def checked_share(**shares: float) -> None:
-    """See to probabilities and other shares of a generator's configuration.
+    """Check probabilities and other shares of a generator's configuration.
 
     Raises:
         ValueError: one is not in 0..1; the message names it.

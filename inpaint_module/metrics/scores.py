@@ -58,7 +58,7 @@ class LatentMaskMetrics(nn.ModuleDict):
         self.ratio, self.reduce = ratio, reduce
 
     def add(self, noise_mask: Tensor, weight: Tensor) -> dict[str, Any]:
-        """Add the grown masks (B, 1, H, W) of weight (B,) above 0; nothing where every pixel is told."""
+        """Add the grown masks (B, 1, H, W) of weight (B,) above 0; nothing where the layout keeps every pixel."""
         if self.reduce == "space-to-depth":
             return {}
         cells = reduce_mask(noise_mask, self.ratio, self.reduce)
@@ -68,7 +68,7 @@ class LatentMaskMetrics(nn.ModuleDict):
 
 
 class FillScores(NamedTuple):
-    """How near a fill is to the truth; NaN where there is nothing to see.
+    """How near an inpainted picture is to the photo; NaN where there is nothing to measure.
 
     Attributes:
         psnr_inside: dB, in the hole.

@@ -75,7 +75,7 @@ class ValidationReport(Callback):
         self._loaded = 0  # the step of the checkpoint, which `validate` does not tell the trainer
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Find the run folder: here, as rank 0 alone would wait for the others to be told it."""
+        """Find the run folder: on all ranks, which share it by a broadcast that rank 0 alone would wait for."""
         self._folder = run_folder(trainer)
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""One face for every frozen autoencoder."""
+"""Frozen autoencoders of diffusers and ComfyUI behind one interface."""
 
 from inpaint_module.vae.comfy_vae import ComfyVAE
 from inpaint_module.vae.diffusers_vae import DiffusersVAE

@@ -23,7 +23,7 @@ class ComfyVAE(FrozenVAE):
             for video, a tuple that ends with it.
 
     Raises:
-        ValueError: one dry encode contradicts the ratio.
+        ValueError: one test encode contradicts the ratio.
     """
 
     def __init__(self, vae: Any):

@@ -24,8 +24,8 @@ class DiffusersVAE(FrozenVAE):
             slower, since the group norm between the convolutions knows no such layout: 1.4 times on an H100).
 
     Raises:
-        ValueError: float16 weights of a VAE that overflows in float16 (`force_upcast`), a ratio that is not told or
-            that one dry encode contradicts, or latent statistics of another number of channels.
+        ValueError: float16 weights of a VAE that overflows in float16 (`force_upcast`), a ratio that is not in its
+            config or that one test encode contradicts, or latent statistics of another number of channels.
     """
 
     def __init__(self, module: nn.Module):
@@ -177,7 +177,7 @@ def _is_video(module: nn.Module) -> bool:
 
 
 def _claimed_ratio(module: Any) -> int:
-    """What config or module say; values may be None."""
+    """The ratio by the config or the module; their values may be None."""
     config, name = module.config, "spatial_compression_ratio"
     # diffusers warns when an attribute is asked for that lives in the config
     ratio = config[name] if name in config else getattr(module, name, None)
@@ -185,7 +185,7 @@ def _claimed_ratio(module: Any) -> int:
     blocks = config.get("encoder_block_out_channels") or config.get("block_out_channels")
     if not ratio and not blocks:
         raise ValueError(
-            f"{type(module).__name__} does not tell its ratio: expected spatial_compression_ratio, "
+            f"{type(module).__name__} has no ratio: expected spatial_compression_ratio, "
             "scale_factor_spatial or block_out_channels in its config"
         )
     return int(ratio or 2 ** (len(blocks) - 1))

@@ -1,7 +1,7 @@
-"""The face that every autoencoder wears here: pixels in 0..1 to unscaled latents and back, and latents to model space.
+"""The interface of every autoencoder: pixels in 0..1 to unscaled latents and back, and latents to model space.
 
-What the classes do not agree on (what `encode` returns, the number of axes, the ratio, how latents are scaled) is
-settled in the subclasses, `DiffusersVAE` and `ComfyVAE`, and nowhere else.
+Autoencoders differ in what `encode` returns, the number of axes, the ratio and how latents are scaled. The subclasses,
+`DiffusersVAE` and `ComfyVAE`, know these differences; nothing else does.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ class VAEOverflowError(ValueError):
 
 
 class Posterior(NamedTuple):
-    """What a VAE says of an image: `mean` and `std` of its latents, float32 (B, C, h, w); `std` None if it has none."""
+    """The distribution of an image's latents: `mean` and `std`, float32 (B, C, h, w); `std` None if there is none."""
 
     mean: Tensor
     std: Tensor | None
@@ -42,7 +42,7 @@ class FrozenVAE(ABC):
 
     @property
     def name(self) -> str:
-        """What messages call it: its class and its dtype."""
+        """Its name in messages: class and dtype."""
         return type(self).__name__
 
     @abstractmethod
@@ -83,7 +83,7 @@ class FrozenVAE(ABC):
         return self
 
     def _dry_encode(self, name: str, device: torch.device) -> int:
-        """Prove `ratio` and the four axes of latents on one grey image of 2 x 2 cells, and return the channels C."""
+        """Check `ratio` and the four axes of latents on one grey image of 2 x 2 cells, and return the channels C."""
         side = 2 * self.ratio
         if device.type == "meta":
             raise ValueError(f"{name} holds no weights, it is on the meta device: load it first")

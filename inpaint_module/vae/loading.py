@@ -1,4 +1,4 @@
-"""Ways to a `FrozenVAE`: around an autoencoder object, or from a folder."""
+"""How a `FrozenVAE` is made: around an autoencoder object, or from a folder."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torc
 
 
 def as_vae(vae: Any) -> FrozenVAE:
-    """Put a VAE behind `FrozenVAE`; one that is already there is returned as it is.
+    """Wrap a VAE in a `FrozenVAE`; one that is a `FrozenVAE` already is returned as it is.
 
     Args:
         vae: a diffusers autoencoder, an object of ComfyUI's duck type, or a `FrozenVAE`.
