@@ -13,6 +13,7 @@ import lightning
 import torch
 from jsonargparse import Namespace
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
+from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.plugins import CheckpointIO
 from lightning.pytorch.utilities import rank_zero_info
@@ -27,6 +28,7 @@ from inpaint_module.checkpoints.rank_checks import LIGHTNINGS_WORDS
 from inpaint_module.checkpoints.resume import ExactResume, checkpoint_folders, model_checkpoints
 from inpaint_module.checkpoints.settings import settings_of
 from inpaint_module.cli.config_option import ConfigFile, split_pieces
+from inpaint_module.cli.terminal import RunProgress, quiet
 from inpaint_module.commands.parser import OneParagraph
 from inpaint_module.run_folder import CONFIG_HEAD, keep_csv_logs, names_folder, run_folder
 from inpaint_module.run_lock import claim, release
@@ -84,6 +86,12 @@ class ResumingCLI(LightningCLI):
         plugins = list(plugins) if isinstance(plugins, list) else [plugins]
         if not any(isinstance(plugin, CheckpointIO) for plugin in plugins):
             plugins.append(VerifiedCheckpointIO())
+        config = self._get(self.config_init, "trainer")
+        given = [each for each in config.get("callbacks") or [] if isinstance(each, ProgressBar)]
+        if config.get("enable_progress_bar") is not False and not given:
+            self.trainer_defaults["callbacks"] = [RunProgress()]
+        if config.get("enable_model_summary") is None:
+            kwargs["enable_model_summary"] = False  # RunProgress says the number of parameters
         trainer = super().instantiate_trainer(plugins=plugins, **kwargs)
         callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
         if not any(isinstance(callback, NonFiniteGuard) for callback in callbacks):
@@ -177,6 +185,7 @@ def run(program: str) -> int:
     Args:
         program: what starts it, for its help.
     """
+    quiet()
     ResumingCLI(
         LightningModule,
         LightningDataModule,
