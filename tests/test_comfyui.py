@@ -228,9 +228,8 @@ assert not heavy, heavy
 """
 
 
-@pytest.mark.parametrize("folder", ["inpaint_module", "my.inpaint-nodes"])
-def test_the_package_works_under_custom_nodes(tmp_path: Path, folder: str) -> None:
-    target = tmp_path / "custom_nodes" / folder
+def test_the_package_works_under_custom_nodes(tmp_path: Path) -> None:
+    target = tmp_path / "custom_nodes" / "my.inpaint-nodes"
     shutil.copytree(Path(inpaint_module.__file__).parent, target, ignore=shutil.ignore_patterns("__pycache__"))
     # -P and -E: neither the current folder nor PYTHONPATH; -W error: importing and encoding warn of nothing
     command = [sys.executable, "-P", "-E", "-W", "error", "-c", IN_COMFYUI, str(target)]

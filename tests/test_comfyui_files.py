@@ -132,7 +132,10 @@ def factors(model: nn.Module) -> dict[str, torch.Tensor]:
     return {name: torch.zeros(1).expand(value.shape) for name, value in state.items()}
 
 
-@pytest.mark.parametrize(("name", "channels", "layers"), [("sd15", 9, 128), ("sdxl", 9, 560), ("flux", 384, 266)])
+@pytest.mark.parametrize(
+    ("name", "channels", "layers"),
+    [("sd15", 9, 128), pytest.param("sdxl", 9, 560, marks=pytest.mark.slow), ("flux", 384, 266)],
+)
 def test_comfyui_has_a_place_for_every_layer_of_a_lora(
     name: str, channels: int, layers: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -132,7 +132,10 @@ SHALLOW: dict[str, Callable[[], nn.Module]] = {
 }
 
 
-@pytest.mark.parametrize("name", SHALLOW)
+SLOW_KINDS = [pytest.param(name, marks=pytest.mark.slow) for name in ("with latents", "with frames")]
+
+
+@pytest.mark.parametrize("name", ["with a distribution", *SLOW_KINDS])
 def test_encoder_compiles_into_one_graph(name: str) -> None:
     torch.manual_seed(0)
     encoder, images = InpaintEncoder(SHALLOW[name]()), pixels(2, 16, 24)

@@ -161,7 +161,8 @@ def assert_as_slow_sampler(name: str, slow: Tensor) -> None:
 
 @pytest.mark.parametrize("name", sorted(SLOW.keys() - ORIGINALS.keys()))
 def test_statistics_equal_the_slow_samplers(name: str) -> None:
-    assert_as_slow_sampler(name, torch.from_numpy(slow_masks(name, 500))[:, None])
+    number = 250 if name == "brushnet" else 500  # whose slow sampler is the slowest
+    assert_as_slow_sampler(name, torch.from_numpy(slow_masks(name, number))[:, None])
 
 
 @pytest.mark.slow
@@ -193,7 +194,7 @@ LEAK = {  # lama-thin, share of all masked pixels whose latent cell says keep (6
 
 
 def test_lama_thin_leaks_as_lamas_own_masks() -> None:
-    masks = preset("lama-thin")(key(0, torch.arange(64), Stream.MASK), 512, 512)
+    masks = preset("lama-thin")(key(0, torch.arange(32), Stream.MASK), 512, 512)
     area = masks.flatten(1).sum(1)
     for (ratio, how), published in LEAK.items():
         leak = (mask_leak(masks, reduce_mask(masks, ratio, how)) * area).sum() / area.sum()

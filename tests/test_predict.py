@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import cv2
 import numpy as np
@@ -14,7 +16,7 @@ from icc_profiles import display_p3
 from PIL import Image, PngImagePlugin
 from tiny_run import Setup, tiny_config
 
-from datamodules import WebDatasetDataModule
+from datamodules import WebDatasetDataModule, predict
 from datamodules.predict import load_model, main, read_mask
 from inpaint_module.checkpoints.checkpoint_io import VerifiedCheckpointIO
 from inpaint_module.masks import preset
@@ -26,6 +28,23 @@ SMALL = ["--tile", "64", "--overlap", "16"]
 @pytest.fixture(autouse=True)
 def no_deprecation_notes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("JSONARGPARSE_DEPRECATION_WARNINGS", "off")
+
+
+@pytest.fixture(autouse=True)
+def one_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is asked for twice is made once: reading a config takes longer than a small picture."""
+    monkeypatch.setattr(predict, "load_model", loaded_once)
+
+
+@cache
+def loaded(configs: tuple[Path, ...], overrides: tuple[str, ...], checkpoint: Path | None, untrained: bool) -> Any:
+    return load_model(configs, checkpoint, None, overrides, untrained=untrained)
+
+
+def loaded_once(configs: Any, checkpoint: Any, steps: Any, overrides: Any = (), *, untrained: bool = False) -> Any:
+    model = loaded(tuple(configs), tuple(overrides), checkpoint, untrained)
+    model.sampling_steps = steps or 2
+    return model
 
 
 @pytest.fixture(scope="module")
@@ -55,10 +74,7 @@ def test_masks_of_a_folder_and_beside(tmp_path: Path, config: str, capsys: pytes
             path.parent.mkdir(parents=True, exist_ok=True)
             Image.fromarray(hole).save(path)
     common = [str(tmp_path / "photos"), "--untrained", "--config", config, "--steps", "1", *SMALL]
-    torch.manual_seed(0)  # of the weights: there is no checkpoint
     assert main([common[0], str(tmp_path / "one"), *common[1:], "--masks", str(tmp_path / "masks")]) == 0
-    assert "no --checkpoint: the weights are as the config makes them" in capsys.readouterr().err
-    torch.manual_seed(0)
     assert main([common[0], str(tmp_path / "two"), *common[1:]]) == 0
     assert "1 of them have an empty mask and came out unchanged" in capsys.readouterr().out
     for name, image in pixels.items():
@@ -96,8 +112,9 @@ def test_random_weights_are_refused(tmp_path: Path, config: str, capsys: pytest.
     assert not (tmp_path / "out").exists()
 
 
-def test_weights_of_a_checkpoint(tmp_path: Path, config: str) -> None:
+def test_weights_of_a_checkpoint(tmp_path: Path, config: str, capsys: pytest.CaptureFixture[str]) -> None:
     trained = load_model([Path(config)], None, None, untrained=True)
+    assert "no --checkpoint: the weights are as the config makes them" in capsys.readouterr().err
     VerifiedCheckpointIO().save_checkpoint({"state_dict": trained.state_dict()}, tmp_path / "a.ckpt")
     loaded = load_model([Path(config)], tmp_path / "a.ckpt", steps=3)
     assert loaded.sampling_steps == 3
