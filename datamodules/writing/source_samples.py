@@ -16,8 +16,8 @@ from datamodules.images.conversion import ORIENTATION, StoredPicture, stored_pic
 from datamodules.images.image_sizes import image_size
 from datamodules.images.reading import Turn, read_turn, to_rgb, upright, upright_size
 from datamodules.own_masks.annotations import RunLengths, check_runs, parse_annotations
-from datamodules.own_masks.mask_files import mask_turn
-from datamodules.own_masks.mask_sources import FileMask, MaskRequest, read_labels
+from datamodules.own_masks.mask_files import mask_of, mask_turn
+from datamodules.own_masks.mask_sources import read_labels
 from datamodules.own_masks.polarity import why_look
 from datamodules.samples.captions import decode_text, parse_caption, parse_label, read_json
 from datamodules.shards.contents import kinds_of
@@ -117,15 +117,13 @@ class _Reader:
     def mask(self, name: str, data: bytes) -> None:
         """A mask, as training will see it."""
         stored = stored_picture(data, name, self.packing.max_pixels)
-        fields = {f"mask.{stored.suffix}": stored.data}
-        self.fields |= fields
         self._lies(upright_size(stored.image), read_turn(stored.image))
         ways = {"inverted": self.packing.inverted_masks, "transparent": self.packing.transparent_masks}
-        request = MaskRequest(fields, self.frame, max_pixels=self.packing.max_pixels, turn=self.turn)
-        grey = FileMask(**ways)(request)
-        if grey is not None and any(ways.values()):  # written as training reads it without being told
-            del self.fields[f"mask.{stored.suffix}"]
+        grey = mask_of(stored.image, stored.data, self.frame, self.turn, **ways)
+        if any(ways.values()):  # written as training reads it without being told
             self.fields["mask.png"] = _png(grey)
+        else:
+            self.fields[f"mask.{stored.suffix}"] = stored.data
         if kind := why_look(np.asarray(grey) >= 128):
             self.note(kind, name)
 
