@@ -30,6 +30,7 @@ from datamodules.webdataset_datamodule import WebDatasetDataModule
 from datamodules.writing.latent_samples import cached_samples
 from datamodules.writing.shard_journal import open_journal
 from datamodules.writing.shard_writer import ShardWriter
+from inpaint_module.base_models import EncoderOptions, encoder_for
 from inpaint_module.commands import options
 from inpaint_module.commands.config_files import make_parts, read_parts
 from inpaint_module.commands.errors import GOES_ON, exit_code_of
@@ -68,14 +69,22 @@ def parts_from_configs(configs: Sequence[Path], overrides: Sequence[str] = ()) -
         ValueError: a part is missing, or is of another kind.
     """
     values = read_parts(configs, overrides, model=LightningModule, data=LightningDataModule)
-    encoder = values.get("model.init_args.encoder")
-    if encoder is None:
+    base = values.get("model.init_args.base.init_args")
+    if base is None:
         raise ValueError(f"config: expected a model with an encoder, got {values.model.class_path}")
-    chosen = {"encoder": encoder, "data": values.data}
-    made = make_parts(chosen, encoder=InpaintEncoder, data=LightningDataModule)
-    if not isinstance(made.data, WebDatasetDataModule):
-        raise ValueError(f"config: expected data of a WebDatasetDataModule, got {type(made.data).__name__}")
-    return Parts(made.encoder, made.data, values.data.init_args.as_dict())
+    data = make_parts({"data": values.data}, data=LightningDataModule).data
+    if not isinstance(data, WebDatasetDataModule):
+        raise ValueError(f"config: expected data of a WebDatasetDataModule, got {type(data).__name__}")
+    return Parts(_encoder(base), data, values.data.init_args.as_dict())
+
+
+def _encoder(base: Namespace) -> InpaintEncoder:
+    """That of a base model's arguments in a config: named there, or to be found in its folder."""
+    named = base.get("encoder")
+    if "path" not in base:
+        return make_parts({"encoder": named}, encoder=InpaintEncoder).encoder
+    options = None if named is None else make_parts({"encoder": named}, encoder=EncoderOptions).encoder
+    return encoder_for(base.path, base.train, options)
 
 
 def cache_latents(

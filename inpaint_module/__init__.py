@@ -8,13 +8,21 @@ if __name__ != "inpaint_module":  # ComfyUI imports a folder of custom_nodes wit
     sys.modules.setdefault("inpaint_module", sys.modules[__name__])
 
 if TYPE_CHECKING:
-    from inpaint_module.base_models import load_denoiser, load_scheduler, load_text
+    from inpaint_module.base_models import (
+        BaseModel,
+        FluxFillLayout,
+        LoRA,
+        ModelParts,
+        StableDiffusion3Layout,
+        StableDiffusionLayout,
+        load_denoiser,
+        load_scheduler,
+        load_text,
+    )
     from inpaint_module.batch import Batch
     from inpaint_module.callbacks.ema import EMA
     from inpaint_module.comfyui import NODE_CLASS_MAPPINGS, NODE_DISPLAY_NAME_MAPPINGS
-    from inpaint_module.denoisers.lora import LoRA
     from inpaint_module.encoder import InpaintEncoder, InpaintLatents
-    from inpaint_module.layouts import FluxFillLayout, StableDiffusion3Layout, StableDiffusionLayout
     from inpaint_module.lightning_module import InpaintDiffusion
     from inpaint_module.masks import MaskGenerator, preset
     from inpaint_module.metrics.masked import MaskedPSNR
@@ -32,6 +40,7 @@ __all__ = [
     "LPIPS",
     "NODE_CLASS_MAPPINGS",
     "NODE_DISPLAY_NAME_MAPPINGS",
+    "BaseModel",
     "Batch",
     "FluxFillLayout",
     "InpaintDiffusion",
@@ -41,6 +50,7 @@ __all__ = [
     "LossWeights",
     "MaskGenerator",
     "MaskedPSNR",
+    "ModelParts",
     "StableDiffusion3Layout",
     "StableDiffusionLayout",
     "Stream",
@@ -59,19 +69,21 @@ __all__ = [
 _HOMES = {
     "NODE_CLASS_MAPPINGS": "comfyui",
     "NODE_DISPLAY_NAME_MAPPINGS": "comfyui",
+    "BaseModel": "base_models",
     "Batch": "batch",
     "EMA": "callbacks.ema",
-    "FluxFillLayout": "layouts",
+    "FluxFillLayout": "base_models",
     "InpaintDiffusion": "lightning_module",
     "InpaintEncoder": "encoder",
     "InpaintLatents": "encoder",
     "LPIPS": "metrics.perceptual",
-    "LoRA": "denoisers.lora",
+    "LoRA": "base_models",
     "LossWeights": "objectives.loss_weights",
     "MaskGenerator": "masks",
     "MaskedPSNR": "metrics.masked",
-    "StableDiffusion3Layout": "layouts",
-    "StableDiffusionLayout": "layouts",
+    "ModelParts": "base_models",
+    "StableDiffusion3Layout": "base_models",
+    "StableDiffusionLayout": "base_models",
     "Stream": "randomness",
     "ValidationReport": "report.validation_report",
     "dilate": "morphology",

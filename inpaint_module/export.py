@@ -23,14 +23,19 @@ import torch
 from jsonargparse import Namespace
 from torch import nn
 
-from inpaint_module import comfyui_files, served
-from inpaint_module.base_models import DTYPES
+from inpaint_module import comfyui_files
+from inpaint_module.base_models import (
+    DTYPES,
+    TextConditioning,
+    has_lora,
+    lora_weights,
+    remove_lora,
+    served,
+    trains_first_layer,
+)
 from inpaint_module.commands import options
 from inpaint_module.commands.errors import exit_code_of
-from inpaint_module.conditioning.text_conditioning import TextConditioning
-from inpaint_module.denoisers.lora import has_lora, lora_weights, remove_lora, trains_first_layer
 from inpaint_module.files import atomic_folder, atomic_write_text
-from inpaint_module.layouts import Layout
 from inpaint_module.lightning_module import InpaintDiffusion
 from inpaint_module.parsing import read_json
 from inpaint_module.trained import load_weights, module_from_configs
@@ -67,8 +72,9 @@ def export(
             that is not of diffusers, or a layout that the pipeline does not have.
     """
     _check(module, out, fuse, lora_only, dtype)
-    denoiser, conditioning = module.denoiser, module.conditioning
-    pipeline = _pipeline_class(conditioning, module.layout) if isinstance(conditioning, TextConditioning) else None
+    denoiser = module.denoiser
+    name = module.base.pipeline
+    pipeline = None if name is None else served.pipeline_class(name)
     base, trained = base_dtype(denoiser), _dtypes(module)
     with atomic_folder(out) as folder:
         if has_lora(denoiser):
@@ -164,15 +170,6 @@ def _check(module: InpaintDiffusion, out: Path, fuse: bool, lora_only: bool, dty
         )
     if not isinstance(module.encoder.vae, DiffusersVAE):
         raise ValueError(f"vae: expected an autoencoder of diffusers, got {type(module.encoder.vae).__name__}")
-
-
-def _pipeline_class(conditioning: TextConditioning, layout: Layout) -> Any:
-    if type(layout) is not conditioning.layout:
-        raise ValueError(
-            f"layout: {conditioning.pipeline} feeds its denoiser as {conditioning.layout.__name__} does, got "
-            f"{type(layout).__name__}, which it cannot serve"
-        )
-    return served.pipeline_class(conditioning)
 
 
 def base_dtype(denoiser: nn.Module) -> torch.dtype:

@@ -9,9 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from inpaint_module.base_models import TiledCall, latent_multiple
 from inpaint_module.batch import Batch
-from inpaint_module.denoisers.denoiser_call import latent_multiple
-from inpaint_module.denoisers.tiling import TiledCall
 from inpaint_module.pixels import to_bytes, to_unit_float
 
 if TYPE_CHECKING:

@@ -6,23 +6,25 @@ from collections.abc import Callable
 from typing import Any, cast
 
 import torch
-from diffusers import SchedulerMixin
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.plugins.precision import MixedPrecision, Precision
 from lightning.pytorch.utilities import GradClipAlgorithmType
-from torch import Tensor, nn
+from torch import Tensor
 from torch.optim import Optimizer
 
+from inpaint_module.base_models import (
+    CompiledForward,
+    Conditioning,
+    ModelParts,
+    check_captions,
+    check_image_sizes,
+    drop_mask,
+    shard,
+)
 from inpaint_module.batch import Batch, DescribedData, without_sizes
 from inpaint_module.clean_latents import check_clean, encode_beside
-from inpaint_module.conditioning.conditioning import Conditioning, NoConditioning, check_captions, drop_mask
-from inpaint_module.denoisers.compiled_forward import CompiledForward
-from inpaint_module.denoisers.denoiser_call import DenoiserCall, check_image_sizes, denoiser_layout
-from inpaint_module.denoisers.sharding import shard
-from inpaint_module.denoisers.surgery import check_input_channels
-from inpaint_module.encoder import InpaintEncoder, InpaintLatents
+from inpaint_module.encoder import InpaintLatents
 from inpaint_module.fingerprints import check_ranks, check_saved, check_weights
-from inpaint_module.layouts import Layout
 from inpaint_module.metrics.scores import FillMetrics, LatentMaskMetrics
 from inpaint_module.objectives.loss_weights import LossWeights, weighted_loss
 from inpaint_module.objectives.objectives import ObjectiveCallable, objective_for
@@ -40,12 +42,8 @@ class InpaintDiffusion(ScheduledModule):
     masks are.
 
     Args:
-        denoiser: diffusers model.
-        encoder: from image and mask to latents; `normalize` should be true.
-        layout: what the denoiser eats; a `DenoiserLayout`.
-        scheduler: diffusers scheduler, for the noise in training and for sampling in validation.
-        conditioning: frozen text encoders; null for a denoiser that takes input and timestep alone.
-        call: how the denoiser is called; null for a U-Net.
+        base: the model: denoiser, encoder, layout, scheduler and text encoders; a `BaseModel` of a folder, or
+            `ModelParts`.
         objective: noising and target, given the scheduler; null for what fits it, with uniform timesteps.
         loss_weights: where on the picture an error counts; null for everywhere alike.
         compile_mode: how torch.compile compiles the denoiser for the training steps: default, reduce-overhead (CUDA
@@ -61,22 +59,16 @@ class InpaintDiffusion(ScheduledModule):
         seed: of noise, timesteps and dropped captions.
 
     Raises:
-        ValueError: the layout is a ControlNet's, the encoder's fill or space is not the layout's, the denoiser takes
-            other channels than it makes, captions are dropped or guided without a conditioning, or, when training, a
-            sharded denoiser is to be compiled, or images have sizes that the denoiser does not take.
+        ValueError: captions are dropped or guided without text encoders, or, when training, a sharded denoiser is to
+            be compiled, or images have sizes that the denoiser does not take.
     """
 
     conditioning: Conditioning
 
     def __init__(
         self,
-        denoiser: nn.Module,
-        encoder: InpaintEncoder,
-        layout: Layout,
-        scheduler: SchedulerMixin,
+        base: ModelParts,
         *,
-        conditioning: Conditioning | None = None,
-        call: DenoiserCall | None = None,
         objective: ObjectiveCallable | None = None,
         loss_weights: LossWeights | None = None,
         compile_mode: str | None = None,
@@ -89,19 +81,17 @@ class InpaintDiffusion(ScheduledModule):
         seed: int = 0,
     ):
         super().__init__()
-        self.denoiser: Any = denoiser
-        self.encoder, self.layout, self.scheduler = encoder, denoiser_layout(layout), scheduler
-        layout.check(encoder)
-        check_input_channels(denoiser, layout.in_channels(encoder.vae.channels))
-        check_captions(conditioning, caption_dropout, guidance_scale)
-        self.conditioning, self.call = conditioning or NoConditioning(), call or DenoiserCall()
-        self.objective = (objective or objective_for)(scheduler)
+        self.denoiser: Any = base.denoiser
+        self.encoder, self.layout, self.scheduler = base.encoder, base.layout, base.scheduler
+        self.conditioning, self.call, self.base = base.conditioning, base.call, base
+        check_captions(base.conditioning, caption_dropout, guidance_scale)
+        self.objective = (objective or objective_for)(base.scheduler)
         self.loss_weights, self.caption_dropout = loss_weights, caption_dropout
         self.compiled = CompiledForward(compile_mode)
         self.optimizer, self.lr_scheduler, self.stretch_schedule = optimizer, lr_scheduler, stretch_schedule
         self.sampling_steps, self.guidance_scale, self.seed = sampling_steps, guidance_scale, seed
         self.metrics = FillMetrics()
-        self.latent_mask_metrics = LatentMaskMetrics(encoder.vae.ratio, layout.reduce)
+        self.latent_mask_metrics = LatentMaskMetrics(base.encoder.vae.ratio, base.layout.reduce)
 
     def setup(self, stage: str) -> None:
         """Refuse ranks with different frozen models, cached latents of another VAE, and sizes that do not fit."""

@@ -10,9 +10,8 @@ import torch
 from diffusers import SchedulerMixin
 from torch import Tensor, nn
 
-from inpaint_module.denoisers.denoiser_call import DenoiserCall, denoiser_layout
+from inpaint_module.base_models import DenoiserCall, DenoiserLayout, denoiser_layout
 from inpaint_module.encoder import InpaintLatents
-from inpaint_module.layouts import DenoiserLayout
 from inpaint_module.objectives.timesteps import resolution_mu
 
 

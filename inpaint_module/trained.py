@@ -74,7 +74,7 @@ def load_weights(module: LightningModule, checkpoint: Path, *, averaged: bool = 
 
 
 def module_from_configs(configs: Sequence[Path], overrides: Sequence[str] = ()) -> InpaintDiffusion:
-    """The model of config files, the later over the earlier, and of options such as `--model.denoiser.path=...`.
+    """The model of config files, the later over the earlier, and of options such as `--model.base.path=...`.
 
     Raises:
         ValueError: no model in them, or one that is no InpaintDiffusion.

@@ -10,7 +10,7 @@ from tiny_models import tiny_denoiser
 
 from datamodules import WebDatasetDataModule
 from inpaint_module import InpaintEncoder
-from inpaint_module.layouts import StableDiffusionLayout
+from inpaint_module.base_models import StableDiffusionLayout
 from inpaint_module.masks import Boxes
 from inpaint_module.randomness import Stream, key, normal
 

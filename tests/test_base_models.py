@@ -24,18 +24,16 @@ from tiny_models import tiny_batch
 from torch import Tensor, nn
 
 from datamodules import WebDatasetDataModule
-from inpaint_module.base_models import load_denoiser, load_scheduler, load_text
+from inpaint_module.base_models import first_layer, load_denoiser, load_scheduler, load_text, unpack
+from inpaint_module.base_models.served import clip_skip_difference
 from inpaint_module.callbacks.ema import EMA
 from inpaint_module.checkpoints.checkpoint_io import VerifiedCheckpointIO
 from inpaint_module.checkpoints.resume import ExactResume
-from inpaint_module.denoisers.surgery import first_layer
 from inpaint_module.encoder import InpaintLatents
 from inpaint_module.export import export
-from inpaint_module.layouts import unpack
 from inpaint_module.lightning_module import InpaintDiffusion
 from inpaint_module.masks import Boxes
 from inpaint_module.randomness import Stream, key, normal
-from inpaint_module.served import clip_skip_difference
 from inpaint_module.trained import load_weights, module_from_configs
 
 pytestmark = [
@@ -61,7 +59,7 @@ def configs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[Path]]:
 
 def build(configs: list[Path], *options: str) -> InpaintDiffusion:
     common = ["--model.guidance_scale=1", "--model.sampling_steps=2", "--model.optimizer.lr=1e-3"]
-    common += ["--model.denoiser.dtype=float32", "--model.conditioning.dtype=float32"]  # to compare to the last digits
+    common += ["--model.base.dtype=float32", "--model.base.text.dtype=float32"]  # to compare to the last digits
     return module_from_configs(configs, [*common, *options])
 
 
@@ -155,7 +153,7 @@ def test_train_resume_export_load_sample(
 
     with said(name):
         export(module, tmp_path / "out", fuse=name == "flux_fill")
-    pipeline = getattr(diffusers, module.conditioning.pipeline).from_pretrained(tmp_path / "out")
+    pipeline = getattr(diffusers, module.base.pipeline).from_pretrained(tmp_path / "out")
     pipeline.vae.to(memory_format=torch.channels_last)  # as in training; in another order sums are rounded otherwise
     denoiser = pipeline.unet if hasattr(pipeline, "unet") else pipeline.transformer
     noise = normal(key(module.seed, sample["position"], Stream.SAMPLER), (module.encoder.vae.channels, 4, 6))
@@ -224,7 +222,7 @@ def test_gradient_checkpointing_changes_no_gradient(configs: dict[str, list[Path
     sample = tiny_batch(2, 32, 48) | {"caption": CAPTIONS}
     gradients = []
     for chosen in ("true", "false"):
-        module = build(configs["sdxl"], f"--model.denoiser.gradient_checkpointing={chosen}")
+        module = build(configs["sdxl"], f"--model.base.gradient_checkpointing={chosen}")
         module.loss(sample).backward()
         gradients.append([weight.grad for weight in module.denoiser.parameters() if weight.grad is not None])
     for ours, plain in zip(*gradients, strict=True):

@@ -11,7 +11,7 @@ from on_gpu import on_gpu
 from tiny_models import tiny_batch, tiny_module
 from torch import nn
 
-from inpaint_module.denoisers.compiled_forward import CompiledForward
+from inpaint_module.base_models import CompiledForward
 from inpaint_module.lightning_module import InpaintDiffusion
 
 

@@ -12,8 +12,7 @@ import torch
 from tiny_models import tiny_batch
 from torch import Tensor, nn
 
-from inpaint_module.conditioning.conditioning import Conditioning, NoConditioning, check_captions, drop_mask
-from inpaint_module.denoisers.denoiser_call import DenoiserCall
+from inpaint_module.base_models import Conditioning, DenoiserCall, NoConditioning, check_captions, drop_mask
 
 
 class Words(Conditioning):

@@ -113,7 +113,7 @@ CLOSEST = [
     (
         "--model.encoder.init_args.grow_mask=3",
         2,
-        "model.encoder: inpaint_module.InpaintEncoder has no option 'grow_mask'; did you mean grow_mask_by?",
+        "model.base.encoder: inpaint_module.InpaintEncoder has no option 'grow_mask'; did you mean grow_mask_by?",
     ),
     (
         "--data.mask_generator=inpaint_module.masks.Boxen",

@@ -22,16 +22,26 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from inpaint_module import InpaintEncoder, load_vae
-from inpaint_module.base_models import load_denoiser, load_scheduler
+from inpaint_module.base_models import (
+    FluxCall,
+    FluxFillLayout,
+    FluxText,
+    FrozenTextEncoder,
+    Layout,
+    LoRA,
+    ModelParts,
+    PowerPaintLayout,
+    StableDiffusionLayout,
+    StableDiffusionText,
+    TextConditioning,
+    add_lora,
+    grow_input_channels,
+    load_denoiser,
+    load_scheduler,
+)
 from inpaint_module.callbacks.ema import EMA
 from inpaint_module.checkpoints.checkpoint_io import VerifiedCheckpointIO
-from inpaint_module.conditioning.text_conditioning import FluxText, StableDiffusionText, TextConditioning
-from inpaint_module.conditioning.text_encoder import FrozenTextEncoder
-from inpaint_module.denoisers.lora import LoRA, add_lora
-from inpaint_module.denoisers.surgery import grow_input_channels
-from inpaint_module.denoisers.transformer_calls import FluxCall
 from inpaint_module.export import COMFYUI_FILE, LORA_FILE, RECORD, export, main
-from inpaint_module.layouts import FluxFillLayout, Layout, PowerPaintLayout, StableDiffusionLayout
 from inpaint_module.lightning_module import InpaintDiffusion
 from inpaint_module.trained import load_weights, module_from_configs
 from inpaint_module.vae.frozen_vae import FrozenVAE
@@ -51,7 +61,7 @@ def stable_diffusion(denoiser: nn.Module, layout: Layout | None = None, **option
         tiny_folders.autoencoder(4, 0.18215), options.pop("grow_mask_by", 0), fill=layout.fill, normalize=True
     )
     text = StableDiffusionText(FrozenTextEncoder(tiny_folders.clip_tokenizer(), tiny_folders.clip()))
-    return InpaintDiffusion(denoiser, encoder, layout, tiny_folders.ddim(), conditioning=text)
+    return InpaintDiffusion(ModelParts(denoiser, encoder, layout, tiny_folders.ddim(), conditioning=text))
 
 
 def flux(denoiser: nn.Module) -> InpaintDiffusion:
@@ -59,7 +69,9 @@ def flux(denoiser: nn.Module) -> InpaintDiffusion:
     clip = FrozenTextEncoder(tiny_folders.clip_tokenizer(), tiny_folders.clip())
     text = FluxText(clip, FrozenTextEncoder(tiny_folders.t5_tokenizer(), tiny_folders.t5(), 16), guidance=None)
     scheduler = tiny_folders.flux().scheduler
-    return InpaintDiffusion(denoiser, encoder, FluxFillLayout(), scheduler, conditioning=text, call=FluxCall())
+    return InpaintDiffusion(
+        ModelParts(denoiser, encoder, FluxFillLayout(), scheduler, conditioning=text, call=FluxCall())
+    )
 
 
 def unet(in_channels: int) -> nn.Module:
@@ -127,10 +139,12 @@ def test_a_model_without_text_is_exported_in_parts(tmp_path: Path) -> None:
     export(module, tmp_path / "out")
     assert {path.name for path in (tmp_path / "out").iterdir()} == {"unet", "vae", "scheduler", RECORD}
     again = InpaintDiffusion(
-        load_denoiser(str(tmp_path / "out"), subfolder="unet"),
-        InpaintEncoder(load_vae(str(tmp_path / "out"), "vae"), normalize=True),
-        StableDiffusionLayout("max"),
-        load_scheduler(str(tmp_path / "out")),
+        ModelParts(
+            load_denoiser(str(tmp_path / "out"), subfolder="unet"),
+            InpaintEncoder(load_vae(str(tmp_path / "out"), "vae"), normalize=True),
+            StableDiffusionLayout("max"),
+            load_scheduler(str(tmp_path / "out")),
+        )
     )
     assert torch.equal(again.loss(SAMPLE), module.loss(SAMPLE))
     assert again.scheduler.config.prediction_type == "v_prediction"
@@ -244,9 +258,9 @@ def test_mistakes_are_named(tmp_path: Path) -> None:
         export(plain, tmp_path / "out", fuse=True)
     with pytest.raises(ValueError, match="fuse and lora_only: expected one of them, got both"):
         export(with_lora, tmp_path / "out", fuse=True, lora_only=True)
-    with pytest.raises(ValueError, match="Pipeline feeds its denoiser as StableDiffusionLayout does, got PowerPaintL"):
+    with pytest.raises(ValueError, match="Pipeline as StableDiffusionLayout does; got PowerPaintLayout"):
         export(stable_diffusion(unet(9), PowerPaintLayout()), tmp_path / "out")
-    with_lora.conditioning = tiny_module().conditioning
+    with_lora.base.conditioning = with_lora.conditioning = tiny_module().conditioning
     assert not isinstance(with_lora.conditioning, TextConditioning)
     with pytest.raises(ValueError, match="fuse: expected true for a model without text encoders"):
         export(with_lora, tmp_path / "out")
@@ -260,12 +274,12 @@ def test_mistakes_are_named(tmp_path: Path) -> None:
 def test_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setenv("JSONARGPARSE_DEPRECATION_WARNINGS", "off")  # Lightning 2.6 calls its old names
     configs = [CONFIGS / "quickstart.yaml", tiny_folders.config_over("sd15", tmp_path), CONFIGS / "lora.yaml"]
-    option = "--model.denoiser.lora.rank=3"
-    module = module_from_configs(configs, [option, "--model.denoiser.dtype=float32"])
+    option = "--model.base.lora.rank=3"
+    module = module_from_configs(configs, [option, "--model.base.dtype=float32"])
     moved(module.denoiser)
     checkpoint = fit(module, tmp_path / "run")
     named = [f"--config={config}" for config in configs]
-    main([str(tmp_path / "out"), *named, f"--checkpoint={checkpoint}", "--model.denoiser.dtype=float32", option])
+    main([str(tmp_path / "out"), *named, f"--checkpoint={checkpoint}", "--model.base.dtype=float32", option])
     said = capsys.readouterr().out
     assert f"wrote {tmp_path / 'out'}" in said
     assert "unlike training: trained with a VAE in float32: load the pipeline with torch_dtype=torch.float32" in said

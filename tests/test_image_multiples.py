@@ -15,11 +15,20 @@ from torch import nn
 
 from datamodules import WebDatasetDataModule
 from inpaint_module import InpaintEncoder
-from inpaint_module.denoisers.denoiser_call import DenoiserCall, check_image_sizes, latent_multiple
-from inpaint_module.denoisers.transformer_calls import FluxCall, StableDiffusion3Call
+from inpaint_module.base_models import (
+    DenoiserCall,
+    DenoiserLayout,
+    FluxCall,
+    FluxFillLayout,
+    ModelParts,
+    StableDiffusion3Call,
+    StableDiffusion3Layout,
+    StableDiffusionLayout,
+    check_image_sizes,
+    latent_multiple,
+)
 from inpaint_module.encoder import InpaintLatents
 from inpaint_module.inpaint_image import inpaint_image
-from inpaint_module.layouts import DenoiserLayout, FluxFillLayout, StableDiffusion3Layout, StableDiffusionLayout
 from inpaint_module.lightning_module import InpaintDiffusion
 
 pytestmark = QUIET
@@ -94,7 +103,9 @@ def sd3() -> InpaintDiffusion:
     encoder = InpaintEncoder(tiny.sd3_autoencoder(), normalize=True)
     call = StableDiffusion3Call()
     return InpaintDiffusion(
-        tiny.sd3_transformer(33), encoder, StableDiffusion3Layout(), FlowMatchEulerDiscreteScheduler(), call=call
+        ModelParts(
+            tiny.sd3_transformer(33), encoder, StableDiffusion3Layout(), FlowMatchEulerDiscreteScheduler(), call=call
+        )
     )
 
 

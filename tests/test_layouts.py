@@ -12,35 +12,35 @@ from layout_inputs import HEIGHT, WIDTH, holes, noise
 from tiny_models import tiny_denoiser
 from torch import Tensor
 
-from inpaint_module import layouts
+from inpaint_module import base_models
+from inpaint_module.base_models import ControlNetCondition, DenoiserLayout, Layout, ModelParts, pack, unpack
 from inpaint_module.encoder import InpaintEncoder, InpaintLatents
-from inpaint_module.layouts import ControlNetCondition, DenoiserLayout, Layout, pack, unpack
 from inpaint_module.lightning_module import InpaintDiffusion
 from inpaint_module.sampling import inpaint_latents
 
 DENOISER_LAYOUTS = {
-    layouts.StableDiffusionLayout: 9,
-    layouts.PowerPaintLayout: 9,
-    layouts.LatentDiffusionLayout: 7,
-    layouts.StableDiffusion3Layout: 33,
-    layouts.FluxFillLayout: 384,
+    base_models.StableDiffusionLayout: 9,
+    base_models.PowerPaintLayout: 9,
+    base_models.LatentDiffusionLayout: 7,
+    base_models.StableDiffusion3Layout: 33,
+    base_models.FluxFillLayout: 384,
 }
 CONTROL_LAYOUTS = {
-    layouts.BrushNetLayout: 5,
-    layouts.StableDiffusion3ControlNetLayout: 17,
-    layouts.ZImageControlNetLayout: 33,
-    layouts.FluxControlNetLayout: 64,
-    layouts.FluxInpaintControlNetLayout: 68,
-    layouts.QwenImageControlNetLayout: 68,
+    base_models.BrushNetLayout: 5,
+    base_models.StableDiffusion3ControlNetLayout: 17,
+    base_models.ZImageControlNetLayout: 33,
+    base_models.FluxControlNetLayout: 64,
+    base_models.FluxInpaintControlNetLayout: 68,
+    base_models.QwenImageControlNetLayout: 68,
 }
 LATENT_CHANNELS = {9: 4, 7: 3, 5: 4}  # of the others 16
 BLACK = (
-    layouts.PowerPaintLayout,
-    layouts.LatentDiffusionLayout,
-    layouts.BrushNetLayout,
-    layouts.StableDiffusion3ControlNetLayout,
-    layouts.QwenImageControlNetLayout,
-    layouts.FluxInpaintControlNetLayout,
+    base_models.PowerPaintLayout,
+    base_models.LatentDiffusionLayout,
+    base_models.BrushNetLayout,
+    base_models.StableDiffusion3ControlNetLayout,
+    base_models.QwenImageControlNetLayout,
+    base_models.FluxInpaintControlNetLayout,
 )
 
 
@@ -54,16 +54,16 @@ def hand_made() -> tuple[Tensor, InpaintLatents]:
 def test_channel_orders_by_hand() -> None:
     noisy, masked = [[1, 2], [3, 4]], [[5, 6], [7, 8]]
     hole, keep, signs = [[0, 1], [1, 0]], [[1, 0], [0, 1]], [[-1, 1], [1, -1]]
-    assert layouts.StableDiffusionLayout()(*hand_made()).tolist() == [[noisy, hole, masked]]
-    assert layouts.StableDiffusionLayout("max")(*hand_made()).tolist() == [[noisy, [[0, 1], [1, 1]], masked]]
-    assert layouts.LatentDiffusionLayout()(*hand_made()).tolist() == [[noisy, masked, signs]]
-    assert layouts.BrushNetLayout()(*hand_made()).tolist() == [[masked, keep]]
-    assert layouts.FluxInpaintControlNetLayout()(*hand_made()).tolist() == [[[5, 6, 7, 8, 1, 0, 0, 1]]]
-    assert layouts.ZImageControlNetLayout()(*hand_made()).tolist() == [[[[[0, 0], [0, 0]]], [keep], [masked]]]
+    assert base_models.StableDiffusionLayout()(*hand_made()).tolist() == [[noisy, hole, masked]]
+    assert base_models.StableDiffusionLayout("max")(*hand_made()).tolist() == [[noisy, [[0, 1], [1, 1]], masked]]
+    assert base_models.LatentDiffusionLayout()(*hand_made()).tolist() == [[noisy, masked, signs]]
+    assert base_models.BrushNetLayout()(*hand_made()).tolist() == [[masked, keep]]
+    assert base_models.FluxInpaintControlNetLayout()(*hand_made()).tolist() == [[[5, 6, 7, 8, 1, 0, 0, 1]]]
+    assert base_models.ZImageControlNetLayout()(*hand_made()).tolist() == [[[[[0, 0], [0, 0]]], [keep], [masked]]]
 
 
 def test_flux_fill_keeps_every_mask_pixel() -> None:
-    tokens = layouts.FluxFillLayout()(*hand_made())
+    tokens = base_models.FluxFillLayout()(*hand_made())
     mask = tokens[0, 0, 8:].reshape(8, 8, 2, 2)  # row and column in the cell, row and column of the cell
     assert tokens[0, 0, :8].tolist() == [1, 2, 3, 4, 5, 6, 7, 8]
     assert mask[0, 0].tolist() == [[0, 1], [1, 0]]
@@ -107,7 +107,7 @@ def test_a_module_is_not_built_with_a_condition(kind: type[Layout]) -> None:
         f"got {kind.__name__}, the condition of a ControlNet: .* never sees the noisy latents"
     )
     with pytest.raises(ValueError, match=message):
-        InpaintDiffusion(denoiser, encoder, kind(), DDIMScheduler())
+        InpaintDiffusion(ModelParts(denoiser, encoder, kind(), DDIMScheduler()))
     latents = InpaintLatents(noise(4), holes())
     with pytest.raises(ValueError, match=message):
         inpaint_latents(denoiser, DDIMScheduler(), kind(), latents, noise(4), 1)  # type: ignore[arg-type]
@@ -116,17 +116,17 @@ def test_a_module_is_not_built_with_a_condition(kind: type[Layout]) -> None:
 def test_what_is_no_layout_is_not_built_either() -> None:
     encoder: Any = InpaintEncoder(tiny.autoencoder(4, 0.18215), normalize=True)
     with pytest.raises(ValueError, match=r"expected a DenoiserLayout, .* or FluxFillLayout, got str$"):
-        InpaintDiffusion(tiny_denoiser(), encoder, "sd", DDIMScheduler())  # type: ignore[arg-type]
+        InpaintDiffusion(ModelParts(tiny_denoiser(), encoder, "sd", DDIMScheduler()))  # type: ignore[arg-type]
 
 
 IN_PATCHES = (
-    layouts.StableDiffusion3Layout,
-    layouts.FluxFillLayout,
-    layouts.StableDiffusion3ControlNetLayout,
-    layouts.ZImageControlNetLayout,
-    layouts.FluxControlNetLayout,
-    layouts.FluxInpaintControlNetLayout,
-    layouts.QwenImageControlNetLayout,
+    base_models.StableDiffusion3Layout,
+    base_models.FluxFillLayout,
+    base_models.StableDiffusion3ControlNetLayout,
+    base_models.ZImageControlNetLayout,
+    base_models.FluxControlNetLayout,
+    base_models.FluxInpaintControlNetLayout,
+    base_models.QwenImageControlNetLayout,
 )
 
 
@@ -156,7 +156,7 @@ def test_odd_latents_cannot_be_packed() -> None:
 @pytest.mark.parametrize("how", ["median", "space-to-depth"])
 def test_unknown_reduction_is_refused(how: str) -> None:
     with pytest.raises(ValueError, match=f"reduce must be one of max, .*nearest-exact; got '{how}'"):
-        layouts.StableDiffusionLayout(how)
+        base_models.StableDiffusionLayout(how)
 
 
 @pytest.mark.parametrize("kind", DENOISER_LAYOUTS | CONTROL_LAYOUTS)
@@ -170,10 +170,10 @@ def test_an_encoder_with_another_fill_is_refused(kind: type[Layout]) -> None:
 
 def test_an_encoder_with_raw_latents_is_refused() -> None:
     with pytest.raises(ValueError, match=r"StableDiffusionLayout expects .* normalize=True, got normalize=False"):
-        layouts.StableDiffusionLayout().check(InpaintEncoder(tiny.autoencoder(4, 0.18215)))
+        base_models.StableDiffusionLayout().check(InpaintEncoder(tiny.autoencoder(4, 0.18215)))
 
 
 def test_flux_fill_refuses_another_ratio() -> None:
     vae = tiny.autoencoder(4, 0.18215, blocks=3)
     with pytest.raises(ValueError, match="FluxFillLayout expects a VAE of ratio 8, got ratio 4"):
-        layouts.FluxFillLayout().check(InpaintEncoder(vae, normalize=True))
+        base_models.FluxFillLayout().check(InpaintEncoder(vae, normalize=True))

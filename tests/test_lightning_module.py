@@ -21,9 +21,7 @@ from torch.nn.utils import get_total_norm
 from torch.utils.data import DataLoader
 
 from inpaint_module import InpaintEncoder, lightning_module
-from inpaint_module.conditioning.conditioning import drop_mask
-from inpaint_module.denoisers.surgery import grow_input_channels
-from inpaint_module.layouts import StableDiffusionLayout
+from inpaint_module.base_models import ModelParts, StableDiffusionLayout, drop_mask, grow_input_channels
 from inpaint_module.lightning_module import InpaintDiffusion
 from inpaint_module.objectives.loss_weights import Huber, LossWeights, weighted_loss
 from inpaint_module.objectives.objectives import DiffusionObjective, FlowMatchingObjective
@@ -93,16 +91,20 @@ def test_golden_losses(kind: str, golden: float) -> None:
 def test_a_denoiser_of_other_channels_is_refused() -> None:
     with pytest.raises(ValueError, match="expected 9 channels, got 4"):
         InpaintDiffusion(
-            tiny_denoiser(in_channels=4),
-            InpaintEncoder(tiny_vae(), normalize=True),
-            StableDiffusionLayout(),
-            DDIMScheduler(),
+            ModelParts(
+                tiny_denoiser(in_channels=4),
+                InpaintEncoder(tiny_vae(), normalize=True),
+                StableDiffusionLayout(),
+                DDIMScheduler(),
+            )
         )
 
 
 def test_an_encoder_that_does_not_suit_the_layout_is_refused() -> None:
     with pytest.raises(ValueError, match="expects an encoder with normalize=True"):
-        InpaintDiffusion(tiny_denoiser(), InpaintEncoder(tiny_vae()), StableDiffusionLayout(), DDIMScheduler())
+        InpaintDiffusion(
+            ModelParts(tiny_denoiser(), InpaintEncoder(tiny_vae()), StableDiffusionLayout(), DDIMScheduler())
+        )
 
 
 def test_inpaint_keeps_known_pixels_and_is_repeatable() -> None:
@@ -171,7 +173,7 @@ def base_and_grown(scheduler: SchedulerMixin) -> tuple[UNet2DModel, InpaintDiffu
     base = tiny_denoiser(in_channels=4)
     grown = grow_input_channels(copy.deepcopy(base), 9)
     encoder, layout = InpaintEncoder(tiny_vae(), normalize=True), StableDiffusionLayout("max")
-    return base, InpaintDiffusion(grown, encoder, layout, scheduler)
+    return base, InpaintDiffusion(ModelParts(grown, encoder, layout, scheduler))
 
 
 @pytest.mark.parametrize(
@@ -302,9 +304,10 @@ def test_a_config_says_it_all(monkeypatch: pytest.MonkeyPatch) -> None:
     model = yaml.safe_load(CONFIG.read_text())["model"]
     small = {"block_out_channels": [8, 16], "attention_head_dim": 8, "norm_num_groups": 4}
     small |= {"down_block_types": ["DownBlock2D"] * 2, "up_block_types": ["UpBlock2D"] * 2}
-    model["init_args"]["denoiser"]["init_args"]["config"] |= small
+    parts = model["init_args"]["base"]["init_args"]
+    parts["denoiser"]["init_args"]["config"] |= small
+    parts["scheduler"] = {"class_path": "diffusers.FlowMatchEulerDiscreteScheduler", "init_args": {"shift": 3.0}}
     model["init_args"] |= {
-        "scheduler": {"class_path": "diffusers.FlowMatchEulerDiscreteScheduler", "init_args": {"shift": 3.0}},
         "objective": {
             "class_path": package + "objectives.FlowMatchingObjective",
             "init_args": {

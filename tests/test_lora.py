@@ -13,16 +13,16 @@ import torch
 from diffusers import UNet2DConditionModel
 from torch import Tensor
 
-from inpaint_module.denoisers.lora import (
-    FROZEN_SHA256,
+from inpaint_module.base_models import (
     LoRA,
     add_lora,
+    grow_input_channels,
     has_lora,
     lora_weights,
     remove_lora,
     trains_first_layer,
 )
-from inpaint_module.denoisers.surgery import grow_input_channels
+from inpaint_module.base_models.lora import FROZEN_SHA256
 
 TEXT = torch.randn(2, 4, tiny.TEXT, generator=torch.Generator().manual_seed(3))
 

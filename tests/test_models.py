@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from diffusers import AutoencoderTiny
 
-from inpaint_module.denoisers.models import new_model
+from inpaint_module.base_models import new_model
 
 
 def test_by_name_and_config() -> None:

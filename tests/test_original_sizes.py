@@ -26,9 +26,8 @@ from datamodules.shards.shard_set import RawSample
 from datamodules.shards.tar_index import LATENTS_FIELD
 from datamodules.webdataset_datamodule import WebDatasetDataModule
 from datamodules.writing import latent_samples
+from inpaint_module.base_models import FrozenTextEncoder, StableDiffusionXLText
 from inpaint_module.batch import SIZE_FIELDS, Batch
-from inpaint_module.conditioning.text_conditioning import StableDiffusionXLText
-from inpaint_module.conditioning.text_encoder import FrozenTextEncoder
 from inpaint_module.encoder import InpaintEncoder
 from inpaint_module.sizing import resized_sizes
 

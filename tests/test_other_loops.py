@@ -19,7 +19,7 @@ from torch import nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict, set_model_state_dict
 
 from inpaint_module import InpaintEncoder
-from inpaint_module.denoisers.lora import LoRA, add_lora
+from inpaint_module.base_models import LoRA, add_lora
 
 pytestmark = pytest.mark.filterwarnings("ignore:torch.distributed is disabled")  # of a checkpoint by one process
 REFUSED = "trained with a VAE whose weights have sha256"

@@ -22,9 +22,9 @@ from diffusers import DiffusionPipeline, VQModel
 from layout_inputs import HEIGHT, WIDTH, holes, images, noise
 from torch import Tensor, nn
 
-from inpaint_module import layouts
+from inpaint_module import base_models
+from inpaint_module.base_models import Layout, pack, unpack
 from inpaint_module.encoder import InpaintEncoder, InpaintLatents
-from inpaint_module.layouts import Layout, pack, unpack
 
 needs_pipelines = pytest.mark.skipif(
     find_spec("transformers") is None, reason="diffusers has no pipelines without transformers"
@@ -78,9 +78,9 @@ def assert_same(ours: Tensor, theirs: Tensor) -> None:
 @pytest.mark.parametrize(
     ("make", "layout", "channels", "denoiser", "argument"),
     [
-        (tiny.stable_diffusion, layouts.StableDiffusionLayout(), 4, "unet", "input"),
-        (tiny.stable_diffusion_xl, layouts.StableDiffusionLayout(), 4, "unet", "input"),
-        (tiny.stable_diffusion_3, layouts.StableDiffusion3Layout(), 16, "transformer", "hidden_states"),
+        (tiny.stable_diffusion, base_models.StableDiffusionLayout(), 4, "unet", "input"),
+        (tiny.stable_diffusion_xl, base_models.StableDiffusionLayout(), 4, "unet", "input"),
+        (tiny.stable_diffusion_3, base_models.StableDiffusion3Layout(), 16, "transformer", "hidden_states"),
     ],
 )
 def test_stable_diffusion_input_is_the_pipelines(
@@ -97,7 +97,7 @@ def test_stable_diffusion_input_is_the_pipelines(
 @needs_pipelines
 def test_a_pipeline_in_bfloat16_encodes_as_a_vae_in_bfloat16_does() -> None:
     """Its denoiser, which computes in bfloat16, is fed the same bits; by a VAE in float32 it is not."""
-    pipeline, layout = tiny.stable_diffusion(), layouts.StableDiffusionLayout()
+    pipeline, layout = tiny.stable_diffusion(), base_models.StableDiffusionLayout()
     exact = encoded(copy.deepcopy(pipeline.vae), layout)
     for part in (pipeline.vae, pipeline.unet):
         nn.Module.to(part, torch.bfloat16)  # diffusers' own `to` warns of every cast
@@ -111,7 +111,7 @@ def test_a_pipeline_in_bfloat16_encodes_as_a_vae_in_bfloat16_does() -> None:
 
 @needs_pipelines
 def test_flux_fill_tokens_are_the_pipelines(posterior: str) -> None:
-    pipeline, layout = tiny.flux_fill(), layouts.FluxFillLayout()
+    pipeline, layout = tiny.flux_fill(), base_models.FluxFillLayout()
     ours = layout(noise(16), encoded(pipeline.vae, layout, posterior))
     tokens = pipeline._pack_latents(noise(16), 2, 16, HEIGHT // 8, WIDTH // 8)
     call = tiny.first_call(pipeline.transformer, **inputs(pipeline, tokens), **text(pooled=True))
@@ -120,7 +120,7 @@ def test_flux_fill_tokens_are_the_pipelines(posterior: str) -> None:
 
 @needs_pipelines
 def test_stable_diffusion_3_controlnet_condition_is_the_pipelines(posterior: str) -> None:
-    pipeline, layout = tiny.stable_diffusion_3_controlnet(), layouts.StableDiffusion3ControlNetLayout()
+    pipeline, layout = tiny.stable_diffusion_3_controlnet(), base_models.StableDiffusion3ControlNetLayout()
     ours = layout(noise(16), encoded(pipeline.vae, layout, posterior))
     prompt = text(pooled=True)
     call = tiny.first_call(pipeline.controlnet, **control_inputs(pipeline, noise(16)), **prompt, guidance_scale=1.0)
@@ -130,7 +130,7 @@ def test_stable_diffusion_3_controlnet_condition_is_the_pipelines(posterior: str
 
 @needs_pipelines
 def test_qwen_image_controlnet_condition_is_the_pipelines(posterior: str) -> None:
-    pipeline, layout = tiny.qwen_image_controlnet(), layouts.QwenImageControlNetLayout()
+    pipeline, layout = tiny.qwen_image_controlnet(), base_models.QwenImageControlNetLayout()
     ours = layout(noise(16), encoded(pipeline.vae, layout, posterior))
     tokens = pipeline._pack_latents(noise(16), 2, 16, HEIGHT // 8, WIDTH // 8)
     known = torch.ones(2, 4, dtype=torch.int64)
@@ -143,7 +143,7 @@ def test_qwen_image_controlnet_condition_is_the_pipelines(posterior: str) -> Non
 @needs_pipelines
 @flux_controlnet_warning
 def test_flux_controlnet_condition_is_the_pipelines(posterior: str) -> None:
-    pipeline, layout = tiny.flux_controlnet(), layouts.FluxControlNetLayout()
+    pipeline, layout = tiny.flux_controlnet(), base_models.FluxControlNetLayout()
     ours = layout(noise(16), encoded(pipeline.vae, layout, posterior))
     arguments = {**inputs(pipeline, noise(16)), **text(pooled=True)}
     grey_hole = torch.where(holes() > 0.5, 0.0, images() * 2 - 1)
@@ -155,7 +155,7 @@ def test_flux_controlnet_condition_is_the_pipelines(posterior: str) -> None:
 @needs_pipelines
 @flux_controlnet_warning
 def test_flux_controlnet_pipeline_keeps_its_mask_for_callbacks() -> None:
-    pipeline, layout = tiny.flux_controlnet(), layouts.FluxControlNetLayout()
+    pipeline, layout = tiny.flux_controlnet(), base_models.FluxControlNetLayout()
     latents, seen = encoded(pipeline.vae, layout), {}
 
     def keep(_: object, step: int, timestep: Tensor, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -178,7 +178,7 @@ def pipeline_call(pipeline: DiffusionPipeline, **arguments: Any) -> None:
 @needs_pipelines
 @pytest.mark.parametrize("variance", [False, True])
 def test_z_image_controlnet_condition_is_the_pipelines(variance: bool) -> None:
-    pipeline, layout = tiny.z_image_controlnet(), layouts.ZImageControlNetLayout()
+    pipeline, layout = tiny.z_image_controlnet(), base_models.ZImageControlNetLayout()
     if variance:  # its pipeline takes the mode
         tiny.give_variance(pipeline.vae)
     pose = images().flip(-1)
@@ -205,7 +205,7 @@ def test_latent_diffusion_as_its_script_makes_it() -> None:
     torch.manual_seed(0)
     blocks = {"down_block_types": ("DownEncoderBlock2D",) * 3, "up_block_types": ("UpDecoderBlock2D",) * 3}
     sizes = {"block_out_channels": (8,) * 3, "latent_channels": 3, "num_vq_embeddings": 8, "norm_num_groups": 4}
-    vae, layout = VQModel(**blocks, **sizes, scaling_factor=1.0), layouts.LatentDiffusionLayout()
+    vae, layout = VQModel(**blocks, **sizes, scaling_factor=1.0), base_models.LatentDiffusionLayout()
     noisy = torch.randn(2, 3, HEIGHT // 4, WIDTH // 4, generator=torch.Generator().manual_seed(2))
     ours = layout(noisy, encoded(vae, layout))
     masked_image = (1 - holes()) * images() * 2 - 1
@@ -216,7 +216,7 @@ def test_latent_diffusion_as_its_script_makes_it() -> None:
 
 def test_brushnet_as_its_pipeline_makes_it() -> None:
     """TencentARC/BrushNet: examples/brushnet/test_brushnet.py blackens the hole, pipeline_brushnet.py does the rest."""
-    vae, layout = tiny.autoencoder(4, 0.18215), layouts.BrushNetLayout()
+    vae, layout = tiny.autoencoder(4, 0.18215), base_models.BrushNetLayout()
     ours = layout(noise(4), encoded(vae, layout))
     image, mask = images() * (1 - holes()) * 2 - 1, (holes() * 2 - 1).expand(-1, 3, -1, -1)
     original_mask = (mask.sum(1)[:, None] < 0).to(image.dtype)
@@ -227,7 +227,7 @@ def test_brushnet_as_its_pipeline_makes_it() -> None:
 
 def test_powerpaint_as_its_trainer_makes_it() -> None:
     """open-mmlab/PowerPaint, dev branch, train_ppt1_sd15.py."""
-    vae, layout = tiny.autoencoder(4, 0.18215), layouts.PowerPaintLayout()
+    vae, layout = tiny.autoencoder(4, 0.18215), base_models.PowerPaintLayout()
     ours = layout(noise(4), encoded(vae, layout))
     mask_image = (images() * 2 - 1) * (holes() < 0.5) - holes()
     mask_image_latents = vae.encode(mask_image).latent_dist.sample() * vae.config.scaling_factor

@@ -11,7 +11,7 @@ from diffusers import DDIMScheduler, EulerDiscreteScheduler, FlowMatchEulerDiscr
 from torch import Tensor, nn
 
 from inpaint_module import InpaintLatents
-from inpaint_module.layouts import StableDiffusionLayout
+from inpaint_module.base_models import StableDiffusionLayout
 from inpaint_module.sampling import composite, inpaint_latents, mean_colour_fill, scheduled
 
 CLEAN = torch.randn(2, 4, 6, 5, generator=torch.Generator().manual_seed(0))

@@ -181,7 +181,7 @@ def test_a_checkpoint_without_a_record_goes_on_but_not_with_another_optimizer(
     )
     config["model"]["init_args"]["optimizer"] = {"class_path": "torch.optim.AdamW", "init_args": {"lr": 1e-3}}
     assert run("fit", config, "--trainer.max_steps=3") == 0
-    config["model"]["init_args"]["denoiser"]["init_args"]["config"]["block_out_channels"] = [8, 24]
+    config["model"]["init_args"]["base"]["init_args"]["denoiser"]["init_args"]["config"]["block_out_channels"] = [8, 24]
     assert run("fit", config, "--trainer.max_steps=4") == 1
     assert "model: expected the weights of the checkpoint's model, got others: " in capsys.readouterr().err
 
@@ -227,13 +227,13 @@ def test_random_weights_are_not_measured(config: dict[str, Any], capsys: pytest.
 def test_a_loaded_denoiser_may_be_measured_untrained(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("INFO")
     denoiser = {"class_path": "inpaint_module.base_models.load_denoiser", "init_args": {"path": "some/base"}}
-    check_trained(None, {"init_args": {"denoiser": denoiser}}, [Path("run/checkpoints")])
+    check_trained(None, {"init_args": {"base": {"init_args": {"denoiser": denoiser}}}}, [Path("run/checkpoints")])
     assert said(caplog, "weights") == [
         "weights: those of some/base as they were loaded: no checkpoint in run/checkpoints"
     ]
     denoiser["init_args"] = {"class_name": "UNet2DModel"}  # type: ignore[assignment]
     with pytest.raises(ValueError, match="got none in no folder, as the config has no ModelCheckpoint"):
-        check_trained(None, {"init_args": {"denoiser": denoiser}}, [])
+        check_trained(None, {"init_args": {"base": {"init_args": {"denoiser": denoiser}}}}, [])
 
 
 def test_settings_are_named_and_hold_no_secret() -> None:

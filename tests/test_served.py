@@ -12,10 +12,8 @@ import torch
 from layout_inputs import HEIGHT, WIDTH, holes, images, noise
 from tiny_models import tiny_module
 
-from inpaint_module import served
-from inpaint_module.conditioning.text_conditioning import StableDiffusion3Text
+from inpaint_module.base_models import FluxFillLayout, StableDiffusionLayout, served
 from inpaint_module.encoder import InpaintEncoder
-from inpaint_module.layouts import FluxFillLayout, StableDiffusionLayout
 from inpaint_module.report.validation_report import decode_notes
 
 
@@ -49,8 +47,8 @@ def test_sd3s_pipeline_decodes_without_the_shift_and_this_is_said() -> None:
 
 
 def test_the_report_says_which_decode_it_shows() -> None:
-    text = StableDiffusion3Text.__new__(StableDiffusion3Text)
-    told = SimpleNamespace(conditioning=text, encoder=encoder(tiny.sd3_autoencoder()))
+    base = SimpleNamespace(pipeline="StableDiffusion3InpaintPipeline")
+    told = SimpleNamespace(base=base, encoder=encoder(tiny.sd3_autoencoder()))
     (note,) = decode_notes(told)  # type: ignore[arg-type]
     assert note.startswith("These pictures are decoded as the VAE's config says. StableDiffusion3InpaintPipeline of")
     told.encoder = encoder(tiny.autoencoder(16, 1.5305))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import nn
 
-from inpaint_module.denoisers.sharding import blocks
+from inpaint_module.base_models import blocks
 
 
 def test_blocks_are_the_members_of_the_denoisers_lists() -> None:

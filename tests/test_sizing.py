@@ -11,9 +11,9 @@ from PIL import Image
 from torch import Tensor
 
 from datamodules import WebDatasetDataModule
+from inpaint_module.base_models import StableDiffusionLayout
 from inpaint_module.batch import Batch
 from inpaint_module.encoder import InpaintEncoder
-from inpaint_module.layouts import StableDiffusionLayout
 from inpaint_module.masks import Boxes
 from inpaint_module.sizing import padding_mask_crop
 

@@ -13,10 +13,9 @@ import torch
 from diffusers import UNet2DModel, ZImageTransformer2DModel
 from torch import Tensor, nn
 
-from inpaint_module import layouts
-from inpaint_module.denoisers.surgery import check_input_channels, grow_input_channels
+from inpaint_module import base_models
+from inpaint_module.base_models import Layout, check_input_channels, grow_input_channels, pack
 from inpaint_module.encoder import InpaintLatents
-from inpaint_module.layouts import Layout, pack
 
 HEIGHT, WIDTH = 8, 4  # of the latents
 TEXT = {"encoder_hidden_states": torch.randn(2, 4, tiny.TEXT, generator=torch.Generator().manual_seed(3))}
@@ -48,15 +47,15 @@ def unet_2d(in_channels: int = 3) -> UNet2DModel:
 
 
 CASES = {
-    "UNet2DModel": Case(unet_2d, 3, layouts.LatentDiffusionLayout(), "conv_in", STEP),
-    "UNet2DConditionModel": Case(tiny.unet, 4, layouts.StableDiffusionLayout(), "conv_in", STEP | TEXT),
+    "UNet2DModel": Case(unet_2d, 3, base_models.LatentDiffusionLayout(), "conv_in", STEP),
+    "UNet2DConditionModel": Case(tiny.unet, 4, base_models.StableDiffusionLayout(), "conv_in", STEP | TEXT),
     "SD3Transformer2DModel": Case(
-        tiny.sd3_transformer, 16, layouts.StableDiffusion3Layout(), "pos_embed.proj", STEP | TEXT | POOLED
+        tiny.sd3_transformer, 16, base_models.StableDiffusion3Layout(), "pos_embed.proj", STEP | TEXT | POOLED
     ),
     "FluxTransformer2DModel": Case(
         tiny.flux_transformer,
         16,
-        layouts.FluxFillLayout(),
+        base_models.FluxFillLayout(),
         "x_embedder",
         SIGMA | TEXT | POOLED | {"img_ids": position_ids(HEIGHT * WIDTH // 4), "txt_ids": position_ids(4)},
         pack,

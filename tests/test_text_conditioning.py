@@ -13,14 +13,14 @@ from diffusers import DiffusionPipeline
 from on_gpu import never_waiting, on_gpu
 from torch import Tensor, nn
 
-from inpaint_module.conditioning.text_conditioning import (
+from inpaint_module.base_models import (
     FluxText,
+    FrozenTextEncoder,
     StableDiffusion3Text,
     StableDiffusionText,
     StableDiffusionXLText,
     TextConditioning,
 )
-from inpaint_module.conditioning.text_encoder import FrozenTextEncoder
 
 CAPTIONS = ["the cat", "", "a dog in the rain"]
 DROPPED = torch.tensor([False, True, True])

@@ -10,8 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from inpaint_module.denoisers.denoiser_call import DenoiserCall
-from inpaint_module.denoisers.tiling import TiledCall, tile_starts, tile_weight
+from inpaint_module.base_models import DenoiserCall, TiledCall, tile_starts, tile_weight
 
 
 class Pointwise(nn.Module):

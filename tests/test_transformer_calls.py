@@ -8,8 +8,7 @@ import torch
 from diffusers import FluxFillPipeline
 from torch import Tensor
 
-from inpaint_module.denoisers.transformer_calls import FluxCall, StableDiffusion3Call, token_places
-from inpaint_module.layouts import pack
+from inpaint_module.base_models import FluxCall, StableDiffusion3Call, pack, token_places
 
 CPU = torch.device("cpu")
 

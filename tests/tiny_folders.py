@@ -162,7 +162,7 @@ BASES: dict[str, Callable[[], DiffusionPipeline]] = {
 def config_over(name: str, folder: Path) -> Path:
     """A copy of configs/<name>.yaml in `folder`, its base model a tiny one, which is written beside it."""
     base = saved(BASES[name](), folder / f"{name}_base")
-    text, count = re.subn(r"&base [^,]+", f"&base {base}", (CONFIGS / f"{name}.yaml").read_text())
+    text, count = re.subn(r"(?<=base: \{path: )[^,]+", base, (CONFIGS / f"{name}.yaml").read_text())
     assert count == 1
     config = folder / f"{name}.yaml"
     config.write_text(text)

@@ -10,8 +10,7 @@ from diffusers import AutoencoderKL, DDIMScheduler, UNet2DModel
 from torch import Tensor
 
 from inpaint_module import InpaintEncoder
-from inpaint_module.conditioning.conditioning import Conditioning
-from inpaint_module.layouts import StableDiffusionLayout
+from inpaint_module.base_models import Conditioning, ModelParts, StableDiffusionLayout
 from inpaint_module.lightning_module import InpaintDiffusion
 
 
@@ -63,13 +62,15 @@ class ClassConditioning(Conditioning):
 
 def tiny_module(**options: Any) -> InpaintDiffusion:
     """An InpaintDiffusion that is ready to train."""
-    return InpaintDiffusion(
+    parts = ModelParts(
         options.pop("denoiser", None) or tiny_denoiser(),
         InpaintEncoder(tiny_vae(), normalize=True),
         StableDiffusionLayout("max"),
         options.pop("scheduler", None) or DDIMScheduler(prediction_type="v_prediction"),
-        **{"sampling_steps": 2} | options,
+        conditioning=options.pop("conditioning", None),
+        call=options.pop("call", None),
     )
+    return InpaintDiffusion(parts, **{"sampling_steps": 2} | options)
 
 
 def tiny_batch(batch: int = 2, height: int = 32, width: int = 48, first: int = 0) -> dict[str, Any]:

@@ -58,7 +58,7 @@ def tiny_config(setup: Setup) -> dict[str, Any]:
     trainer |= {"limit_val_batches": 1 if setup.verb == "fit" else 1.0, "log_every_n_steps": 1, "logger": False}
     trainer |= {"enable_progress_bar": False, "enable_model_summary": False} | _strategy(setup)
     trainer["callbacks"] = _callbacks(setup)
-    model["denoiser"]["init_args"]["config"] |= {
+    model["base"]["init_args"]["denoiser"]["init_args"]["config"] |= {
         "sample_size": 8,
         "block_out_channels": [8, 16],
         "down_block_types": ["DownBlock2D", "AttnDownBlock2D"],

@@ -20,8 +20,8 @@ from torch.distributed.tensor import DTensor
 from torch.utils.data import DataLoader, IterableDataset
 
 from inpaint_module import InpaintEncoder
+from inpaint_module.base_models import ModelParts, StableDiffusionLayout
 from inpaint_module.callbacks.nonfinite_guard import NonFiniteGuard
-from inpaint_module.layouts import StableDiffusionLayout
 from inpaint_module.lightning_module import InpaintDiffusion
 
 
@@ -38,10 +38,12 @@ class Batches(IterableDataset[dict[str, Any]]):
 def tiny(vae_seed: int = 0) -> InpaintDiffusion:
     """As `tiny_models.tiny_module`, over any VAE."""
     return InpaintDiffusion(
-        tiny_denoiser(),
-        InpaintEncoder(tiny_vae(vae_seed), normalize=True),
-        StableDiffusionLayout("max"),
-        DDIMScheduler(prediction_type="v_prediction"),
+        ModelParts(
+            tiny_denoiser(),
+            InpaintEncoder(tiny_vae(vae_seed), normalize=True),
+            StableDiffusionLayout("max"),
+            DDIMScheduler(prediction_type="v_prediction"),
+        )
     )
 
 

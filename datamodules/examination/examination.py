@@ -26,10 +26,10 @@ from datamodules.shards.contents import Contents
 from datamodules.shards.shard_set import RawSample
 from datamodules.stream.sample_stream import SampleStream
 from datamodules.webdataset_datamodule import WebDatasetDataModule
+from inpaint_module.base_models import NoConditioning
 from inpaint_module.batch import Batch
 from inpaint_module.clean_latents import check_clean
 from inpaint_module.commands.errors import cause_of
-from inpaint_module.conditioning.conditioning import NoConditioning
 from inpaint_module.lightning_module import InpaintDiffusion
 from inpaint_module.trained import module_from_configs
 from inpaint_module.vae.frozen_vae import VAEOverflowError

@@ -79,8 +79,11 @@ def check_trained(path: Path | None, model: Mapping[str, Any], folders: Sequence
 
 def loaded_from(model: Mapping[str, Any]) -> str | None:
     """Where the denoiser of a model's config has its weights from; None for random ones."""
-    denoiser = (model.get("init_args") or {}).get("denoiser")
-    arguments = (denoiser.get("init_args") or {}) if isinstance(denoiser, Mapping) else {}
+    base = (model.get("init_args") or {}).get("base")
+    arguments = (base.get("init_args") or {}) if isinstance(base, Mapping) else {}
+    denoiser = arguments.get("denoiser")
+    if isinstance(denoiser, Mapping):
+        arguments = denoiser.get("init_args") or {}
     places = [value for name, value in arguments.items() if "path" in name and value]  # also of from_pretrained
     return str(places[0]) if places else None
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import lightning
 import torch
+import yaml  # type: ignore[import-untyped]
 from jsonargparse import Namespace
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import ProgressBar
@@ -29,16 +30,32 @@ from inpaint_module.checkpoints.resume import ExactResume, checkpoint_folders, m
 from inpaint_module.checkpoints.settings import settings_of
 from inpaint_module.cli.config_option import ConfigFile, split_pieces
 from inpaint_module.cli.terminal import RunProgress, quiet
+from inpaint_module.commands.older_configs import today, today_options
 from inpaint_module.commands.parser import OneParagraph
 from inpaint_module.run_folder import CONFIG_HEAD, keep_csv_logs, names_folder, run_folder
 from inpaint_module.run_lock import claim, release
 from inpaint_module.run_versions import names_versions
 
-_LOAD_TEXT = "inpaint_module.base_models.load_text"
+_READ_TEXT = tuple(f"inpaint_module.base_models.{name}" for name in ("load_text", "BaseModel"))
 
 
 class Parser(OneParagraph, LightningArgumentParser):
     """LightningCLI's parser, which reports what is wrong in one paragraph."""
+
+    def parse_args(self, args: Any = None, *more: Any, **options: Any) -> Namespace:  # type: ignore[override]
+        """As jsonargparse; options of a model's parts may be those of older versions."""
+        args = sys.argv[1:] if args is None else args
+        return super().parse_args(today_options(args) if isinstance(args, list | tuple) else args, *more, **options)
+
+    def parse_string(self, content: str, *more: Any, **options: Any) -> Namespace:
+        """As jsonargparse; a config may be one of older versions."""
+        try:
+            read = yaml.safe_load(content)
+        except yaml.YAMLError:  # which jsonargparse reports
+            read = None
+        if isinstance(read, dict) and read != (current := today(read)):
+            content = yaml.safe_dump(current, sort_keys=False)
+        return super().parse_string(content, *more, **options)
 
 
 class ResumingCLI(LightningCLI):
@@ -223,7 +240,7 @@ def check_extras(config: Any, installed: Callable[[str], object] = find_spec) ->
     """
     entries = vars(config) if isinstance(config, Namespace) else config if isinstance(config, dict) else {}
     for name, value in entries.items():
-        package = "transformers" if name == "class_path" and value == _LOAD_TEXT else "peft" if name == "lora" else ""
+        package = "transformers" if name == "class_path" and value in _READ_TEXT else "peft" if name == "lora" else ""
         if package and value is not None and not installed(package):
             raise ValueError(
                 f"model: {value if package == 'transformers' else name} needs the package {package}, which is not "

@@ -9,6 +9,8 @@ from typing import Any
 import yaml  # type: ignore[import-untyped]
 from jsonargparse import ArgumentParser, Namespace
 
+from inpaint_module.commands.older_configs import today, today_options
+
 _PACKAGE = Path(__file__).parents[1]
 SHIPPED = next((path for path in (_PACKAGE / "configs", _PACKAGE.with_name("configs")) if path.is_dir()), _PACKAGE)
 _NAMED = {"model": "a model"}
@@ -46,7 +48,7 @@ def read_config(path: str | Path) -> dict[str, Any]:
         raise ValueError(f"config: expected YAML, got {found}: {error}") from error
     if not isinstance(content, dict | None):
         raise ValueError(f"config: expected YAML of names and values in {found}, got {type(content).__name__}")
-    return content or {}
+    return today(content or {})
 
 
 def read_parts(configs: Sequence[str | Path], overrides: Sequence[str] = (), **kinds: type) -> Namespace:
@@ -61,6 +63,7 @@ def read_parts(configs: Sequence[str | Path], overrides: Sequence[str] = (), **k
         ValueError: a part that no file names, or an override of another part.
         jsonargparse.ArgumentError: a value that its class does not take.
     """
+    overrides = today_options(overrides)
     if other := [each for each in overrides if not each.startswith(tuple(f"--{name}." for name in kinds))]:
         raise ValueError(f"expected overrides that begin with --{'. or --'.join(kinds)}., got {' '.join(other)}")
     contents = [read_config(path) for path in configs]

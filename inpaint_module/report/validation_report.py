@@ -16,8 +16,8 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor
 
+from inpaint_module.base_models.served import decode_difference, pipeline_class
 from inpaint_module.callbacks.image_grid import log_picture
-from inpaint_module.conditioning.text_conditioning import TextConditioning
 from inpaint_module.lightning_module import InpaintDiffusion
 from inpaint_module.masks import preset
 from inpaint_module.metrics.perceptual import LPIPS
@@ -26,7 +26,6 @@ from inpaint_module.randomness import Stream, key
 from inpaint_module.report.report_files import pictures_of, sheet_of, write_report
 from inpaint_module.run_folder import run_folder
 from inpaint_module.sampling import InpaintedImages
-from inpaint_module.served import decode_difference, pipeline_class
 
 
 class ValidationReport(Callback):
@@ -185,9 +184,13 @@ def _log(trainer: Trainer, part: ScoredPreset, step: int) -> None:
 
 def decode_notes(module: InpaintDiffusion) -> list[str]:
     """Which decode the pictures show, where the pipeline that serves the model has another."""
-    if not isinstance(module.conditioning, TextConditioning):
+    try:
+        name = module.base.pipeline
+    except ValueError:  # no pipeline feeds its denoiser so
+        name = None
+    if name is None:
         return []
-    differs = decode_difference(module.encoder, pipeline_class(module.conditioning))
+    differs = decode_difference(module.encoder, pipeline_class(name))
     return [f"These pictures are decoded as the VAE's config says. {differs}."] if differs else []
 
 

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from datamodules.cache_latents import cache_latents
 from datamodules.webdataset_datamodule import WebDatasetDataModule
+from inpaint_module.base_models import ModelParts, StableDiffusionLayout
 from inpaint_module.encoder import InpaintEncoder
-from inpaint_module.layouts import StableDiffusionLayout
 from inpaint_module.lightning_module import InpaintDiffusion
 from inpaint_module.masks import CudaGraphed
 from tests.benchmarks.step_settings import made, quickstart
@@ -38,7 +38,9 @@ class OurStep(TrainingStep):
         """The encoder lays out the VAE and moves it with the module."""
         encoder = InpaintEncoder(self.vae, grow_mask_by=6, normalize=True)
         layout = StableDiffusionLayout(reduce="max")
-        self.module = InpaintDiffusion(self.denoiser, encoder, layout, self.setting.scheduler()).to(self.place.device)
+        self.module = InpaintDiffusion(ModelParts(self.denoiser, encoder, layout, self.setting.scheduler())).to(
+            self.place.device
+        )
         self.module.compiled = self.compiled  # the very one, so that the models alone run what the step ran
         if self.compiled.mode is not None:
             self.vae.encode = torch.compile(self.vae.encode)

@@ -50,7 +50,7 @@ class Setting(NamedTuple):
 
     def scheduler(self) -> DDIMScheduler:
         """That of the quickstart."""
-        return made(quickstart("model")["scheduler"])
+        return made(quickstart("model")["base"]["init_args"]["scheduler"])
 
 
 def quickstart(part: str) -> dict[str, Any]:
@@ -94,7 +94,7 @@ def unet_config(channels: tuple[int, ...], cells: int) -> dict[str, Any]:
 
 def settings(device: str, *, quick: bool) -> list[Setting]:
     """The quickstart's model, and one with a VAE of Stable Diffusion's sizes; small ones if `quick`."""
-    small = quickstart("model")["denoiser"]["init_args"]["config"]
+    small = quickstart("model")["base"]["init_args"]["denoiser"]["init_args"]["config"]
     titles = ("Quickstart", "Stable Diffusion's VAE sizes")
     if quick:
         large = unet_config((32, 32, 32), 8)

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from inpaint_module.denoisers.compiled_forward import CompiledForward
+from inpaint_module.base_models import CompiledForward
 from tests.benchmarks.phase_clock import PhaseClock
 from tests.benchmarks.step_settings import Setting
 

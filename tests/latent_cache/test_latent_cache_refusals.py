@@ -17,8 +17,8 @@ from tiny_models import tiny_batch, tiny_vae
 from datamodules.cache_latents import cache_latents, main, parts_from_configs
 from datamodules.writing import latent_samples
 from inpaint_module import InpaintEncoder
+from inpaint_module.base_models import StableDiffusionLayout
 from inpaint_module.clean_latents import check_clean, encode_beside
-from inpaint_module.layouts import StableDiffusionLayout
 
 pytestmark = QUIET
 

@@ -19,8 +19,8 @@ from tiny_models import tiny_batch, tiny_denoiser, tiny_module, tiny_vae
 
 import train
 from inpaint_module import InpaintEncoder
+from inpaint_module.base_models import ModelParts, StableDiffusionLayout
 from inpaint_module.clean_latents import encode_beside, encode_clean
-from inpaint_module.layouts import StableDiffusionLayout
 from inpaint_module.lightning_module import InpaintDiffusion
 from inpaint_module.run_folder import MetricRow, read_metrics
 
@@ -35,7 +35,9 @@ pytestmark = [
 def test_the_loss_is_that_without_the_cache(max_batch: int | None, cache: Path) -> None:
     """To the bit if the VAE always gets 4 images; in a batch of another size its sums may round otherwise."""
     denoiser, scheduler = tiny_denoiser(in_channels=33, out_channels=16), DDIMScheduler(prediction_type="v_prediction")
-    module = InpaintDiffusion(denoiser, encoder(max_batch=max_batch), StableDiffusionLayout("max"), scheduler)
+    module = InpaintDiffusion(
+        ModelParts(denoiser, encoder(max_batch=max_batch), StableDiffusionLayout("max"), scheduler)
+    )
     tolerance = 0.0 if max_batch else 1e-5
     for batch in batches(data_module(cache), 4):
         plain = {name: value for name, value in batch.items() if name != "latents"}

@@ -7,18 +7,19 @@ from typing import Any
 
 import torch
 
-from inpaint_module.conditioning.conditioning import Conditioning
-from inpaint_module.conditioning.text_conditioning import StableDiffusionText, TextConditioning
+from inpaint_module.base_models.conditioning import Conditioning
+from inpaint_module.base_models.layout import Layout
+from inpaint_module.base_models.stable_diffusion import StableDiffusionText
+from inpaint_module.base_models.text import TextConditioning
 from inpaint_module.encoder import InpaintEncoder
-from inpaint_module.layouts import Layout
 from inpaint_module.vae.loading import DiffusersVAE
 
 
-def pipeline_class(conditioning: TextConditioning) -> Any:
-    """The class of diffusers that serves a model with this conditioning."""
+def pipeline_class(name: str) -> Any:
+    """The pipeline class of diffusers of this name."""
     import diffusers
 
-    return getattr(diffusers, conditioning.pipeline)
+    return getattr(diffusers, name)
 
 
 def mask_differences(encoder: InpaintEncoder, layout: Layout) -> list[str]:

@@ -1,4 +1,4 @@
-"""CompiledForward: a module's forward by torch.compile, for as long as a `with` block lasts."""
+"""A denoiser compiled for the training steps, or its weights split over ranks (FSDP2)."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.fsdp import FSDPModule, fully_shard
 
 MODES = ("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs")
 
@@ -48,3 +50,28 @@ class CompiledForward:
             yield
         finally:
             del module.__dict__["forward"]
+
+
+def shard(denoiser: nn.Module, mesh: DeviceMesh) -> None:
+    """Split the parameters of a denoiser, in place, over the ranks of a mesh.
+
+    Each of its blocks is gathered when it computes and freed after, so that no rank holds all weights at once. A
+    denoiser that is sharded already stays as it is.
+
+    Args:
+        denoiser: any module; the blocks are the members of its ModuleLists.
+        mesh: one-dimensional, such as `self.device_mesh["data_parallel"]` of a LightningModule.
+    """
+    if isinstance(denoiser, FSDPModule):
+        return
+    for block in blocks(denoiser):
+        fully_shard(block, mesh=mesh)
+    fully_shard(denoiser, mesh=mesh)
+
+
+def blocks(denoiser: nn.Module) -> Iterator[nn.Module]:
+    """The members of its ModuleLists that have parameters; of a list inside a block, the block alone."""
+    for child in denoiser.children():
+        for block in child if isinstance(child, nn.ModuleList) else ():
+            if next(block.parameters(), None) is not None:
+                yield block

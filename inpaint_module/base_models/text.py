@@ -1,14 +1,19 @@
-"""A tokenizer and the text model that reads it: frozen, as an autoencoder is here."""
+"""Frozen text encoders, and the interface of what makes of captions what a base model is told."""
 
 from __future__ import annotations
 
+import copy
+import hashlib
 import warnings
+from abc import abstractmethod
 from functools import cached_property
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
+from inpaint_module.base_models.conditioning import Conditioning
+from inpaint_module.batch import Batch
 from inpaint_module.vae.frozen_vae import sha256_of_weights
 
 
@@ -92,3 +97,76 @@ def checked_clip_skip(clip_skip: int | None, own: int, *encoders: FrozenTextEnco
     if clip_skip is not None and not 0 <= clip_skip <= most:
         raise ValueError(f"clip_skip must be in 0..{most} for these text encoders, or null; got {clip_skip}")
     return clip_skip
+
+
+class TextConditioning(Conditioning):
+    """Captions, read by one or more frozen text encoders.
+
+    Attributes:
+        encoders: in the order in which the pipeline counts them; None for one that is left out.
+        clip_skip: layers that CLIPs leave out at the end, as the pipeline's argument of that name; None if not given.
+    """
+
+    encoders: tuple[FrozenTextEncoder | None, ...]
+    clip_skip: int | None = None
+
+    @abstractmethod
+    def read(self, captions: list[str]) -> dict[str, Tensor]:
+        """The embeddings of B captions, B rows each."""
+
+    def nothing(self) -> dict[str, Tensor]:
+        """What stands for a dropped caption, one row each: an empty one, which skips no layer, as in the pipelines."""
+        plain = copy.copy(self)
+        plain.clip_skip = None
+        return plain.read([""])
+
+    def arrange(self, told: dict[str, Tensor], batch: Batch) -> dict[str, Any]:
+        """Embeddings to keyword arguments of the denoiser."""
+        return dict(told)
+
+    def embed(self, batch: Batch, dropped: Tensor | None) -> dict[str, Any]:
+        """See `Conditioning.embed`.
+
+        Raises:
+            ValueError: no caption for each image.
+        """
+        captions = batch.get("caption")
+        if not isinstance(captions, list) or len(captions) != len(batch["image"]):
+            raise ValueError(
+                f"{type(self).__name__} expects batch['caption'], a list of {len(batch['image'])} strings, got "
+                f"{captions if captions is None else f'{len(captions)} in a {type(captions).__name__}'}"
+            )
+        told = self.read(captions)
+        if dropped is not None:
+            told = {name: _either(dropped, self._nothing[name].to(value), value) for name, value in told.items()}
+        return self.arrange(told, batch)
+
+    def to(self, device: torch.device) -> None:
+        """See `Conditioning.to`."""
+        for encoder in self._present:
+            encoder.to(device)
+
+    def fingerprint(self) -> bytes:
+        """See `Conditioning.fingerprint`."""
+        return hashlib.sha256(b"".join(encoder.digest for encoder in self._present)).digest()
+
+    def components(self) -> dict[str, Any]:
+        """Tokenizers, text encoders and options by the names that the pipeline gives them."""
+        found: dict[str, Any] = {}
+        for number, encoder in enumerate(self.encoders, start=1):
+            end = "" if number == 1 else f"_{number}"
+            found[f"tokenizer{end}"] = encoder and encoder.tokenizer
+            found[f"text_encoder{end}"] = encoder and encoder.model
+        return found
+
+    @property
+    def _present(self) -> list[FrozenTextEncoder]:
+        return [encoder for encoder in self.encoders if encoder is not None]
+
+    @cached_property
+    def _nothing(self) -> dict[str, Tensor]:
+        return self.nothing()
+
+
+def _either(dropped: Tensor, nothing: Tensor, value: Tensor) -> Tensor:
+    return torch.where(dropped.view(-1, *[1] * (value.ndim - 1)), nothing, value)

@@ -1,7 +1,8 @@
-"""Base models from a local folder or a hub name, by functions that a config can name."""
+"""Parts of a base model from a local folder or a hub name, by functions that a config can name."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -9,19 +10,38 @@ import torch
 from diffusers import SchedulerMixin
 from torch import nn
 
-from inpaint_module.conditioning.conditioning import Conditioning
-from inpaint_module.conditioning.text_conditioning import (
-    FluxText,
-    StableDiffusion3Text,
-    StableDiffusionText,
-    StableDiffusionXLText,
-)
-from inpaint_module.conditioning.text_encoder import FrozenTextEncoder
-from inpaint_module.denoisers.lora import LoRA, add_lora
-from inpaint_module.denoisers.surgery import grow_input_channels
+from inpaint_module.base_models.conditioning import Conditioning
+from inpaint_module.base_models.expand_input import grow_input_channels
+from inpaint_module.base_models.families import family_of
+from inpaint_module.base_models.family import TextOptions
+from inpaint_module.base_models.lora import LoRA, add_lora
+from inpaint_module.base_models.text import FrozenTextEncoder, TextConditioning
 from inpaint_module.embedded import loading_options, local_folder
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def new_model(class_name: str, config: dict[str, Any]) -> nn.Module:
+    """A freshly initialised diffusers model, as `diffusers.<class_name>(**config)`.
+
+    By class name and config, since the type hints of their constructors do not survive a YAML.
+
+    Args:
+        class_name: such as UNet2DModel, UNet2DConditionModel or AutoencoderKL.
+        config: keyword arguments of its constructor.
+
+    Raises:
+        ValueError: diffusers has no such model class, or its constructor no such argument.
+    """
+    import diffusers
+
+    model_class = getattr(diffusers, class_name, None)
+    if not (isinstance(model_class, type) and issubclass(model_class, nn.Module)):
+        raise ValueError(f"class_name must name a model class of diffusers, got {class_name!r}")
+    try:
+        return model_class(**config)
+    except TypeError as error:
+        raise ValueError(f"diffusers.{class_name} does not take this config: {error}") from error
 
 
 def load_denoiser(
@@ -57,7 +77,7 @@ def load_denoiser(
     if dtype not in DTYPES:
         raise ValueError(f"denoiser dtype must be one of {', '.join(DTYPES)}; got {dtype!r}")
     path = local_folder(path)
-    if subfolder is None and (index := _pipeline_index(path)):
+    if subfolder is None and (index := pipeline_index(path)):
         subfolder = "unet" if "unet" in index else "transformer"
     denoiser = _loaded(AutoModel, path, subfolder, "denoiser", torch_dtype=DTYPES[dtype], **_light())
     denoiser.train()
@@ -123,24 +143,25 @@ def load_text(
         ValueError: no such pipeline there, an unknown dtype, a `clip_skip` that the base model has not, or transformers
             is not installed.
     """
-    if dtype not in DTYPES:
-        raise ValueError(f"text dtype must be one of {', '.join(DTYPES)}; got {dtype!r}")
-    index = _pipeline_index(path)
-    name = str(index.get("_class_name", "none")) if index else "none"
-    family = next((family for family in _READERS if name.startswith(family)), None)
-    if index is None or family is None or index.get("requires_aesthetics_score"):
-        raise ValueError(
-            f"text encoders: expected a {', '.join(reversed(_READERS))} pipeline (no refiner) at {path!r}, a folder or "
-            f"hub name, got {name}"
-        )
-    parts = _Parts(path, index, DTYPES[dtype])
-    return _READERS[family](parts, length, guidance, t5, clip_skip)
+    options = TextOptions(dtype=dtype, length=length, guidance=guidance, t5=t5, clip_skip=clip_skip)
+    return text_of(path, options)
 
 
-class _Parts:
-    """Text encoders of a pipeline by number."""
+def text_of(path: str, options: TextOptions) -> TextConditioning:
+    """As `load_text`, with the options of a `BaseModel`."""
+    if options.dtype not in DTYPES:
+        raise ValueError(f"text dtype must be one of {', '.join(DTYPES)}; got {options.dtype!r}")
+    index = pipeline_index(path)
+    family = family_of(index, path)
+    return family.read_text(FolderOfText(path, index or {}, DTYPES[options.dtype]), options)
 
-    def __init__(self, path: str, index: dict[str, Any], dtype: torch.dtype):
+
+class FolderOfText:
+    """The text encoders of a pipeline's folder, counted from 1; a `TextFolder`."""
+
+    index: Mapping[str, Any]
+
+    def __init__(self, path: str, index: Mapping[str, Any], dtype: torch.dtype):
         self.path, self.index, self.dtype = path, index, dtype
 
     def has(self, number: int) -> bool:
@@ -167,36 +188,7 @@ class _Parts:
         return _loaded(FluxTransformer2DModel, self.path, "transformer", "transformer", call="load_config")
 
 
-def _flux(parts: _Parts, length: int | None, guidance: float, t5: bool, clip_skip: int | None) -> Conditioning:
-    if clip_skip is not None:
-        raise ValueError(f"clip_skip: expected null for Flux, which reads no layer of its CLIP; got {clip_skip}")
-    told = guidance if parts.transformer().get("guidance_embeds") else None
-    return FluxText(parts.encoder(1), parts.encoder(2, length or 512), guidance=told)
-
-
-def _sd3(parts: _Parts, length: int | None, guidance: float, t5: bool, clip_skip: int | None) -> Conditioning:
-    length = length or 256
-    third = parts.encoder(3, length) if t5 and parts.has(3) else None
-    width = parts.transformer()["joint_attention_dim"]
-    return StableDiffusion3Text(
-        parts.encoder(1), parts.encoder(2), third, width=width, length=length, clip_skip=clip_skip
-    )
-
-
-def _sdxl(parts: _Parts, length: int | None, guidance: float, t5: bool, clip_skip: int | None) -> Conditioning:
-    force_zeros = parts.index.get("force_zeros_for_empty_prompt", True)
-    return StableDiffusionXLText(parts.encoder(1), parts.encoder(2), force_zeros=force_zeros, clip_skip=clip_skip)
-
-
-def _sd(parts: _Parts, length: int | None, guidance: float, t5: bool, clip_skip: int | None) -> Conditioning:
-    return StableDiffusionText(parts.encoder(1), clip_skip=clip_skip)
-
-
-# the first that a pipeline's class name starts with
-_READERS = {"Flux": _flux, "StableDiffusion3": _sd3, "StableDiffusionXL": _sdxl, "StableDiffusion": _sd}
-
-
-def _pipeline_index(path: str) -> dict[str, Any] | None:
+def pipeline_index(path: str) -> dict[str, Any] | None:
     """model_index.json, or None where there is none."""
     from diffusers import DiffusionPipeline
 

@@ -1,4 +1,4 @@
-"""Conditioning surgery: a base model's first layer grows to a layout's channels without changing what it computes."""
+"""A base model's first layer grows to a layout's channels without changing what it computes."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def check_input_channels(denoiser: nn.Module, channels: int) -> None:
     if layer.weight.shape[1] != channels:
         raise ValueError(
             f"{type(denoiser).__name__}.{name}: expected {channels} channels, got {layer.weight.shape[1]}; "
-            f"inpaint_module.denoisers.surgery.grow_input_channels(denoiser, {channels}) makes them from a base model's"
+            f"inpaint_module.base_models.grow_input_channels(denoiser, {channels}) makes them from a base model's"
         )
 
 

@@ -1,4 +1,4 @@
-"""What a denoiser is told besides the picture: frozen text encoders and their like, behind one face."""
+"""What a denoiser is told besides the picture: frozen text encoders and their like, behind one interface."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def check_captions(conditioning: Conditioning | None, caption_dropout: float, gu
     """
     if not 0 <= caption_dropout <= 1:
         raise ValueError(f"caption_dropout must be in 0..1, got {caption_dropout}")
-    if conditioning is None and (caption_dropout or guidance_scale != 1):
+    if (conditioning is None or isinstance(conditioning, NoConditioning)) and (caption_dropout or guidance_scale != 1):
         raise ValueError(
             f"caption_dropout {caption_dropout} and guidance_scale {guidance_scale} need a conditioning, got none; "
             "without text encoders they must be 0 and 1"

@@ -1,0 +1,194 @@
+"""A base model as a config names it: by a folder or a hub name, or by parts made one by one."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from diffusers import SchedulerMixin
+from torch import nn
+
+from inpaint_module.base_models.conditioning import Conditioning, NoConditioning
+from inpaint_module.base_models.denoiser_call import DenoiserCall
+from inpaint_module.base_models.expand_input import check_input_channels
+from inpaint_module.base_models.families import family_of, serving_pipeline
+from inpaint_module.base_models.family import TextOptions
+from inpaint_module.base_models.layout import Layout, denoiser_layout
+from inpaint_module.base_models.loading import load_denoiser, load_scheduler, pipeline_index, text_of
+from inpaint_module.base_models.lora import LoRA
+from inpaint_module.encoder import InpaintEncoder
+from inpaint_module.vae.loading import load_vae
+
+
+class ModelParts:
+    """A model whose parts are made one by one, for what no folder holds: a small one trained from nothing, say.
+
+    Args:
+        denoiser: diffusers model.
+        encoder: from image and mask to latents; `normalize` should be true.
+        layout: what the denoiser eats; a `DenoiserLayout`.
+        scheduler: diffusers scheduler, for the noise in training and for sampling in validation.
+        conditioning: frozen text encoders; null for a denoiser that takes input and timestep alone.
+        call: how the denoiser is called; null for a U-Net.
+
+    Raises:
+        ValueError: the layout is a ControlNet's, the encoder's fill or space is not the layout's, or the denoiser takes
+            other channels than it makes.
+    """
+
+    def __init__(
+        self,
+        denoiser: nn.Module,
+        encoder: InpaintEncoder,
+        layout: Layout,
+        scheduler: SchedulerMixin,
+        *,
+        conditioning: Conditioning | None = None,
+        call: DenoiserCall | None = None,
+    ):
+        self.denoiser: Any = denoiser
+        self.encoder, self.layout, self.scheduler = encoder, denoiser_layout(layout), scheduler
+        self.conditioning, self.call = conditioning or NoConditioning(), call or DenoiserCall()
+        layout.check(encoder)
+        check_input_channels(denoiser, layout.in_channels(encoder.vae.channels))
+
+    @property
+    def pipeline(self) -> str | None:
+        """The name of the diffusers class that serves it; None for a model without text, for which there is none.
+
+        Raises:
+            ValueError: no pipeline of the base model feeds its denoiser so.
+        """
+        return serving_pipeline(self.conditioning, self.layout)
+
+
+class VAEOptions:
+    """How a base model's VAE is loaded.
+
+    Args:
+        path: another autoencoder's folder or hub name, or "embedded:vae"; None for the base model's own.
+        subfolder: folder inside `path`.
+        dtype: float32 or bfloat16; float16 where the VAE bears it.
+        compiled: compile its encode, which the first batch of each shape waits for; latents move by rounding.
+    """
+
+    # no dataclass: jsonargparse does not parse one twice, as overlays need
+    def __init__(
+        self,
+        path: str | None = None,
+        subfolder: str | None = None,
+        *,
+        dtype: str = "float32",
+        compiled: bool = False,
+    ):
+        self.path, self.subfolder, self.dtype, self.compiled = path, subfolder, dtype, compiled
+
+    def load(self, base: str) -> Any:
+        """The VAE, of the pipeline at `base` if no other is named."""
+        place = (base, "vae") if self.path is None else (self.path, self.subfolder)
+        return load_vae(*place, dtype=self.dtype, compiled=self.compiled)
+
+
+class EncoderOptions:
+    """How images and masks come to latents, beside what the base model says: fill and scaling.
+
+    Args:
+        vae: how the VAE is loaded; None for the base model's own in float32.
+        grow_mask_by: as of `InpaintEncoder`; 0, as diffusers' pipelines do not grow.
+        radius: as there.
+        cells: as there.
+        posterior: as there; the pipelines sample it.
+        sizing: as there.
+        max_batch: as there.
+    """
+
+    def __init__(
+        self,
+        *,
+        vae: VAEOptions | None = None,
+        grow_mask_by: int = 0,
+        radius: int | None = None,
+        cells: int | None = None,
+        posterior: str = "mode",
+        sizing: str = "comfyui",
+        max_batch: int | None = None,
+    ):
+        self.vae = vae or VAEOptions()
+        self.arguments = {
+            "grow_mask_by": grow_mask_by,
+            "radius": radius,
+            "cells": cells,
+            "posterior": posterior,
+            "sizing": sizing,
+            "max_batch": max_batch,
+        }
+
+    def make(self, base: str, fill: float) -> InpaintEncoder:
+        """The encoder, with the VAE of the pipeline at `base`."""
+        arguments: dict[str, Any] = self.arguments
+        return InpaintEncoder(self.vae.load(base), fill=fill, normalize=True, **arguments)
+
+
+def encoder_for(path: str, train: str = "channels", options: EncoderOptions | None = None) -> InpaintEncoder:
+    """The encoder alone of `BaseModel(path, train, encoder=options)`."""
+    layout = family_of(pipeline_index(path), path).way(train).layout
+    return (options or EncoderOptions()).make(path, layout.fill)
+
+
+class BaseModel(ModelParts):
+    """A base model from a pipeline's folder, ready to train in one of the ways that people train it.
+
+    What it is says its `model_index.json`; encoder, layout, scheduler, text encoders and the denoiser's call follow, as
+    the diffusers pipeline that will serve the result has them.
+
+    Args:
+        path: a pipeline's folder or hub name.
+        train: channels: the first layer grows, its new channels at zero, and eats the mask and the masked image too.
+        dtype: of the denoiser's weights: float32 to train them all, bfloat16 to halve the memory of those that LoRA
+            freezes. What the step computes in is the trainer's `precision`.
+        lora: train low-rank factors instead of the weights.
+        gradient_checkpointing: compute activations again in the backward pass instead of keeping them.
+        channels_last: memory format of convolutions. Measure it.
+        encoder: how images and masks come to latents, where it is to be otherwise than in the pipeline.
+        reduce: how the mask comes to the latent grid, see `Layout`; the pipelines take nearest. Not of Flux.
+        scheduler_changes: entries of the scheduler's config to replace, such as `{prediction_type: v_prediction}`.
+        text: how the text encoders are loaded and read.
+
+    Raises:
+        ValueError: no pipeline there, of a base model that is not known, or one that is not trained in this way; an
+            option out of its range.
+    """
+
+    def __init__(
+        self,
+        path: str,
+        train: str = "channels",
+        *,
+        dtype: str = "float32",
+        lora: LoRA | None = None,
+        gradient_checkpointing: bool = False,
+        channels_last: bool = False,
+        encoder: EncoderOptions | None = None,
+        reduce: str | None = None,
+        scheduler_changes: dict[str, Any] | None = None,
+        text: TextOptions | None = None,
+    ):
+        self.family = family_of(pipeline_index(path), path)
+        self.way = self.family.way(train)
+        layout = self.way.layout() if reduce is None else self.way.layout(reduce)
+        made = (encoder or EncoderOptions()).make(path, layout.fill)
+        denoiser = load_denoiser(
+            path,
+            in_channels=layout.in_channels(made.vae.channels),
+            dtype=dtype,
+            gradient_checkpointing=gradient_checkpointing,
+            channels_last=channels_last,
+            lora=lora,
+        )
+        scheduler = load_scheduler(path, changes=scheduler_changes)
+        conditioning = text_of(path, text or TextOptions())
+        super().__init__(denoiser, made, layout, scheduler, conditioning=conditioning, call=self.family.call)
+
+    @property
+    def pipeline(self) -> str:
+        """The name of the diffusers class that serves it."""
+        return self.way.pipeline

@@ -1,0 +1,104 @@
+"""What there is to say of a base model: the contract that each file of this folder fills in once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from inpaint_module.base_models.denoiser_call import DenoiserCall
+from inpaint_module.base_models.layout import DenoiserLayout
+from inpaint_module.base_models.text import FrozenTextEncoder, TextConditioning
+
+ATTENTION = ("to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out")
+WAYS = {
+    "channels": "the denoiser's first layer grows and eats the mask and the masked image too",
+}
+
+
+class TextOptions:
+    """How a base model's text encoders are loaded and read.
+
+    Args:
+        dtype: of the weights: float32, bfloat16 or float16.
+        length: tokens of a T5; None for the pipeline's default, 256 for SD3 and 512 for Flux.
+        guidance: what a guidance-distilled Flux is told; 30 is what `FluxFillPipeline` says.
+        t5: False leaves out the T5 of SD3, which the base model was trained to bear.
+        clip_skip: layers that the CLIPs of Stable Diffusion, XL and 3 leave out at the end, as the argument of their
+            pipelines; serve with the same. None for the default of each. Flux has none.
+    """
+
+    # no dataclass: jsonargparse does not parse one twice, as overlays need
+    def __init__(
+        self,
+        *,
+        dtype: str = "float32",
+        length: int | None = None,
+        guidance: float = 30.0,
+        t5: bool = True,
+        clip_skip: int | None = None,
+    ):
+        self.dtype, self.length, self.guidance, self.t5, self.clip_skip = dtype, length, guidance, t5, clip_skip
+
+
+class TextFolder(Protocol):
+    """The text encoders of a pipeline's folder, counted from 1."""
+
+    index: Mapping[str, Any]
+
+    def has(self, number: int) -> bool:
+        """Whether there is one of this number."""
+
+    def encoder(self, number: int, length: int | None = None) -> FrozenTextEncoder:
+        """The tokenizer and the encoder of this number; `length` in tokens, None for the tokenizer's own."""
+
+    def transformer(self) -> Mapping[str, Any]:
+        """The config of the transformer."""
+
+
+@dataclass(frozen=True)
+class Way:
+    """One way of training a base model.
+
+    Attributes:
+        layout: what the denoiser eats.
+        pipeline: the class of diffusers that serves what was trained.
+    """
+
+    layout: type[DenoiserLayout]
+    pipeline: str
+
+
+@dataclass(frozen=True)
+class Family:
+    """All that is known of a base model, or of several that differ in weights alone.
+
+    Attributes:
+        name: as people call it.
+        pipelines: how the class names of its pipelines begin, in `_class_name` of model_index.json. Of several
+            families whose beginning fits, the longest is taken.
+        text: what reads captions for it.
+        read_text: makes that of a pipeline's folder.
+        call: how its denoiser is called.
+        ways: how it can be trained, by the words of `WAYS`.
+        lora_targets: ends of the names of layers that a LoRA changes if its config names none.
+    """
+
+    name: str
+    pipelines: tuple[str, ...]
+    text: type[TextConditioning]
+    read_text: Callable[[TextFolder, TextOptions], TextConditioning]
+    call: DenoiserCall
+    ways: Mapping[str, Way]
+    lora_targets: tuple[str, ...] = field(default=ATTENTION)
+
+    def way(self, train: str) -> Way:
+        """How it is trained in the way that a config names `train`.
+
+        Raises:
+            ValueError: it cannot be, naming the ways that it can.
+        """
+        if train not in self.ways:
+            known = "; ".join(f"{name} ({WAYS[name]})" for name in self.ways)
+            raise ValueError(f"base.train: {self.name} is trained by {known}; got {train!r}")
+        return self.ways[train]

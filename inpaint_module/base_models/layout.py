@@ -1,0 +1,165 @@
+"""What a denoiser or a ControlNet is fed: two types of layouts, and those that several base models share."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from inpaint_module.encoder import InpaintEncoder, InpaintLatents
+from inpaint_module.morphology import REDUCTIONS, reduce_mask
+
+GREY, BLACK = 0.5, 0.0
+
+
+def pack(latents: Tensor) -> Tensor:
+    """Fold 2 x 2 latents into a token, row by row: (B, C, h, w) -> (B, h/2 * w/2, 4 C), as Flux and Qwen-Image do.
+
+    Raises:
+        ValueError: an odd h or w.
+    """
+    if latents.shape[-2] % 2 or latents.shape[-1] % 2:
+        raise ValueError(
+            f"packing needs an even number of latent rows and columns, got {latents.shape[-2]} x {latents.shape[-1]}; "
+            "image sides must be multiples of twice the VAE's ratio"
+        )
+    return F.pixel_unshuffle(latents, 2).flatten(2).transpose(1, 2).contiguous()
+
+
+def unpack(tokens: Tensor, height: int, width: int) -> Tensor:
+    """The inverse of `pack` for latents of h = `height`, w = `width`: (B, h/2 * w/2, 4 C) -> (B, C, h, w)."""
+    return F.pixel_shuffle(tokens.transpose(1, 2).unflatten(2, (height // 2, width // 2)), 2)
+
+
+class Layout(ABC):
+    """What the two kinds have in common.
+
+    Args:
+        reduce: how the mask comes to the latent grid: max, area, bilinear, comfyui, nearest or nearest-exact. The
+            pipelines take "nearest", which forgets strokes that miss the top-left pixel of a cell; ComfyUI looks at the
+            middle four, rounded ("comfyui"); "max" forgets nothing.
+
+    Attributes:
+        fill: what the encoder must fill holes with, in pixel space 0..1.
+        multiple: latent rows and columns must be multiples of it, for models that take latents in patches.
+
+    Raises:
+        ValueError: an unknown reduction.
+    """
+
+    fill = GREY
+    multiple = 1
+
+    def __init__(self, reduce: str = "nearest"):
+        known = [name for name in REDUCTIONS if name != "space-to-depth"]
+        if reduce not in known:
+            raise ValueError(f"reduce must be one of {', '.join(known)}; got {reduce!r}")
+        self.reduce = reduce
+
+    @abstractmethod
+    def __call__(self, noisy: Tensor, latents: InpaintLatents) -> Tensor:
+        """From noisy latents (B, C, h, w) and the encoder's result to what a model eats."""
+
+    @abstractmethod
+    def in_channels(self, channels: int) -> int:
+        """Channels of what comes out, over latents of C = `channels`."""
+
+    def cells(self, latents: InpaintLatents) -> Tensor:
+        """The noise mask on the latent grid: (B, 1, h, w), the batch that of the latents."""
+        mask, samples = latents.noise_mask, latents.samples
+        cells = reduce_mask(mask, mask.shape[-1] // samples.shape[-1], self.reduce)
+        return cells.expand(len(samples), -1, -1, -1)
+
+    def check(self, encoder: InpaintEncoder) -> None:
+        """Refuse an encoder whose latents are not what this layout's models know.
+
+        Raises:
+            ValueError: another fill, or latents that are not in the denoiser's space.
+        """
+        name = type(self).__name__
+        if encoder.fill != self.fill:
+            raise ValueError(f"{name} expects an encoder with fill={self.fill}, got fill={encoder.fill}")
+        if not encoder.normalize:
+            raise ValueError(f"{name} expects an encoder with normalize=True, got normalize=False")
+
+    def _parts(self, noisy: Tensor, latents: InpaintLatents) -> tuple[Tensor, Tensor]:
+        """Mask cells and masked image, with the dtype and device of the noisy latents."""
+        (height, width), multiple = latents.samples.shape[-2:], self.multiple
+        if height % multiple or width % multiple:
+            pixels = multiple * (latents.noise_mask.shape[-1] // width)
+            raise ValueError(
+                f"{type(self).__name__} expects latent rows and columns that are multiples of {multiple}, got "
+                f"{height} x {width}; image sides must be multiples of {pixels} pixels"
+            )
+        return self.cells(latents).to(noisy), latents.samples.to(noisy)
+
+
+class DenoiserLayout(Layout):
+    """All that a denoiser eats, which starts with the noisy latents: `expand_input` relies on that."""
+
+    def __call__(self, noisy: Tensor, latents: InpaintLatents) -> Tensor:
+        """The denoiser's input, from noisy latents (B, C, h, w) and the encoder's result."""
+        return self.assemble(noisy, *self._parts(noisy, latents))
+
+    @abstractmethod
+    def assemble(self, noisy: Tensor, cells: Tensor, masked: Tensor) -> Tensor:
+        """The input from noisy latents and masked image (B, C, h, w) and mask cells (B, 1, h, w), 1 = inpaint."""
+
+
+class ControlNetCondition(Layout):
+    """What a ControlNet, or a network like it, is told beside a denoiser; it gets the noisy latents apart from this."""
+
+    def __call__(self, noisy: Tensor, latents: InpaintLatents) -> Tensor:
+        """The condition, from the encoder's result; of the noisy latents (B, C, h, w) it takes dtype and device."""
+        return self.assemble(*self._parts(noisy, latents))
+
+    @abstractmethod
+    def assemble(self, cells: Tensor, masked: Tensor) -> Tensor:
+        """The condition from mask cells (B, 1, h, w), 1 = inpaint, and masked image (B, C, h, w)."""
+
+
+class KeptMaskCondition(ControlNetCondition):
+    """Masked image, mask (1 = keep), hole black: C + 1 channels, of several ControlNets."""
+
+    fill = BLACK
+
+    def assemble(self, cells: Tensor, masked: Tensor) -> Tensor:
+        """To (B, C + 1, h, w)."""
+        return torch.cat([masked, 1 - cells], dim=1)
+
+    def in_channels(self, channels: int) -> int:
+        """C + 1."""
+        return channels + 1
+
+
+class PackedKeptMaskCondition(KeptMaskCondition):
+    """The same in tokens of 2 x 2 latents, 4 (C + 1) channels."""
+
+    multiple = 2
+
+    def assemble(self, cells: Tensor, masked: Tensor) -> Tensor:
+        """To (B, h/2 * w/2, 4 (C + 1))."""
+        return pack(super().assemble(cells, masked))
+
+    def in_channels(self, channels: int) -> int:
+        """4 (C + 1)."""
+        return 4 * super().in_channels(channels)
+
+
+def denoiser_layout(layout: Layout) -> DenoiserLayout:
+    """The layout, if it is one that feeds a denoiser.
+
+    Raises:
+        ValueError: it is another, such as the condition of a ControlNet.
+    """
+    if isinstance(layout, DenoiserLayout):
+        return layout
+    reason = ""
+    if isinstance(layout, ControlNetCondition):
+        reason = ", the condition of a ControlNet: a denoiser that is fed with it never sees the noisy latents"
+    raise ValueError(
+        "layout: expected a DenoiserLayout, such as StableDiffusionLayout (1.x, 2.x and XL), StableDiffusion3Layout or "
+        f"FluxFillLayout, got {type(layout).__name__}{reason}"
+    )

@@ -1,0 +1,104 @@
+"""Stable Diffusion 1.x and 2.x, and layouts of other models over them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from inpaint_module.base_models.denoiser_call import DenoiserCall
+from inpaint_module.base_models.family import Family, TextFolder, TextOptions, Way
+from inpaint_module.base_models.layout import BLACK, DenoiserLayout, KeptMaskCondition
+from inpaint_module.base_models.text import FrozenTextEncoder, TextConditioning, checked_clip_skip
+
+
+class StableDiffusionLayout(DenoiserLayout):
+    """Stable Diffusion 1.5, 2 and XL inpainting, 9 channels: noisy, mask (1 = inpaint), masked image.
+
+    Matches `StableDiffusionInpaintPipeline` and `StableDiffusionXLInpaintPipeline` of diffusers.
+    """
+
+    def assemble(self, noisy: Tensor, cells: Tensor, masked: Tensor) -> Tensor:
+        """To (B, 2 C + 1, h, w)."""
+        return torch.cat([noisy, cells, masked], dim=1)
+
+    def in_channels(self, channels: int) -> int:
+        """2 C + 1."""
+        return 2 * channels + 1
+
+
+class PowerPaintLayout(StableDiffusionLayout):
+    """PowerPaint v1, 9 channels: as Stable Diffusion inpainting, but the hole is black.
+
+    Follows open-mmlab/PowerPaint `train_ppt1_sd15.py` of its dev branch. The pipeline of its main branch fills with
+    grey; for weights that it serves, take `StableDiffusionLayout`.
+    """
+
+    fill = BLACK
+
+
+class LatentDiffusionLayout(StableDiffusionLayout):
+    """LDM inpainting, 7 channels: noisy, masked image with a black hole, mask as -1 (keep) and +1 (inpaint).
+
+    Follows CompVis/latent-diffusion `scripts/inpaint.py` (Rombach et al. 2022).
+    """
+
+    fill = BLACK
+
+    def assemble(self, noisy: Tensor, cells: Tensor, masked: Tensor) -> Tensor:
+        """To (B, 2 C + 1, h, w)."""
+        return torch.cat([noisy, masked, 2 * cells - 1], dim=1)
+
+
+class BrushNetLayout(KeptMaskCondition):
+    """Condition of BrushNet over Stable Diffusion 1.5 or XL, 5 channels: masked image, mask (1 = keep), hole black.
+
+    Follows TencentARC/BrushNet `pipeline_brushnet.py` (`brushnet_cond`), and so does PowerPaint v2.
+    """
+
+
+class StableDiffusionText(TextConditioning):
+    """Stable Diffusion 1.x and 2.x: the last hidden states (B, 77, D) of one CLIP, as `encoder_hidden_states`.
+
+    Args:
+        encoder: CLIPTextModel and its tokenizer.
+        clip_skip: 1 reads the last layer but one, which some programs call 2, and ComfyUI -2.
+
+    Raises:
+        ValueError: fewer layers than `clip_skip`.
+    """
+
+    def __init__(self, encoder: FrozenTextEncoder, *, clip_skip: int | None = None):
+        self.encoders = (encoder,)
+        self.encoder, self.clip_skip = encoder, checked_clip_skip(clip_skip, 0, encoder)
+
+    def read(self, captions: list[str]) -> dict[str, Tensor]:
+        """See `TextConditioning.read`."""
+        found = self.encoder(captions)
+        if self.clip_skip is None:
+            return {"encoder_hidden_states": found[0]}
+        return {"encoder_hidden_states": self.encoder.normalized(found.hidden_states[-(self.clip_skip + 1)])}
+
+    def components(self) -> dict[str, Any]:
+        """See `TextConditioning.components`; without the safety checker, which training does not know."""
+        return {
+            **super().components(),
+            "safety_checker": None,
+            "feature_extractor": None,
+            "requires_safety_checker": False,
+        }
+
+
+def _text(folder: TextFolder, options: TextOptions) -> StableDiffusionText:
+    return StableDiffusionText(folder.encoder(1), clip_skip=options.clip_skip)
+
+
+STABLE_DIFFUSION = Family(
+    name="Stable Diffusion 1.x and 2.x",
+    pipelines=("StableDiffusion",),
+    text=StableDiffusionText,
+    read_text=_text,
+    call=DenoiserCall(),
+    ways={"channels": Way(StableDiffusionLayout, "StableDiffusionInpaintPipeline")},
+)

@@ -1,1 +1,0 @@
-"""Denoisers: made or grown from a base model, adapted, and called."""
