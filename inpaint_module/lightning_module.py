@@ -15,6 +15,7 @@ from torch.optim import Optimizer
 from inpaint_module.base_models import (
     CompiledForward,
     Conditioning,
+    DenoiserCall,
     ModelParts,
     check_captions,
     check_image_sizes,
