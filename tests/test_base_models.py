@@ -278,7 +278,9 @@ def test_mistakes_are_named(configs: dict[str, list[Path]], tmp_path: Path) -> N
         pytest.raises(ValueError, match="text encoders need transformers: pip install"),
     ):
         load_text(path)
-    with pytest.raises(ValueError, match=r"base model: expected a pipeline .* StableDiffusion, .* or hub name, got none"):
+    with pytest.raises(
+        ValueError, match=r"base model: expected a pipeline .* StableDiffusion, .* or hub name, got none"
+    ):
         load_text(str(tmp_path))
     with pytest.raises(ValueError, match=r"there is no such folder"):
         load_text("neither/a/hub/name")
