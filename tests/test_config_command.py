@@ -158,5 +158,5 @@ def test_fit_changes_pieces_from_overlays_and_the_command_line(
     assert list(classes) == ["ModelCheckpoint", "ImageGrid", *list(classes)[2:4], "ValidationReport", "DataCounters"]
     assert classes["ImageGrid"]["rows"] == 3
     assert classes["ValidationReport"]["photos"] == 2
-    assert [each["init_args"]["name"] for each in made["logger"]] == ["mine", "quickstart"]
+    assert [each["init_args"]["name"] for each in made["logger"]] == ["mine", "lightning_logs"]
     assert "ImageGrid has no option 'rowz'" in printed(capsys, configs[0], "--trainer.callbacks.ImageGrid.rowz=3")

@@ -123,6 +123,7 @@ def _with_pieces(content: Any, cfg: Any) -> dict[str, Any] | None:
             changes = {_name(before[0]): changes}  # without a name: of the first, which names the run folder
         if isinstance(changes, dict) and _is_named(changes):
             lists[key] = changed_pieces(before, changes, f"trainer.{key}")
+            cfg[f"trainer.{key}"] = None  # or jsonargparse gives arguments of one entry to another
     return {**content, "trainer": {**trainer, **lists}} if lists else None
 
 
