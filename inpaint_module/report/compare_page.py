@@ -73,8 +73,8 @@ def _best(runs: Sequence[ComparedRun]) -> dict[str, str]:
         return {}
     best = {"name": ranked[0].name, "psnr": number(ranked[0].scores["psnr_inside"], 1), "gain": "", "second": ""}
     if len(ranked) > 1:
-        gain = ranked[0].scores["psnr_inside"] - ranked[1].scores["psnr_inside"]
-        best |= {"gain": f"{gain:.1f}", "second": ranked[1].name}
+        gain = number(ranked[0].scores["psnr_inside"] - ranked[1].scores["psnr_inside"], 1)
+        best |= {"gain": gain if float(gain) else "", "second": ranked[1].name}
     return best
 
 
