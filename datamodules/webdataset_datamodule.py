@@ -33,8 +33,8 @@ from datamodules.stream_datamodule import StreamDataModule
 from datamodules.trainer_checks import check_batch, check_trainer, memory_of
 from inpaint_module.batch import DescribedData, LatentsTag
 from inpaint_module.masks.generator import LAST_STEP, MaskGenerator
-from inpaint_module.run_folder import run_folder
 from inpaint_module.sizing import padding_mask_crop
+from inpaint_module.training.run_folder import run_folder
 
 
 class WebDatasetDataModule(StreamDataModule, DescribedData):

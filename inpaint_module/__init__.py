@@ -20,7 +20,6 @@ if TYPE_CHECKING:
         load_text,
     )
     from inpaint_module.batch import Batch
-    from inpaint_module.callbacks.ema import EMA
     from inpaint_module.comfyui import NODE_CLASS_MAPPINGS, NODE_DISPLAY_NAME_MAPPINGS
     from inpaint_module.encoder import InpaintEncoder, InpaintLatents
     from inpaint_module.lightning_module import InpaintDiffusion
@@ -33,6 +32,7 @@ if TYPE_CHECKING:
     from inpaint_module.report.validation_report import ValidationReport
     from inpaint_module.sampling import inpaint_latents
     from inpaint_module.sizing import padding_mask_crop
+    from inpaint_module.training.ema import EMA
     from inpaint_module.vae.loading import load_vae
 
 __all__ = [
@@ -71,7 +71,7 @@ _HOMES = {
     "NODE_DISPLAY_NAME_MAPPINGS": "comfyui",
     "BaseModel": "base_models",
     "Batch": "batch",
-    "EMA": "callbacks.ema",
+    "EMA": "training.ema",
     "FluxFillLayout": "base_models",
     "InpaintDiffusion": "lightning_module",
     "InpaintEncoder": "encoder",

@@ -21,7 +21,7 @@ from inpaint_module.commands.errors import exit_code_of
 from inpaint_module.files import atomic_write_text, check_replaceable
 from inpaint_module.redaction import redacted
 from inpaint_module.report.compare_page import ComparedRun, compare_page
-from inpaint_module.run_folder import (
+from inpaint_module.training.run_folder import (
     CONFIG,
     METRICS,
     OTHER_CONFIG,
@@ -81,7 +81,7 @@ def read_run(folder: str | Path) -> Run:
     if missing := [name for name, path in {METRICS: rows, RECORD: folder / RECORD}.items() if not path.is_file()]:
         raise ValueError(
             f"{folder}: expected a run folder with {METRICS} and {RECORD}, got none of {', '.join(missing)}: add the "
-            "callback inpaint_module.callbacks.run_record.RunRecord to the run's config"
+            "callback inpaint_module.training.run_record.RunRecord to the run's config"
         )
     record = flatten(redacted(read_record(folder / RECORD)))
     configs = [folder / name for name in (OTHER_CONFIG, CONFIG) if (folder / name).is_file()]

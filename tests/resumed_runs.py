@@ -24,7 +24,7 @@ from unittest import mock
 import yaml
 from tiny_run import Setup, tiny_config
 
-from inpaint_module.checkpoints.checkpoint_io import verify_checkpoint
+from inpaint_module.training.checkpoints import verify_checkpoint
 
 
 def free_port() -> int:

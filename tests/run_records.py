@@ -14,8 +14,8 @@ from typing import Any
 from tiny_run import Setup
 from torch import Tensor
 
-from inpaint_module.checkpoints.checkpoint_io import VerifiedCheckpointIO
-from inpaint_module.run_folder import CONFIG, METRICS, RECORD, REPORT, read_metrics, read_record
+from inpaint_module.training.checkpoints import VerifiedCheckpointIO
+from inpaint_module.training.run_folder import CONFIG, METRICS, RECORD, REPORT, read_metrics, read_record
 
 ROOT = Path(__file__).parents[1]
 Starts = list[tuple[str, dict[str, Any]]]

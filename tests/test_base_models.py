@@ -26,15 +26,15 @@ from torch import Tensor, nn
 from datamodules import WebDatasetDataModule
 from inpaint_module.base_models import first_layer, load_denoiser, load_scheduler, load_text, unpack
 from inpaint_module.base_models.served import clip_skip_difference
-from inpaint_module.callbacks.ema import EMA
-from inpaint_module.checkpoints.checkpoint_io import VerifiedCheckpointIO
-from inpaint_module.checkpoints.resume import ExactResume
 from inpaint_module.encoder import InpaintLatents
 from inpaint_module.export import export
 from inpaint_module.lightning_module import InpaintDiffusion
 from inpaint_module.masks import Boxes
 from inpaint_module.randomness import Stream, key, normal
 from inpaint_module.trained import load_weights, module_from_configs
+from inpaint_module.training.checkpoints import VerifiedCheckpointIO
+from inpaint_module.training.ema import EMA
+from inpaint_module.training.resume import ExactResume
 
 pytestmark = [
     *QUIET,

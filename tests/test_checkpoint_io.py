@@ -17,8 +17,8 @@ from typing import Any
 import pytest
 import torch
 
-from inpaint_module.checkpoints import checkpoint_io
-from inpaint_module.checkpoints.checkpoint_io import (
+from inpaint_module.training import checkpoints as checkpoint_io
+from inpaint_module.training.checkpoints import (
     Seal,
     VerifiedCheckpointIO,
     local_path,
@@ -32,7 +32,7 @@ KILLED_SAVES = """
 import os, signal, sys
 from pathlib import Path
 import torch
-from inpaint_module.checkpoints import checkpoint_io as io
+from inpaint_module.training import checkpoints as io
 
 def dying(function, before=True):
     def call(*arguments):

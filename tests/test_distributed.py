@@ -31,8 +31,8 @@ from run_records import (
 from tiny_models import tiny_module
 from tiny_run import Setup, tiny_config
 
-from inpaint_module.checkpoints.checkpoint_io import VerifiedCheckpointIO
-from inpaint_module.checkpoints.resume import ExactResume
+from inpaint_module.training.checkpoints import VerifiedCheckpointIO
+from inpaint_module.training.resume import ExactResume
 
 DDP, FSDP = Setup(ranks=2), Setup(ranks=2, strategy="fsdp")
 OVERLAY = ROOT / "configs" / "multi_gpu.yaml"

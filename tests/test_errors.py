@@ -11,10 +11,10 @@ import torch
 
 import train
 from inpaint_module import embedded
-from inpaint_module.callbacks.nonfinite_guard import NonFiniteGuard
 from inpaint_module.cli.training import check_extras
 from inpaint_module.commands.errors import GOES_ON, exit_code_of, message_of, parser_message, take_debug
 from inpaint_module.commands.parser import device_of
+from inpaint_module.training.nonfinite_guard import NonFiniteGuard
 from inpaint_module.vae.loading import load_vae
 
 
@@ -121,7 +121,7 @@ CLOSEST = [
         "data.mask_generator: inpaint_module.masks has no 'Boxen'; did you mean Boxes?",
     ),
     (
-        "--trainer.callbacks=inpaint_module.callbacks.EMAA",
+        "--trainer.callbacks=inpaint_module.training.EMAA",
         2,
         "trainer.callbacks: inpaint_module.callbacks has no 'EMAA'; did you mean EMA?",
     ),

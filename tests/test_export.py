@@ -39,11 +39,11 @@ from inpaint_module.base_models import (
     load_denoiser,
     load_scheduler,
 )
-from inpaint_module.callbacks.ema import EMA
-from inpaint_module.checkpoints.checkpoint_io import VerifiedCheckpointIO
 from inpaint_module.export import COMFYUI_FILE, LORA_FILE, RECORD, export, main
 from inpaint_module.lightning_module import InpaintDiffusion
 from inpaint_module.trained import load_weights, module_from_configs
+from inpaint_module.training.checkpoints import VerifiedCheckpointIO
+from inpaint_module.training.ema import EMA
 from inpaint_module.vae.frozen_vae import FrozenVAE
 
 pytestmark = [

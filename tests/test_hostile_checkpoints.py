@@ -16,7 +16,7 @@ import torch
 from lightning import LightningModule, Trainer
 from mine import Mine
 
-from inpaint_module.checkpoints.checkpoint_io import VerifiedCheckpointIO, newest_valid_checkpoint
+from inpaint_module.training.checkpoints import VerifiedCheckpointIO, newest_valid_checkpoint
 
 
 class Tiny(LightningModule):

@@ -11,8 +11,8 @@ import torch
 from PIL import Image
 from tiny_models import tiny_batch, tiny_module
 
-from inpaint_module.callbacks.image_grid import ImageGrid, PredictionWriter, grid_image
 from inpaint_module.report.pictures import to_pil
+from inpaint_module.training.image_grid import ImageGrid, PredictionWriter, grid_image
 
 
 def test_grid_has_a_row_per_photo_and_a_column_per_field() -> None:

@@ -12,9 +12,9 @@ from quiet_trainer import QUIET, quiet_trainer
 from tiny_models import tiny_batch, tiny_module
 from torch.utils.data import DataLoader
 
-from inpaint_module.checkpoints import leftovers
-from inpaint_module.checkpoints.checkpoint_io import VerifiedCheckpointIO
-from inpaint_module.checkpoints.leftovers import Leftovers
+from inpaint_module.training import leftovers
+from inpaint_module.training.checkpoints import VerifiedCheckpointIO
+from inpaint_module.training.leftovers import Leftovers
 
 pytestmark = [
     *QUIET,

@@ -15,12 +15,12 @@ from tiny_models import tiny_module
 
 from datamodules import WebDatasetDataModule
 from datamodules.data_counters import DataCounters
-from inpaint_module.callbacks import EMA, ImageGrid, NonFiniteGuard, PredictionWriter, RunRecord, Throughput
-from inpaint_module.checkpoints.leftovers import Leftovers
-from inpaint_module.checkpoints.resume import ExactResume
 from inpaint_module.masks import Boxes
 from inpaint_module.report import ValidationReport
-from inpaint_module.run_folder import keep_csv_logs, metrics_path, read_metrics, read_record, run_folder
+from inpaint_module.training import EMA, ImageGrid, NonFiniteGuard, PredictionWriter, RunRecord, Throughput
+from inpaint_module.training.leftovers import Leftovers
+from inpaint_module.training.resume import ExactResume
+from inpaint_module.training.run_folder import keep_csv_logs, metrics_path, read_metrics, read_record, run_folder
 
 pytestmark = [
     *QUIET,

@@ -12,7 +12,7 @@ from quiet_trainer import QUIET, quiet_trainer
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from inpaint_module.callbacks.nonfinite_guard import NonFiniteGuard, all_finite
+from inpaint_module.training.nonfinite_guard import NonFiniteGuard, all_finite
 
 pytestmark = [
     *QUIET,

@@ -12,7 +12,7 @@ from PIL import Image
 
 from inpaint_module.compare_runs import Run, page
 from inpaint_module.report import pages
-from inpaint_module.run_folder import MetricRow
+from inpaint_module.training.run_folder import MetricRow
 
 EVIL = "<img src=x onerror=\"alert('1')\">&"
 

@@ -18,9 +18,9 @@ from tiny_run import Setup, tiny_config
 
 from datamodules import WebDatasetDataModule, predict
 from datamodules.predict import load_model, main, read_mask
-from inpaint_module.checkpoints.checkpoint_io import VerifiedCheckpointIO
 from inpaint_module.masks import preset
 from inpaint_module.randomness import Stream, key
+from inpaint_module.training.checkpoints import VerifiedCheckpointIO
 
 SMALL = ["--tile", "64", "--overlap", "16"]
 

@@ -7,8 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from inpaint_module.checkpoints.checkpoint_io import VerifiedCheckpointIO, read_seal
-from inpaint_module.checkpoints.rank_checks import Resumed, check_equal, gathered, look_at
+from inpaint_module.training.checkpoints import Resumed, VerifiedCheckpointIO, check_equal, gathered, look_at, read_seal
 
 
 def save(path: Path, step: int) -> Path:

@@ -19,7 +19,7 @@ from inpaint_module.metrics.scores import (
 from inpaint_module.report.pages import STYLE, Line, line_chart, nice_ticks, smoothed, thinned
 from inpaint_module.report.pictures import SheetRow, masked_in_red, sheet
 from inpaint_module.report.report_page import page
-from inpaint_module.run_folder import MetricRow
+from inpaint_module.training.run_folder import MetricRow
 
 
 def scored(name: str = "sd", **changes: str) -> ScoredPreset:

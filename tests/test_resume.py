@@ -21,10 +21,9 @@ from run_records import ROOT, assert_ended_as_told, assert_same_run, finish, lau
 from tiny_models import tiny_module
 from tiny_run import Setup, tiny_config
 
-from inpaint_module.checkpoints.checkpoint_io import VerifiedCheckpointIO
-from inpaint_module.checkpoints.choice import resume_line
-from inpaint_module.checkpoints.resume import ExactResume, checkpoint_folders
 from inpaint_module.cli.training import ResumingCLI
+from inpaint_module.training.checkpoints import VerifiedCheckpointIO
+from inpaint_module.training.resume import ExactResume, checkpoint_folders, resume_line
 
 PLAIN, EPOCHS, VALIDATIONS = Setup(), Setup(saves="epochs"), Setup(saves="validations")
 RECORDED = Setup(record=True)

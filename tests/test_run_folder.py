@@ -11,8 +11,8 @@ import pytest
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger, WandbLogger
 from lightning.pytorch.trainer.states import TrainerFn
 
-from inpaint_module import run_folder as module
-from inpaint_module.run_folder import (
+from inpaint_module.training import run_folder as module
+from inpaint_module.training.run_folder import (
     MetricRow,
     Metrics,
     config_path,
@@ -23,7 +23,7 @@ from inpaint_module.run_folder import (
     run_folder,
     write_metrics,
 )
-from inpaint_module.run_lock import Holder
+from inpaint_module.training.run_lock import Holder
 
 ROWS = [MetricRow(1, "train/loss", 0.5), MetricRow(2, "train/loss", 0.25), MetricRow(2, "val/x", 1.0)]
 

@@ -15,8 +15,8 @@ from typing import Any
 import pytest
 from run_processes import child
 
-from inpaint_module import run_lock
-from inpaint_module.run_lock import LOCK, Holder, claim, holder, release
+from inpaint_module.training import run_lock
+from inpaint_module.training.run_lock import LOCK, Holder, claim, holder, release
 
 
 def answer(question: Callable[[], object]) -> str:

@@ -13,12 +13,12 @@ from run_processes import child
 from tiny_models import tiny_module
 
 from datamodules import WebDatasetDataModule
-from inpaint_module.callbacks import RunRecord
-from inpaint_module.checkpoints.resume import ExactResume
 from inpaint_module.compare_runs import flatten, main, read_run
 from inpaint_module.masks import Boxes
-from inpaint_module.run_folder import MetricRow, read_metrics, read_record, write_metrics
-from inpaint_module.run_lock import claim
+from inpaint_module.training import RunRecord
+from inpaint_module.training.resume import ExactResume
+from inpaint_module.training.run_folder import MetricRow, read_metrics, read_record, write_metrics
+from inpaint_module.training.run_lock import claim
 
 NAMES = ("train/loss", "val/psnr_inside")
 pytestmark = [

@@ -17,12 +17,11 @@ from tiny_models import tiny_module
 from tiny_run import Setup, tiny_config
 
 import train
-from inpaint_module.checkpoints.checkpoint_io import VerifiedCheckpointIO, newest_valid_checkpoint, read_plain
-from inpaint_module.checkpoints.choice import check_trained
-from inpaint_module.checkpoints.resume import ExactResume
-from inpaint_module.checkpoints.settings import changes, settings_of
 from inpaint_module.cli.training import ResumingCLI
-from inpaint_module.run_versions import is_open, keep_versions, last_version, versions_of
+from inpaint_module.training.changes import changes, settings_of
+from inpaint_module.training.checkpoints import VerifiedCheckpointIO, newest_valid_checkpoint, read_plain
+from inpaint_module.training.lightning_private import is_open, keep_versions, last_version, versions_of
+from inpaint_module.training.resume import ExactResume, check_trained
 
 pytestmark = [
     *QUIET,
@@ -98,7 +97,7 @@ def test_what_has_changed_is_said_and_takes_effect(config: dict[str, Any], caplo
     model["optimizer"]["init_args"] |= {"lr": 5e-4, "weight_decay": 0.5}
     data |= {"batch_size": 1, "image_size": 32}
     data["mask_generator"] = {"class_path": "inpaint_module.masks.Boxes"}
-    ema = {"class_path": "inpaint_module.callbacks.EMA", "init_args": {"decay": 0.5}}
+    ema = {"class_path": "inpaint_module.training.EMA", "init_args": {"decay": 0.5}}
     config["trainer"]["callbacks"].append(ema)
     assert run("fit", config, "--trainer.max_steps=3") == 0
     assert said(caplog, "resume: changed") == [
@@ -109,7 +108,7 @@ def test_what_has_changed_is_said_and_takes_effect(config: dict[str, Any], caplo
             "data.mask_generator: inpaint_module.masks.Mixture -> inpaint_module.masks.Boxes",
             "model.optimizer.lr: 0.001 -> 0.0005",
             "model.optimizer.weight_decay: 0.01 -> 0.5",
-            "trainer.callbacks.EMA: none -> inpaint_module.callbacks.EMA",
+            "trainer.callbacks.EMA: none -> inpaint_module.training.EMA",
             "trainer.max_steps: 2 -> 3",
         )
     ]
@@ -256,6 +255,12 @@ def test_settings_are_named_and_hold_no_secret() -> None:
         "a: x.A -> x.B",
         "b: 1 -> 2",
     ]
+
+
+def test_a_class_under_its_earlier_path_is_no_change() -> None:
+    moved = {"trainer.callbacks.EMA": "inpaint_module.callbacks.EMA", "a": "inpaint_module.A"}
+    now = {"trainer.callbacks.EMA": "inpaint_module.EMA", "a": "inpaint_module.B"}
+    assert [str(each) for each in changes(moved, now)] == ["a: inpaint_module.A -> inpaint_module.B"]
 
 
 def test_the_last_version_is_by_number(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from quiet_trainer import QUIET, quiet_trainer
 from tiny_models import tiny_batch, tiny_module
 from torch.utils.data import DataLoader, IterableDataset
 
-from inpaint_module.callbacks.throughput import SHARES, HostTimer, Stopwatch, Throughput
+from inpaint_module.training.throughput import SHARES, HostTimer, Stopwatch, Throughput
 
 pytestmark = [
     *QUIET,

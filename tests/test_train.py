@@ -25,10 +25,10 @@ from tiny_folders import BASES, config_over
 import train
 from datamodules import cache_latents, doctor, index_shards, make_shards, predict
 from inpaint_module import compare_runs, export
-from inpaint_module.checkpoints.checkpoint_io import VerifiedCheckpointIO
 from inpaint_module.commands.config_files import read_parts
 from inpaint_module.masks.__main__ import main as gallery
-from inpaint_module.run_lock import claim
+from inpaint_module.training.checkpoints import VerifiedCheckpointIO
+from inpaint_module.training.run_lock import claim
 
 ROOT = Path(__file__).parents[1]
 CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))

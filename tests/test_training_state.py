@@ -19,8 +19,8 @@ from torch import Tensor, nn
 from two_ranks import equal, fit, tiny, weights
 
 from inpaint_module import InpaintEncoder, InpaintLatents
-from inpaint_module.callbacks.ema import EMA
 from inpaint_module.randomness import Stream, key
+from inpaint_module.training.ema import EMA
 
 pytestmark = [
     *QUIET,

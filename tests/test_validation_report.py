@@ -22,8 +22,6 @@ from tiny_models import tiny_batch, tiny_module
 from tiny_run import Setup, tiny_config
 from vision_weights import saved
 
-from inpaint_module.callbacks.ema import EMA
-from inpaint_module.callbacks.run_record import RunRecord
 from inpaint_module.cli.training import ResumingCLI
 from inpaint_module.lightning_module import InpaintDiffusion
 from inpaint_module.masks import preset
@@ -35,6 +33,8 @@ from inpaint_module.metrics.scores import (
 )
 from inpaint_module.randomness import Stream, key
 from inpaint_module.report.validation_report import ValidationReport, photos_of
+from inpaint_module.training.ema import EMA
+from inpaint_module.training.run_record import RunRecord
 
 pytestmark = [
     *QUIET,

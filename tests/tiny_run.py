@@ -14,8 +14,9 @@ import torch
 import yaml
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from inpaint_module import files, run_folder
-from inpaint_module.checkpoints import checkpoint_io
+from inpaint_module import files
+from inpaint_module.training import checkpoints as checkpoint_io
+from inpaint_module.training import run_folder
 
 CONFIG = Path(__file__).parents[1] / "configs" / "quickstart.yaml"
 STEPS = 8
@@ -98,15 +99,15 @@ def _callbacks(setup: Setup) -> list[dict[str, Any]]:
     if setup.record:
         report = {"presets": ["sd"], "photos": 1}
         callbacks += [
-            {"class_path": "inpaint_module.callbacks.ImageGrid", "init_args": {"rows": 2}},
-            {"class_path": "inpaint_module.callbacks.RunRecord"},
+            {"class_path": "inpaint_module.training.ImageGrid", "init_args": {"rows": 2}},
+            {"class_path": "inpaint_module.training.RunRecord"},
             {"class_path": "inpaint_module.report.ValidationReport", "init_args": report},
         ]
     if setup.ema:
-        ema = {"class_path": "inpaint_module.callbacks.ema.EMA", "init_args": {"decay": 0.5}}
+        ema = {"class_path": "inpaint_module.training.ema.EMA", "init_args": {"decay": 0.5}}
         callbacks.insert(1, ema)
     if setup.max_dropped != 20:
-        guard = "inpaint_module.callbacks.nonfinite_guard.NonFiniteGuard"
+        guard = "inpaint_module.training.nonfinite_guard.NonFiniteGuard"
         callbacks.append({"class_path": guard, "init_args": {"max_dropped": setup.max_dropped}})
     return callbacks
 

@@ -21,8 +21,8 @@ from torch.utils.data import DataLoader, IterableDataset
 
 from inpaint_module import InpaintEncoder
 from inpaint_module.base_models import ModelParts, StableDiffusionLayout
-from inpaint_module.callbacks.nonfinite_guard import NonFiniteGuard
 from inpaint_module.lightning_module import InpaintDiffusion
+from inpaint_module.training.nonfinite_guard import NonFiniteGuard
 
 
 class Batches(IterableDataset[dict[str, Any]]):

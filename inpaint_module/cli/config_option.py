@@ -52,7 +52,7 @@ def changed_pieces(before: Sequence[Entry], changes: Mapping[str, Any], where: s
 
     Args:
         before: entries with `class_path`, and `init_args` where they have any.
-        changes: by the name of an entry's class, `EMA` for `inpaint_module.callbacks.EMA`, in any case of letters: None
+        changes: by the name of an entry's class, `EMA` for `inpaint_module.training.EMA`, in any case of letters: None
             drops the entry, `init_args` go over its own, another `class_path` replaces it. A `class_path` under a name
             that no entry has is added at the end.
         where: the key, for messages.

@@ -20,21 +20,26 @@ from lightning.pytorch.plugins import CheckpointIO
 from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.model_helpers import is_overridden
 
-from inpaint_module.callbacks.nonfinite_guard import NonFiniteGuard
-from inpaint_module.callbacks.run_record import RunConfig, RunRecord
-from inpaint_module.checkpoints.checkpoint_io import VerifiedCheckpointIO
-from inpaint_module.checkpoints.choice import check_trained, keep_run, resume_line
-from inpaint_module.checkpoints.leftovers import Leftovers
-from inpaint_module.checkpoints.rank_checks import LIGHTNINGS_WORDS
-from inpaint_module.checkpoints.resume import ExactResume, checkpoint_folders, model_checkpoints
-from inpaint_module.checkpoints.settings import settings_of
 from inpaint_module.cli.config_option import ConfigFile, split_pieces
 from inpaint_module.cli.terminal import RunProgress, quiet
 from inpaint_module.commands.older_configs import today, today_options
 from inpaint_module.commands.parser import OneParagraph
-from inpaint_module.run_folder import CONFIG_HEAD, keep_csv_logs, names_folder, run_folder
-from inpaint_module.run_lock import claim, release
-from inpaint_module.run_versions import names_versions
+from inpaint_module.training.changes import settings_of
+from inpaint_module.training.checkpoints import LIGHTNINGS_WORDS, VerifiedCheckpointIO
+from inpaint_module.training.leftovers import Leftovers
+from inpaint_module.training.lightning_private import names_versions
+from inpaint_module.training.nonfinite_guard import NonFiniteGuard
+from inpaint_module.training.resume import (
+    ExactResume,
+    check_trained,
+    checkpoint_folders,
+    keep_run,
+    model_checkpoints,
+    resume_line,
+)
+from inpaint_module.training.run_folder import CONFIG_HEAD, keep_csv_logs, names_folder, run_folder
+from inpaint_module.training.run_lock import claim, release
+from inpaint_module.training.run_record import RunConfig, RunRecord
 
 _READ_TEXT = tuple(f"inpaint_module.base_models.{name}" for name in ("load_text", "BaseModel"))
 

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from inpaint_module.report import pages
 from inpaint_module.report.pages import Line, smoothed
 from inpaint_module.report.report_page import COLUMNS, SMOOTHING, Column, chart, gain_over, number, points
-from inpaint_module.run_folder import MetricRow
+from inpaint_module.training.run_folder import MetricRow
 
 _STYLES = ("one", "two", "three")  # of the first runs' lines; those of the others are faint
 _CURVES = {

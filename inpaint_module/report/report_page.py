@@ -10,7 +10,7 @@ from inpaint_module.metrics.scores import FillScores, ScoredPhoto, ScoredPreset,
 from inpaint_module.redaction import redacted_command
 from inpaint_module.report import pages
 from inpaint_module.report.pages import Line, line_chart, smoothed
-from inpaint_module.run_folder import MetricRow
+from inpaint_module.training.run_folder import MetricRow
 
 SMOOTHING = 20  # of the losses, in logged values
 

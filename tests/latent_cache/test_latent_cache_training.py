@@ -22,7 +22,7 @@ from inpaint_module import InpaintEncoder
 from inpaint_module.base_models import ModelParts, StableDiffusionLayout
 from inpaint_module.clean_latents import encode_beside, encode_clean
 from inpaint_module.lightning_module import InpaintDiffusion
-from inpaint_module.run_folder import MetricRow, read_metrics
+from inpaint_module.training.run_folder import MetricRow, read_metrics
 
 pytestmark = [
     *QUIET,
@@ -76,7 +76,7 @@ def fit(*options: str) -> None:
     """The quickstart with the overlay of caches, and a checkpoint every two steps."""
     os.environ.pop("PL_GLOBAL_SEED", None)  # of the run before
     saves = {"class_path": "lightning.pytorch.callbacks.ModelCheckpoint", "init_args": {"every_n_train_steps": 2}}
-    callbacks = [saves, {"class_path": "inpaint_module.callbacks.run_record.RunRecord"}]
+    callbacks = [saves, {"class_path": "inpaint_module.training.run_record.RunRecord"}]
     Path("saves.yaml").write_text(yaml.safe_dump({"trainer": {"callbacks": callbacks}}))
     configs = [f"--config={CONFIGS / name}" for name in ("quickstart.yaml", "latent_cache.yaml")]
     configs.append("--config=saves.yaml")

@@ -12,13 +12,13 @@ from typing import Any, NamedTuple
 
 from lightning.pytorch import Trainer
 from lightning.pytorch.loggers import CSVLogger, Logger, MLFlowLogger, TensorBoardLogger
-from lightning.pytorch.loggers.csv_logs import ExperimentWriter
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info
 
 from inpaint_module.files import append_lines, atomic_write_text, set_aside
 from inpaint_module.parsing import parse_json
-from inpaint_module.run_lock import claim, holder
+from inpaint_module.training.lightning_private import write_csv_into
+from inpaint_module.training.run_lock import claim, holder
 
 CONFIG, RECORD, METRICS, REPORT = "config.yaml", "run.json", "metrics.csv", "report.json"
 OTHER_CONFIG = "run_config.yaml"  # its name where there is a config.yaml of the user's
@@ -60,7 +60,7 @@ def keep_csv_logs(trainer: Trainer, verb: str) -> None:
         if not isinstance(logger, CSVLogger) or not (path := Path(logger.log_dir) / METRICS).exists():
             continue
         if verb != "fit":
-            logger._experiment = ExperimentWriter(str(path.parent / verb))
+            write_csv_into(logger, path.parent / verb)
         elif _read_rows(path)[0] and not path.with_name(OTHER_METRICS).exists():
             path.rename(path.with_name(OTHER_METRICS))  # ours, of a start without a CSVLogger
         else:

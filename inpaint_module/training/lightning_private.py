@@ -1,6 +1,6 @@
-"""Loggers that name a new folder or run at each start: a second start keeps the name of the first.
+"""What of Lightning this project leans on that is no promise of its own: here alone, but for what EMA inherits.
 
-The loggers' private names of it are set here alone; tested with Lightning 2.6.
+Tested with Lightning 2.6; tests/test_lightning_private.py fails where a name has changed.
 """
 
 from __future__ import annotations
@@ -11,9 +11,13 @@ from contextlib import suppress
 from pathlib import Path
 
 from lightning.pytorch import Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger, Logger, MLFlowLogger, TensorBoardLogger, WandbLogger
+from lightning.pytorch.loggers.csv_logs import ExperimentWriter
 from lightning.pytorch.plugins.environments import SLURMEnvironment
+from lightning.pytorch.strategies import ModelParallelStrategy
 
+TESTED = "2.6"  # versions of Lightning that begin so
 Version = str | int | None
 
 
@@ -80,3 +84,47 @@ def _set(logger: Logger, version: str | int) -> None:
         with suppress(Exception):  # of any kind, where the run is not in the database any more: a new one begins
             logger._mlflow_client.get_run(str(version))
             logger._run_id = str(version)
+
+
+def write_csv_into(logger: CSVLogger, folder: Path) -> None:
+    """Have a CSVLogger, which has written nothing yet, write into another folder than its own."""
+    logger._experiment = ExperimentWriter(str(folder))
+
+
+def keep_name(callback: ModelCheckpoint) -> None:
+    """Have a ModelCheckpoint replace a file of the name that it wants, instead of adding `-v1`."""
+    callback._enable_version_counter = False
+
+
+def saves_by_time(callback: ModelCheckpoint) -> bool:
+    """Whether a ModelCheckpoint saves by `train_time_interval`."""
+    return callback._train_time_interval is not None
+
+
+def mark_saved(callback: ModelCheckpoint, step: int) -> None:
+    """Have a ModelCheckpoint take a step for saved."""
+    callback._last_global_step_saved = step
+
+
+def saves_folders(strategy: ModelParallelStrategy) -> bool:
+    """Whether its checkpoints are folders."""
+    return strategy._save_distributed_checkpoint
+
+
+def validation_is_due(trainer: Trainer) -> bool:
+    """Whether the trainer validates after the batch that it has just done, or whose checkpoint it has just loaded."""
+    loop = trainer.fit_loop
+    assert loop._data_fetcher is not None
+    return loop.epoch_loop.batch_idx >= 0 and loop.epoch_loop._should_check_val_fx(loop._data_fetcher)
+
+
+def validate_now(trainer: Trainer) -> None:
+    """Validate as Lightning's training loop does it."""
+    connector, loop = trainer._logger_connector, trainer.fit_loop.epoch_loop.val_loop
+    first_iteration = connector._first_loop_iter
+    loop.restarting = False
+    trainer.validating = True
+    loop.run()
+    trainer.training = True
+    connector._first_loop_iter = first_iteration
+    loop._has_run = False  # else, after a checkpoint of an epoch's end, the epochs to come end at once, for ever

@@ -10,7 +10,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.utilities import rank_zero_info
 
-from inpaint_module.checkpoints.checkpoint_io import read_seal
+from inpaint_module.training.checkpoints import read_seal
 
 _REPLACED = "replaced_checkpoints"
 _UNFINISHED = "*.ckpt.tmp"

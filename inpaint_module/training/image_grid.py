@@ -14,8 +14,8 @@ from PIL import Image, ImageDraw, ImageFont
 
 from inpaint_module.files import atomic_write_picture
 from inpaint_module.report.pictures import to_pil
-from inpaint_module.run_folder import run_folder
 from inpaint_module.sampling import InpaintedImages
+from inpaint_module.training.run_folder import run_folder
 
 
 def grid_image(rows: InpaintedImages) -> Image.Image:

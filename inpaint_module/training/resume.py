@@ -1,10 +1,10 @@
-"""ExactResume: what Lightning leaves open between a checkpoint and the step after it."""
+"""A run goes on: which checkpoint it takes, and what Lightning leaves open between that and the step after it."""
 
 from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -15,13 +15,31 @@ from lightning.pytorch.callbacks import ModelCheckpoint, WeightAveraging
 from lightning.pytorch.strategies import ModelParallelStrategy
 from lightning.pytorch.utilities import rank_zero_info
 
-from inpaint_module.checkpoints.checkpoint_io import read_plain, read_seal
-from inpaint_module.checkpoints.going_on import adapt, check_sharded, lines_of
-from inpaint_module.checkpoints.rank_checks import LIGHTNINGS_WORDS, check_same_checkpoint
-from inpaint_module.checkpoints.settings import Change, changes
 from inpaint_module.files import set_aside
-from inpaint_module.run_folder import run_folder
-from inpaint_module.run_versions import versions_of
+from inpaint_module.redaction import redact
+from inpaint_module.training.changes import Change, adapt, changes, check_sharded, lines_of
+from inpaint_module.training.checkpoints import (
+    LIGHTNINGS_WORDS,
+    check_same_checkpoint,
+    newest_valid_checkpoint,
+    read_plain,
+    read_seal,
+)
+from inpaint_module.training.lightning_private import (
+    is_open,
+    keep_name,
+    keep_versions,
+    last_version,
+    mark_saved,
+    names_versions,
+    saves_by_time,
+    saves_folders,
+    use_version,
+    validate_now,
+    validation_is_due,
+    versions_of,
+)
+from inpaint_module.training.run_folder import run_folder
 
 SETTINGS, STARTED_FROM, LOG_VERSIONS = "run_settings", "started_from", "log_versions"  # of a checkpoint
 
@@ -69,8 +87,8 @@ class ExactResume(Callback):
             if not trainer.strategy.lightning_restore_optimizer:
                 check_sharded(self._changed or [])
         for callback in model_checkpoints(trainer):
-            callback._enable_version_counter = False
-            if trainer.accumulate_grad_batches > 1 and (callback._train_time_interval or callback.save_on_exception):
+            keep_name(callback)
+            if trainer.accumulate_grad_batches > 1 and (saves_by_time(callback) or callback.save_on_exception):
                 raise ValueError(
                     "trainer.callbacks: expected ModelCheckpoint with every_n_train_steps, got train_time_interval or "
                     f"save_on_exception: with accumulate_grad_batches {trainer.accumulate_grad_batches} they save "
@@ -123,9 +141,9 @@ class ExactResume(Callback):
             set_newer_aside(trainer, Path(self.started_from or ""))
         if trainer.fit_loop.restarting:
             for callback in model_checkpoints(trainer):
-                callback._last_global_step_saved = trainer.global_step
+                mark_saved(callback, trainer.global_step)
             if validation_is_due(trainer):
-                _validate(trainer)
+                validate_now(trainer)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Seed torch's global generators."""
@@ -161,7 +179,7 @@ def _check_sharding(trainer: Trainer, stage: str) -> None:
     """What does not go with sharded weights."""
     if stage != "fit" or not isinstance(trainer.strategy, ModelParallelStrategy):
         return
-    if model_checkpoints(trainer) and trainer.strategy._save_distributed_checkpoint:
+    if model_checkpoints(trainer) and saves_folders(trainer.strategy):
         raise ValueError(
             "trainer.strategy.init_args.save_distributed_checkpoint: expected false, got true, Lightning's default: it "
             "writes folders, which no sha256 covers and a kill can leave half written"
@@ -173,20 +191,84 @@ def _check_sharding(trainer: Trainer, stage: str) -> None:
         )
 
 
-def validation_is_due(trainer: Trainer) -> bool:
-    """Whether the trainer validates after the batch that it has just done, or whose checkpoint it has just loaded."""
-    loop = trainer.fit_loop
-    assert loop._data_fetcher is not None
-    return loop.epoch_loop.batch_idx >= 0 and loop.epoch_loop._should_check_val_fx(loop._data_fetcher)
+def keep_run(trainer: Trainer, named: str | None) -> Path | None:
+    """The checkpoint to go on from; the loggers are set to the folder and the run that it belongs to.
+
+    Where the logger of the run folder takes a new version at each start, the run is that of the highest version that
+    holds checkpoints.
+
+    Args:
+        trainer: whose loggers have made no folder yet.
+        named: by the user as where to begin; a run that began with it goes on, any other is left alone.
+
+    Raises:
+        ValueError: there are checkpoints, but none verifies, and none is named.
+    """
+    last = None
+    if names_versions(trainer):
+        last = last_version(trainer, lambda folder: any((folder / "checkpoints").rglob("*.ckpt")))
+        own = [Path(each.dirpath) for each in model_checkpoints(trainer) if each.dirpath and not each.save_weights_only]
+        folders = own + ([last / "checkpoints"] if last else [])
+    else:
+        folders = checkpoint_folders(trainer)
+    try:
+        path = newest_valid_checkpoint(*folders)
+    except ValueError:
+        if named is None:
+            raise
+        return None
+    if path is None:
+        return None
+    kept = read_plain(path) if named is not None or any(map(is_open, trainer.loggers)) else {}
+    if named is not None and kept.get(STARTED_FROM) != str(Path(named).resolve()):
+        return None
+    if last is not None and path.is_relative_to(last):
+        use_version(trainer, last)
+        rank_zero_info(f"resume: the logger goes on in {last}; to start anew, give it another name or a new version")
+    keep_versions(trainer.loggers, kept.get(LOG_VERSIONS, []))
+    return path
 
 
-def _validate(trainer: Trainer) -> None:
-    """As Lightning's training loop does it."""
-    connector, loop = trainer._logger_connector, trainer.fit_loop.epoch_loop.val_loop
-    first_iteration = connector._first_loop_iter
-    loop.restarting = False
-    trainer.validating = True
-    loop.run()
-    trainer.training = True
-    connector._first_loop_iter = first_iteration
-    loop._has_run = False  # else, after a checkpoint of an epoch's end, the epochs to come end at once, for ever
+def check_trained(path: Path | None, model: Mapping[str, Any], folders: Sequence[Path]) -> None:
+    """Say whose weights are measured.
+
+    Args:
+        path: the checkpoint that was found; None for none.
+        model: its config. A denoiser with a `path` is loaded, and may be measured before it is trained.
+        folders: where checkpoints were looked for.
+
+    Raises:
+        ValueError: there is no checkpoint, and the weights are random.
+    """
+    loaded = loaded_from(model)
+    where = ", ".join(map(str, folders)) or "no folder, as the config has no ModelCheckpoint"
+    if path is not None:
+        rank_zero_info(f"weights: those of {path}, at step {read_seal(path).step}; --ckpt_path FILE takes others")
+    elif loaded:
+        rank_zero_info(f"weights: those of {redact(loaded)} as they were loaded: no checkpoint in {where}")
+    else:
+        raise ValueError(
+            f"ckpt_path: expected a checkpoint, as the config's model has random weights, got none in {where}: train "
+            "it with `fit`, or give --ckpt_path FILE"
+        )
+
+
+def loaded_from(model: Mapping[str, Any]) -> str | None:
+    """Where the denoiser of a model's config has its weights from; None for random ones."""
+    base = (model.get("init_args") or {}).get("base")
+    arguments = (base.get("init_args") or {}) if isinstance(base, Mapping) else {}
+    denoiser = arguments.get("denoiser")
+    if isinstance(denoiser, Mapping):
+        arguments = denoiser.get("init_args") or {}
+    places = [value for name, value in arguments.items() if "path" in name and value]  # also of from_pretrained
+    return str(places[0]) if places else None
+
+
+def resume_line(path: Path | None, max_steps: int) -> str:
+    """What `fit` says first."""
+    if path is None:
+        return "resume: no checkpoint yet, starting from scratch"
+    step = read_seal(path).step
+    if 0 <= max_steps <= step:
+        return f"resume: finished: {path} is at step {step} of {max_steps}; raise trainer.max_steps to go on"
+    return f"resume: going on from {path} at step {step}; to start anew, delete or rename its folder"

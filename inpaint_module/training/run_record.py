@@ -17,7 +17,7 @@ from lightning.pytorch.utilities import rank_zero_info
 
 from inpaint_module.files import atomic_write_text
 from inpaint_module.redaction import permissions_for, redacted, redacted_command
-from inpaint_module.run_folder import (
+from inpaint_module.training.run_folder import (
     RECORD,
     Metrics,
     claim_on_all_ranks,
@@ -28,7 +28,7 @@ from inpaint_module.run_folder import (
     run_folder,
     write_json,
 )
-from inpaint_module.run_lock import release
+from inpaint_module.training.run_lock import release
 
 _PACKAGES = ("torch", "torchvision", "lightning", "diffusers", "webdataset", "pillow", "numpy")
 

@@ -1,1 +1,0 @@
-"""Checkpoints that verify, and runs that go on from them."""

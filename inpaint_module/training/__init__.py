@@ -1,0 +1,48 @@
+"""Runs: callbacks, checkpoints, the second start, and the folder of a run; `InpaintDiffusion` is above this."""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from inpaint_module.training.checkpoints import VerifiedCheckpointIO, newest_valid_checkpoint, verify_checkpoint
+    from inpaint_module.training.ema import EMA
+    from inpaint_module.training.image_grid import ImageGrid, PredictionWriter
+    from inpaint_module.training.leftovers import Leftovers
+    from inpaint_module.training.nonfinite_guard import NonFiniteGuard
+    from inpaint_module.training.resume import ExactResume
+    from inpaint_module.training.run_record import RunRecord
+    from inpaint_module.training.throughput import Throughput
+
+__all__ = [
+    "EMA",
+    "ExactResume",
+    "ImageGrid",
+    "Leftovers",
+    "NonFiniteGuard",
+    "PredictionWriter",
+    "RunRecord",
+    "Throughput",
+    "VerifiedCheckpointIO",
+    "newest_valid_checkpoint",
+    "verify_checkpoint",
+]
+_HOMES = {
+    "EMA": "ema",
+    "ExactResume": "resume",
+    "ImageGrid": "image_grid",
+    "Leftovers": "leftovers",
+    "NonFiniteGuard": "nonfinite_guard",
+    "PredictionWriter": "image_grid",
+    "RunRecord": "run_record",
+    "Throughput": "throughput",
+    "VerifiedCheckpointIO": "checkpoints",
+    "newest_valid_checkpoint": "checkpoints",
+    "verify_checkpoint": "checkpoints",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Import what a name needs when it is first asked for."""
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
