@@ -23,13 +23,12 @@ from jsonargparse import Namespace
 from lightning.pytorch import LightningDataModule, LightningModule
 from tqdm import tqdm
 
-from datamodules.faults.quarantine import QUARANTINE
-from datamodules.samples.latent_cache import DTYPES
+from datamodules.decode.latent_cache import DTYPES
+from datamodules.order.quarantine import QUARANTINE
 from datamodules.shards.manifest import Shard, read_manifest
 from datamodules.webdataset_datamodule import WebDatasetDataModule
 from datamodules.writing.latent_samples import cached_samples
-from datamodules.writing.shard_journal import open_journal
-from datamodules.writing.shard_writer import ShardWriter
+from datamodules.writing.shard_writer import ShardWriter, open_journal
 from inpaint_module.base_models import EncoderOptions, encoder_for
 from inpaint_module.commands import options
 from inpaint_module.commands.config_files import make_parts, read_parts

@@ -33,10 +33,10 @@ from tqdm import tqdm
 from webdataset.shardlists import expand_urls
 
 from datamodules.account import Account, RefusedError, tell
-from datamodules.remote.transports import file_name, is_remote, scheme
 from datamodules.shards.manifest import JOURNAL, ManifestRow, Shard, index_path, read_manifest, write_rows
 from datamodules.shards.shard_specs import packing_advice
 from datamodules.shards.tar_index import check_ignorable
+from datamodules.shards.transports import file_name, is_remote, scheme
 from datamodules.writing.ordered_pool import ordered_map
 from datamodules.writing.tar_indexer import IndexedTar, TarPlace, try_index_tar
 from inpaint_module.commands import options

@@ -32,12 +32,11 @@ from jsonargparse import Namespace
 from tqdm import tqdm
 
 from datamodules.account import Account, RefusedError, tell
-from datamodules.samples.captions import check_encoding
+from datamodules.decode.captions import check_encoding
 from datamodules.shards.manifest import Shard, read_manifest
 from datamodules.shards.tar_index import ScannedTar
 from datamodules.writing.ordered_pool import ordered_map
-from datamodules.writing.shard_journal import ShardJournal, open_journal
-from datamodules.writing.shard_writer import ShardWriter
+from datamodules.writing.shard_writer import ShardJournal, ShardWriter, open_journal
 from datamodules.writing.source_lists import Columns, Source, find_sources, fingerprint
 from datamodules.writing.source_samples import PackedSample, Packing, Resize, try_source
 from inpaint_module.commands import options

@@ -21,11 +21,20 @@ from torch import Tensor
 from tqdm import tqdm
 
 from datamodules.account import Account, first_names, tell
-from datamodules.images.conversion import stored_picture
-from datamodules.images.giving_back import GivenPicture, filled, read_given, write_png
-from datamodules.images.reading import Turn, read_turn
-from datamodules.own_masks import mask_files
-from datamodules.writing.pictures import MAKER, Picture, caption_of, check_outputs, find_pictures
+from datamodules.decode import mask_files
+from datamodules.decode.conversion import stored_picture
+from datamodules.decode.reading import Turn, read_turn
+from datamodules.writing.pictures import (
+    MAKER,
+    GivenPicture,
+    Picture,
+    caption_of,
+    check_outputs,
+    filled,
+    find_pictures,
+    read_given,
+    write_png,
+)
 from inpaint_module.commands import options
 from inpaint_module.commands.errors import exit_code_of
 from inpaint_module.files import atomic_write

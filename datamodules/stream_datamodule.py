@@ -8,7 +8,7 @@ from typing import Any
 from lightning import LightningDataModule
 from lightning.pytorch.trainer.states import TrainerFn
 
-from datamodules.argument_checks import check_plan
+from datamodules.checks import check_plan
 
 
 class StreamDataModule(LightningDataModule, ABC):

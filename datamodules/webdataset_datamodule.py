@@ -11,26 +11,29 @@ from typing import Any
 from lightning.pytorch.utilities import rank_zero_info
 from torch import nn
 
-from datamodules.argument_checks import check_at_least, check_colour, check_image_size, check_share
-from datamodules.batches import add_masks
-from datamodules.loaders import BatchLoader, EvaluationLoader, StreamLoader
-from datamodules.own_masks.mask_sources import MaskSource
-from datamodules.own_masks.polarity import PolarityWatch
-from datamodules.samples.latent_cache import check_use, find_tag
-from datamodules.samples.sample_decoder import SampleDecoder
+from datamodules.checks import (
+    check_at_least,
+    check_batch,
+    check_colour,
+    check_image_size,
+    check_share,
+    check_trainer,
+    memory_of,
+)
+from datamodules.decode.latent_cache import check_use, find_tag
+from datamodules.decode.mask_sources import MaskSource
+from datamodules.decode.own_masks import PolarityWatch
+from datamodules.decode.sample_decoder import SampleDecoder
+from datamodules.order.bucket_order import BucketOrder, Buckets, ShardAspects
+from datamodules.order.loaders import BatchLoader, EvaluationLoader, StreamLoader, add_masks
+from datamodules.order.mixed_order import MixedOrder
+from datamodules.order.order import PLAN_VERSION, Donors, Order, SampleOrder
+from datamodules.order.sample_stream import SampleStream, evaluation_steps
 from datamodules.shards.manifest import Shard
 from datamodules.shards.shard_cache import ShardCache
 from datamodules.shards.shard_set import ShardSet
 from datamodules.shards.shard_specs import aside_line, find_shards
-from datamodules.stream.aspects import ShardAspects
-from datamodules.stream.bucket_order import BucketOrder
-from datamodules.stream.buckets import Buckets
-from datamodules.stream.donors import Donors
-from datamodules.stream.mixed_order import MixedOrder
-from datamodules.stream.order import PLAN_VERSION, Order, SampleOrder
-from datamodules.stream.sample_stream import SampleStream, evaluation_steps
 from datamodules.stream_datamodule import StreamDataModule
-from datamodules.trainer_checks import check_batch, check_trainer, memory_of
 from inpaint_module.batch import DescribedData, LatentsTag
 from inpaint_module.masks.generator import LAST_STEP, MaskGenerator
 from inpaint_module.sizing import padding_mask_crop

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import fault_server as faults
 
-from datamodules.remote.patience import Patience
-from datamodules.shards.file_locks import release
+from datamodules.shards.local_files import release
 from datamodules.shards.manifest import Shard
+from datamodules.shards.retries import Patience
 from datamodules.shards.shard_cache import ShardCache
 
 SHORT = Patience(stall_seconds=0.5, attempts=3, backoff=0.001)

@@ -22,8 +22,8 @@ import numpy as np
 import torch
 from PIL import Image
 
-from datamodules.own_masks.mask_sources import AlphaMask, FileMask, LabelMap
-from datamodules.samples.sample_decoder import SampleDecoder
+from datamodules.decode.mask_sources import AlphaMask, FileMask, LabelMap
+from datamodules.decode.sample_decoder import SampleDecoder
 from datamodules.shards.shard_set import RawSample
 
 SIZE = (24, 16)

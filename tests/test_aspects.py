@@ -8,10 +8,10 @@ import pytest
 import torch
 from data_fixtures import encode, exif_turned, photo, write_tar
 
-from datamodules.images.image_sizes import image_size
+from datamodules.decode.reading import image_size
+from datamodules.order.bucket_order import ShardAspects
 from datamodules.shards.manifest import write_manifest
 from datamodules.shards.shard_specs import open_shards
-from datamodules.stream.aspects import ShardAspects
 
 SIZES = [(48, 40), (40, 48), (30, 30), (64, 16), (16, 64)]
 

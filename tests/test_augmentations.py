@@ -14,9 +14,8 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import v2
 
-from datamodules.images.augmentations import Augmentations, augment
-from datamodules.images.draws import position_seed
-from datamodules.samples.sample_decoder import SampleDecoder
+from datamodules.decode.augmentations import Augmentations, augment, position_seed
+from datamodules.decode.sample_decoder import SampleDecoder
 from datamodules.shards.shard_set import RawSample
 from inpaint_module.randomness import Stream, fork, key
 

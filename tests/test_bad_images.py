@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from data_fixtures import encode, photo
 
-from datamodules.samples.sample_decoder import SampleDecoder
+from datamodules.decode.sample_decoder import SampleDecoder
 from datamodules.shards.shard_set import RawSample
 
 

@@ -6,7 +6,7 @@ import torch
 from data_fixtures import Halves
 from torch import Tensor
 
-from datamodules.batches import add_masks, collate
+from datamodules.order.loaders import add_masks, collate
 from inpaint_module.randomness import Stream, key
 
 

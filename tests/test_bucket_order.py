@@ -8,15 +8,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from datamodules.loaders import StreamLoader
-from datamodules.samples.sample_decoder import SampleDecoder
+from datamodules.decode.sample_decoder import SampleDecoder
+from datamodules.order.bucket_order import BucketOrder, Buckets, ShardAspects
+from datamodules.order.loaders import StreamLoader
+from datamodules.order.mixed_order import MixedOrder
+from datamodules.order.order import Order, SampleOrder
+from datamodules.order.sample_stream import SampleStream
 from datamodules.shards.shard_specs import open_shards
-from datamodules.stream.aspects import ShardAspects
-from datamodules.stream.bucket_order import BucketOrder
-from datamodules.stream.buckets import Buckets
-from datamodules.stream.mixed_order import MixedOrder
-from datamodules.stream.order import Order, SampleOrder
-from datamodules.stream.sample_stream import SampleStream
 from inpaint_module.randomness import Stream, uniform
 from inpaint_module.randomness import key as keys
 

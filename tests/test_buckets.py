@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from datamodules.stream.buckets import Buckets, bucket_shapes
+from datamodules.order.bucket_order import Buckets, bucket_shapes
 
 
 def test_512_by_hand() -> None:

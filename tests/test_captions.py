@@ -5,8 +5,8 @@ import codecs
 import pytest
 from data_fixtures import encode, photo
 
-from datamodules.samples.captions import decode_text, parse_caption, parse_label
-from datamodules.samples.sample_decoder import SampleDecoder
+from datamodules.decode.captions import decode_text, parse_caption, parse_label
+from datamodules.decode.sample_decoder import SampleDecoder
 from datamodules.shards.shard_set import RawSample
 
 

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 from data_fixtures import encode, photo
 
-from datamodules.images.reading import Turn
-from datamodules.own_masks.annotations import parse_annotations
-from datamodules.own_masks.coco_masks import CocoMask
-from datamodules.own_masks.mask_sources import MaskRequest
+from datamodules.decode.annotations import parse_annotations
+from datamodules.decode.coco_masks import CocoMask
+from datamodules.decode.mask_sources import MaskRequest
+from datamodules.decode.reading import Turn
 
 WIDTH, HEIGHT = 7, 6
 BOX = [[2, 1, 5, 1, 5, 4, 2, 4]]  # rows 1 to 3, columns 2 to 4

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from datamodules.decode import latent_cache
 from datamodules.make_shards import make_shards
-from datamodules.samples import latent_cache
 from inpaint_module import base_models, masks
 from inpaint_module.cli import COMMANDS, command, main
 from inpaint_module.commands import options

@@ -10,9 +10,9 @@ from data_fixtures import Halves, encode, photo, write_tar
 from quiet_trainer import quiet_trainer
 
 from datamodules import CocoMask, WebDatasetDataModule
-from datamodules.own_masks.mask_sources import MaskSource
-from datamodules.own_masks.polarity import own_masks_told
-from datamodules.shards.contents import account_of, kinds_of, look_into
+from datamodules.decode.mask_sources import MaskSource
+from datamodules.decode.own_masks import own_masks_told
+from datamodules.shards.shard_set import account_of, kinds_of, look_into
 from datamodules.shards.shard_specs import open_shards
 
 

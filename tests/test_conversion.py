@@ -10,8 +10,8 @@ import pytest
 from data_fixtures import encode, exif_turned, photo
 from PIL import Image, ImageCms, ImageOps
 
-from datamodules.images import conversion
-from datamodules.images.conversion import is_picture, stored_picture, suffix_of, why_unread
+from datamodules.decode import conversion
+from datamodules.decode.conversion import is_picture, stored_picture, suffix_of, why_unread
 
 PROFILE = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
 LOSSLESS = {"bmp": "BMP", "dib": "DIB", "gif": "GIF", "tif": "TIFF", "tiff": "TIFF", "ppm": "PPM", "pcx": "PCX"}

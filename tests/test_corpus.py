@@ -22,14 +22,14 @@ from data_fixtures import Halves, encode, photo, write_tar
 from mine import Mine
 from PIL import Image
 
-from datamodules.loaders import StreamLoader
-from datamodules.samples.sample_decoder import SampleDecoder
+from datamodules.decode.sample_decoder import SampleDecoder
+from datamodules.order.loaders import StreamLoader
+from datamodules.order.order import SampleOrder
+from datamodules.order.sample_stream import SampleStream
 from datamodules.shards.manifest import write_manifest
 from datamodules.shards.shard_set import RawSample
 from datamodules.shards.shard_specs import find_shards, open_shards
 from datamodules.shards.tar_index import index_shard
-from datamodules.stream.order import SampleOrder
-from datamodules.stream.sample_stream import SampleStream
 from datamodules.webdataset_datamodule import WebDatasetDataModule
 
 ROOT = Path(__file__).parents[1]

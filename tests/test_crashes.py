@@ -7,8 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from datamodules.faults.crashes import CrashLog
-from datamodules.faults.inflight import Death, Inflight
+from datamodules.order.crashes import CrashLog, Death, Inflight
 
 
 class Dead:

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from datamodules.images.crops import centre_crop, crop_draws, grid_of, largest_box, random_crop
+from datamodules.decode.augmentations import centre_crop, crop_draws, grid_of, largest_box, random_crop
 from inpaint_module.randomness import Stream, key, uniform
 
 

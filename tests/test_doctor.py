@@ -156,7 +156,7 @@ def test_stalled_source(silent: str, tmp_path: Path, monkeypatch: pytest.MonkeyP
         options = [f"--data.train_shards={server.url}/train", f"--data.cache_dir={tmp_path / 'cache'}", "--timeout=1"]
         begin = time.monotonic()
         done = subprocess.run(
-            [sys.executable, "-m", "datamodules.doctor", *SMALL, *options],
+            [sys.executable, "-m", "datamodules.doctor.command", *SMALL, *options],
             cwd=Path(CONFIG).parents[1],
             env=os.environ | {"no_proxy": "127.0.0.1"},
             capture_output=True,

@@ -5,10 +5,8 @@ from itertools import pairwise
 import pytest
 import torch
 
-from datamodules.stream.bucket_order import BucketOrder
-from datamodules.stream.buckets import Buckets
-from datamodules.stream.donors import Donors
-from datamodules.stream.order import SampleOrder
+from datamodules.order.bucket_order import BucketOrder, Buckets
+from datamodules.order.order import Donors, SampleOrder
 from inpaint_module.randomness import Stream, draw, key
 
 COUNTS = (5, 3, 7, 4, 6, 2)

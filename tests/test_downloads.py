@@ -12,10 +12,10 @@ from pathlib import Path
 import fault_server as faults
 import pytest
 
-from datamodules.remote import downloads
-from datamodules.remote.downloads import download, fetch
-from datamodules.remote.patience import Patience
-from datamodules.remote.transports import MissingError, RemoteError
+from datamodules.shards import downloads
+from datamodules.shards.downloads import download, fetch
+from datamodules.shards.retries import Patience
+from datamodules.shards.transports import MissingError, RemoteError
 
 DATA = random.Random(5).randbytes(600_000)
 SHA256 = hashlib.sha256(DATA).hexdigest()

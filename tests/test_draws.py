@@ -2,7 +2,7 @@
 
 import torch
 
-from datamodules.images.draws import position_draws
+from datamodules.decode.augmentations import position_draws
 from inpaint_module.randomness import Stream, key, uniform
 
 

@@ -16,15 +16,14 @@ import torch
 from data_fixtures import write_tar
 from torch import Tensor
 
-from datamodules.loaders import StreamLoader
+from datamodules.order import sample_stream as stream_module
+from datamodules.order.bucket_order import BucketOrder, Buckets
+from datamodules.order.loaders import StreamLoader
+from datamodules.order.mixed_order import MixedOrder
+from datamodules.order.order import Order, SampleOrder
+from datamodules.order.sample_stream import SampleStream
 from datamodules.shards.shard_set import RawSample, ShardSet
 from datamodules.shards.shard_specs import open_shards
-from datamodules.stream import sample_stream as stream_module
-from datamodules.stream.bucket_order import BucketOrder
-from datamodules.stream.buckets import Buckets
-from datamodules.stream.mixed_order import MixedOrder
-from datamodules.stream.order import Order, SampleOrder
-from datamodules.stream.sample_stream import SampleStream
 
 
 class Run(NamedTuple):

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from datamodules.shards.file_locks import open_in_use, open_to_write, release, remove_unused
+from datamodules.shards.local_files import open_in_use, open_to_write, release, remove_unused
 
 pytestmark = pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
 

@@ -9,21 +9,24 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from datamodules.examination.config_parts import data_from_configs, precision_of
-from datamodules.examination.data_measures import Captions, Masks, Pixels, Sizes
-from datamodules.examination.doctor_sheet import telling_first
-from datamodules.examination.findings import (
+from datamodules.doctor.data_measures import Captions, Masks, Pixels, Sizes
+from datamodules.doctor.findings import (
     Finding,
     check_captions,
+    check_finite,
+    check_grid,
+    check_latents,
+    check_loss,
     check_notes,
     check_painted,
     check_polarity,
     check_range,
     check_sizes,
+    faster,
 )
-from datamodules.examination.model_checks import check_finite, check_grid, check_latents, check_loss, faster
-from datamodules.examination.model_measures import Grid, Latents, Speeds, autocast, denoiser_factor
-from datamodules.examination.patient_reader import StalledError, patiently
+from datamodules.doctor.inputs import StalledError, data_from_configs, patiently, precision_of
+from datamodules.doctor.model_measures import Grid, Latents, Speeds, autocast, denoiser_factor
+from datamodules.doctor.output import telling_first
 
 
 def pixels(dtype: str, low: float, high: float) -> Pixels:

@@ -9,8 +9,7 @@ import pytest
 
 from datamodules.account import Account
 from datamodules.writing.folders import HIDDEN, LINKED, find_photos, walk
-from datamodules.writing.mask_places import SPARE, MaskPlaces
-from datamodules.writing.sidecars import NO_PHOTO, TWICE
+from datamodules.writing.sidecars import NO_PHOTO, SPARE, TWICE, MaskPlaces
 
 
 def plant(root: Path, *names: str) -> Path:

@@ -8,8 +8,7 @@ import pytest
 from data_fixtures import encode, exif_turned, photo
 from PIL import PngImagePlugin
 
-from datamodules.images.image_sizes import image_size
-from datamodules.images.reading import open_image, upright_size
+from datamodules.decode.reading import image_size, open_image, upright_size
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])

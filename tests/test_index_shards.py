@@ -16,9 +16,9 @@ from data_fixtures import encode, photo, photo_shards, write_tar
 from PIL import Image
 
 from datamodules import index_shards as module
-from datamodules.images.image_sizes import image_size
+from datamodules.decode.own_masks import EMPTY, FULL
+from datamodules.decode.reading import image_size
 from datamodules.index_shards import find_tars, index_shards, main
-from datamodules.own_masks.polarity import EMPTY, FULL
 from datamodules.shards.manifest import JOURNAL, index_path, load_index, parse_manifest, write_manifest
 from datamodules.shards.shard_specs import open_shards
 from datamodules.writing import tar_indexer

@@ -11,11 +11,10 @@ import pytest
 from data_fixtures import encode, photo
 from PIL import Image
 
-from datamodules.images.image_sizes import image_size
-from datamodules.images.limits import MOST_SCANS, check_work
-from datamodules.images.reading import open_image
-from datamodules.own_masks.mask_sources import FileMask, MaskRequest
-from datamodules.samples.sample_decoder import SampleDecoder
+from datamodules.decode.headers import MOST_SCANS, check_work
+from datamodules.decode.mask_sources import FileMask, MaskRequest
+from datamodules.decode.reading import image_size, open_image
+from datamodules.decode.sample_decoder import SampleDecoder
 from datamodules.shards.shard_set import RawSample
 
 

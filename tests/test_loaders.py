@@ -16,12 +16,12 @@ import pytest
 import torch
 from data_fixtures import encode, json_lines, photo, photo_shards, write_tar
 
-from datamodules.loaders import EvaluationLoader, StreamLoader
-from datamodules.samples.sample_decoder import SampleDecoder
+from datamodules.decode.sample_decoder import SampleDecoder
+from datamodules.order.loaders import EvaluationLoader, StreamLoader
+from datamodules.order.order import SampleOrder
+from datamodules.order.sample_stream import SampleStream
 from datamodules.shards.shard_set import RawSample, ShardSet
 from datamodules.shards.shard_specs import open_shards
-from datamodules.stream.order import SampleOrder
-from datamodules.stream.sample_stream import SampleStream
 from inpaint_module.batch import SIZE_FIELDS
 
 COUNT = 13

@@ -12,7 +12,7 @@ import pytest
 from data_fixtures import contents, exif_turned, photo, photo_folder
 from waiting import wait_until
 
-from datamodules.images.image_sizes import image_size
+from datamodules.decode.reading import image_size
 from datamodules.make_shards import main, make_shards
 from datamodules.shards.manifest import JOURNAL, load_index, write_manifest
 from datamodules.shards.shard_specs import open_shards

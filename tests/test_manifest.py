@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from data_fixtures import encode, photo, write_tar
 
-from datamodules.images.image_sizes import image_size
+from datamodules.decode.reading import image_size
 from datamodules.index_shards import index_shards
 from datamodules.shards.manifest import (
     JOURNAL,

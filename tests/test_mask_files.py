@@ -13,10 +13,10 @@ from data_fixtures import encode, exif_turned, photo
 from icc_profiles import display_p3
 from PIL import Image
 
-from datamodules.images.reading import Turn, open_image, read_turn
-from datamodules.own_masks.mask_files import mask_turn, read_mask
-from datamodules.own_masks.mask_sources import FileMask, LabelMap, MaskRequest
-from datamodules.samples.sample_decoder import SampleDecoder
+from datamodules.decode.mask_files import mask_turn, read_mask
+from datamodules.decode.mask_sources import FileMask, LabelMap, MaskRequest
+from datamodules.decode.reading import Turn, open_image, read_turn
+from datamodules.decode.sample_decoder import SampleDecoder
 from datamodules.shards.shard_set import RawSample
 
 TABLE = Path(__file__).parents[1] / "datamodules" / "READING.md"

@@ -9,7 +9,7 @@ import pytest
 from data_fixtures import encode, exif_turned, photo
 from PIL import Image
 
-from datamodules.own_masks.mask_sources import AlphaMask, FileMask, LabelMap, MaskRequest, MaskSource, read_labels
+from datamodules.decode.mask_sources import AlphaMask, FileMask, LabelMap, MaskRequest, MaskSource, read_labels
 
 LEFT = np.zeros((4, 6), dtype=np.uint8)
 LEFT[:, :2] = 255

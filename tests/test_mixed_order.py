@@ -7,8 +7,8 @@ import pickle
 import pytest
 import torch
 
-from datamodules.stream.mixed_order import CYCLE, MixedOrder, cycle_counts
-from datamodules.stream.order import SampleOrder
+from datamodules.order.mixed_order import CYCLE, MixedOrder, cycle_counts
+from datamodules.order.order import SampleOrder
 
 GOLDEN = {
     (0, (1.0, 1.0)): "2b81f1b1dfa37f39",

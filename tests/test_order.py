@@ -6,7 +6,7 @@ import pickle
 import pytest
 import torch
 
-from datamodules.stream.order import SampleOrder, permutation
+from datamodules.order.order import SampleOrder, permutation
 
 GOLDEN = {
     (0, (5, 3, 7, 4), 2): "bbd3c7f72ff8855d",

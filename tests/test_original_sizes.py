@@ -19,9 +19,9 @@ from tiny_models import ClassConditioning, tiny_batch, tiny_denoiser, tiny_modul
 from torch import Tensor
 
 from datamodules.cache_latents import cache_latents
+from datamodules.decode.latent_cache import pack_latents, read_tag
+from datamodules.decode.sample_decoder import SampleDecoder
 from datamodules.make_shards import make_shards
-from datamodules.samples.latent_cache import pack_latents, read_tag
-from datamodules.samples.sample_decoder import SampleDecoder
 from datamodules.shards.shard_set import RawSample
 from datamodules.shards.tar_index import LATENTS_FIELD
 from datamodules.webdataset_datamodule import WebDatasetDataModule

@@ -10,8 +10,8 @@ import torch
 from data_fixtures import Halves, encode, photo, write_tar
 from PIL import Image
 
-from datamodules.own_masks.coco_masks import CocoMask
-from datamodules.own_masks.mask_sources import FileMask
+from datamodules.decode.coco_masks import CocoMask
+from datamodules.decode.mask_sources import FileMask
 from datamodules.webdataset_datamodule import WebDatasetDataModule
 
 POSITIONS = 24

@@ -13,8 +13,8 @@ from data_fixtures import contents, encode, photo, photo_folder
 from PIL import Image, ImageOps
 
 from datamodules.account import RefusedError
+from datamodules.decode.own_masks import EMPTY, FULL, INVERTED
 from datamodules.make_shards import main, make_shards
-from datamodules.own_masks.polarity import EMPTY, FULL, INVERTED
 from datamodules.shards.shard_specs import open_shards
 from datamodules.writing import source_samples
 from datamodules.writing.source_lists import NOT_THERE, UNUSED_COLUMNS

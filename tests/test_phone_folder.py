@@ -19,9 +19,9 @@ from tiny_run import Setup, tiny_config
 
 import train
 from datamodules import doctor, make_shards, predict
-from datamodules.images import conversion
-from datamodules.images.reading import to_rgb, upright
-from datamodules.samples.sample_decoder import SampleDecoder
+from datamodules.decode import conversion
+from datamodules.decode.reading import to_rgb, upright
+from datamodules.decode.sample_decoder import SampleDecoder
 from datamodules.shards.shard_specs import open_shards
 from datamodules.writing.source_samples import Resize
 

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 
-from datamodules.own_masks.polarity import PolarityWatch, suspicious_polarity
+from datamodules.decode.own_masks import PolarityWatch, suspicious_polarity
 
 
 def batch(share: float, size: int = 16, own: bool | None = None) -> dict[str, Any]:

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from datamodules.own_masks import polygons
-from datamodules.own_masks.coco_rle import decode_rle
+from datamodules.decode import coco_masks as polygons
+from datamodules.decode.annotations import decode_rle
 
 
 def fill_polygon(points: np.ndarray, height: int, width: int) -> np.ndarray:

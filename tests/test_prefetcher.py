@@ -5,7 +5,7 @@ from __future__ import annotations
 import pickle
 import threading
 
-from datamodules.remote.prefetcher import Prefetcher
+from datamodules.shards.prefetcher import Prefetcher
 
 
 class Work:

@@ -12,9 +12,9 @@ from data_fixtures import encode, photo
 from icc_profiles import SRGB, adobe_rgb, display_p3, gamma, grey, make_profile, srgb, srgb_curve
 from PIL import Image, ImageCms
 
-from datamodules.images.profiles import from_srgb, profile_fault, to_srgb
-from datamodules.images.reading import open_image, to_rgb
-from datamodules.samples.sample_decoder import SampleDecoder
+from datamodules.decode.profiles import from_srgb, profile_fault, to_srgb
+from datamodules.decode.reading import open_image, to_rgb
+from datamodules.decode.sample_decoder import SampleDecoder
 from datamodules.shards.shard_set import RawSample
 
 P3_GREEN, SRGB_GREEN = (90, 200, 60), (0, 203, 7)

@@ -7,8 +7,8 @@ import sys
 
 import pytest
 
-from datamodules.remote import progress_line
-from datamodules.remote.progress_line import ProgressLine
+from datamodules.shards import prefetcher as progress_line
+from datamodules.shards.prefetcher import ProgressLine
 
 
 class Terminal(io.StringIO):

@@ -9,15 +9,12 @@ import pytest
 import torch
 from data_fixtures import encode, json_lines, photo, write_tar
 
-from datamodules.faults.bad_share import BadShareLimit
-from datamodules.faults.crashes import WatchedDecoder
-from datamodules.faults.inflight import InflightMarkers
-from datamodules.faults.quarantine import BadSample, Quarantine, append_line
-from datamodules.faults.substitution import SubstitutingDecoder
-from datamodules.samples.sample_decoder import SampleDecoder
+from datamodules.decode.sample_decoder import SampleDecoder
+from datamodules.order.crashes import InflightMarkers, WatchedDecoder
+from datamodules.order.order import SampleOrder
+from datamodules.order.quarantine import BadSample, BadShareLimit, Quarantine, SubstitutingDecoder, append_line
 from datamodules.shards.shard_set import ShardSet
 from datamodules.shards.shard_specs import open_shards
-from datamodules.stream.order import SampleOrder
 
 BAD = BadSample("s.tar", "k", 5, "cannot identify")
 

@@ -16,13 +16,13 @@ from moto.server import ThreadedMotoServer
 from s3fs import S3FileSystem
 from torch.utils.data import DataLoader, Dataset
 
-from datamodules.remote.patience import Patience
-from datamodules.remote.transports import FsspecTransport, RemoteError, file_name
 from datamodules.shards import shard_set as shards_module
 from datamodules.shards.manifest import write_manifest
+from datamodules.shards.retries import Patience
 from datamodules.shards.shard_cache import ShardCache
 from datamodules.shards.shard_set import RawSample, ShardSet
 from datamodules.shards.shard_specs import find_shards, open_shards
+from datamodules.shards.transports import FsspecTransport, RemoteError, file_name
 
 SHORT = Patience(stall_seconds=5, attempts=3, backoff=0.001)
 pytestmark = pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")

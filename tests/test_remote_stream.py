@@ -9,9 +9,8 @@ from typing import Any
 
 import pytest
 
-from datamodules.remote.patience import Patience
-from datamodules.remote.remote_stream import RemoteStream
-from datamodules.remote.transports import RemoteError
+from datamodules.shards.retries import Patience, RemoteStream
+from datamodules.shards.transports import RemoteError
 
 DATA = bytes(range(256)) * 40
 

@@ -6,12 +6,11 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from datamodules.stream import bucket_order, mixed_order
-from datamodules.stream import order as order_module
-from datamodules.stream.bucket_order import BucketOrder
-from datamodules.stream.buckets import Buckets
-from datamodules.stream.mixed_order import MixedOrder
-from datamodules.stream.order import Order, SampleOrder
+from datamodules.order import bucket_order, mixed_order
+from datamodules.order import order as order_module
+from datamodules.order.bucket_order import BucketOrder, Buckets
+from datamodules.order.mixed_order import MixedOrder
+from datamodules.order.order import Order, SampleOrder
 from tests.benchmarks.bench_resume import measure
 
 SAMPLES, BATCH = 10_000_000, 50

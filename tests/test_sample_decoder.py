@@ -11,11 +11,11 @@ import torch
 from data_fixtures import encode, photo
 from PIL import Image, ImageOps
 
-from datamodules.images.crops import crop_draws, random_crop
-from datamodules.images.reading import crop_mask, open_image, upright_size
-from datamodules.own_masks.coco_masks import CocoMask
-from datamodules.own_masks.mask_sources import AlphaMask, FileMask, LabelMap
-from datamodules.samples.sample_decoder import SampleDecoder
+from datamodules.decode.augmentations import crop_draws, random_crop
+from datamodules.decode.coco_masks import CocoMask
+from datamodules.decode.mask_sources import AlphaMask, FileMask, LabelMap
+from datamodules.decode.reading import crop_mask, open_image, upright_size
+from datamodules.decode.sample_decoder import SampleDecoder
 from datamodules.shards.shard_set import RawSample
 from inpaint_module.randomness import Stream, key, uniform
 

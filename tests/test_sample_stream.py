@@ -8,12 +8,11 @@ import torch
 from data_fixtures import write_tar
 from torch.utils.data import DataLoader
 
+from datamodules.order.bucket_order import BucketOrder, Buckets
+from datamodules.order.order import SampleOrder
+from datamodules.order.sample_stream import PADDING, SampleStream, batch_positions, evaluation_steps, worker_steps
 from datamodules.shards.shard_set import ShardSet
 from datamodules.shards.shard_specs import open_shards
-from datamodules.stream.bucket_order import BucketOrder
-from datamodules.stream.buckets import Buckets
-from datamodules.stream.order import SampleOrder
-from datamodules.stream.sample_stream import PADDING, SampleStream, batch_positions, evaluation_steps, worker_steps
 
 
 @pytest.mark.parametrize("world", [1, 2, 3])

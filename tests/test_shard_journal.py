@@ -15,15 +15,14 @@ from datamodules.shards.manifest import JOURNAL, read_manifest
 from datamodules.shards.shard_specs import find_shards
 from datamodules.shards.tar_index import scan_tar
 from datamodules.writing import shard_writer
-from datamodules.writing.shard_journal import ShardJournal
-from datamodules.writing.shard_writer import ShardWriter
+from datamodules.writing.shard_writer import ShardJournal, ShardWriter
 
 # Forks a run for every moment: the n-th call that changes the disk kills its process, half done if it is a write.
 KILLER = """
 import gc, os, signal, sys
 from pathlib import Path
 from datamodules.make_shards import make_shards
-from datamodules.writing.shard_journal import ShardJournal
+from datamodules.writing.shard_writer import ShardJournal
 from datamodules.writing.shard_writer import _HashedFile
 
 source, out = sys.argv[1], Path(sys.argv[2])
@@ -197,7 +196,7 @@ def test_a_lost_tar_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 
 def test_two_runs_in_one_folder(tmp_path: Path) -> None:
     script = (
-        "import sys; from pathlib import Path; from datamodules.writing.shard_journal import ShardJournal\n"
+        "import sys; from pathlib import Path; from datamodules.writing.shard_writer import ShardJournal\n"
         "journal = ShardJournal(Path(sys.argv[1]), {}); print('ready', flush=True); sys.stdin.read()"
     )
     with subprocess.Popen(

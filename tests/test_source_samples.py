@@ -9,10 +9,10 @@ from data_fixtures import exif_turned, photo, photo_folder
 from PIL import Image
 
 from datamodules.account import RefusedError
+from datamodules.decode.coco_masks import CocoMask
+from datamodules.decode.mask_sources import FileMask, LabelMap
+from datamodules.decode.sample_decoder import SampleDecoder
 from datamodules.make_shards import make_shards
-from datamodules.own_masks.coco_masks import CocoMask
-from datamodules.own_masks.mask_sources import FileMask, LabelMap
-from datamodules.samples.sample_decoder import SampleDecoder
 from datamodules.shards.shard_specs import open_shards
 from datamodules.writing.source_samples import Resize
 

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from lightning.pytorch.callbacks import EarlyStopping, GradientAccumulationScheduler, Timer
 
-from datamodules.trainer_checks import check_batch, check_trainer
+from datamodules.checks import check_batch, check_trainer
 
 STOP = EarlyStopping("loss")
 

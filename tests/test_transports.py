@@ -14,7 +14,7 @@ import fault_server as faults
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
-from datamodules.remote.transports import (
+from datamodules.shards.transports import (
     FsspecTransport,
     HttpTransport,
     MissingError,

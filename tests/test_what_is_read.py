@@ -13,9 +13,9 @@ from data_fixtures import encode, photo
 from PIL import Image
 
 from datamodules.account import Account, RefusedError
-from datamodules.images import conversion
+from datamodules.decode import conversion
+from datamodules.decode.annotations import parse_annotations
 from datamodules.make_shards import make_shards
-from datamodules.own_masks.annotations import parse_annotations
 from datamodules.shards.shard_specs import open_shards
 from datamodules.writing.source_lists import Columns, find_sources
 

@@ -1,4 +1,4 @@
-"""Shards: random access to the samples of webdataset tars, any sample one `pread` away."""
+"""Random access to the samples of webdataset tars, any sample one `pread` away; what samples have beside images."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ import os
 import time
 from bisect import bisect_right
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import partial
 from itertools import accumulate
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from datamodules.remote.transports import RemoteError, file_name, is_remote
-from datamodules.shards.file_locks import release
+from datamodules.account import Account
+from datamodules.shards.local_files import OpenFiles, release
 from datamodules.shards.manifest import Shard, load_index
-from datamodules.shards.open_files import OpenFiles
 from datamodules.shards.shard_cache import CacheFullError, ShardCache
-from datamodules.shards.tar_index import ShardIndex
+from datamodules.shards.tar_index import LABEL_FIELDS, MASK_FIELDS, ShardIndex
+from datamodules.shards.transports import RemoteError, file_name, is_remote
 from inpaint_module.redaction import redact
 
 _OPEN_SHARDS = 64
@@ -157,3 +157,44 @@ class ShardSet:
                     raise OSError(f"{redact(self.shards[number].path)}: {error}") from error
                 time.sleep(pause)
         raise AssertionError("the last pause is None")
+
+
+_LOCAL, _REMOTE = 32, 2  # indexes that are read of a set of more shards
+_KINDS = {"captions": {"txt"}, "masks": {*MASK_FIELDS}, "labels": {*LABEL_FIELDS, "cls"}, "json": {"json"}}
+
+
+class Contents(NamedTuple):
+    """The account of the samples of some shards of a set, `samples` of the whole set."""
+
+    account: Account
+    samples: int
+
+    @property
+    def whole(self) -> bool:
+        """Whether all samples of the set are in the account."""
+        return self.account.taken == self.samples
+
+
+def kinds_of(fields: Iterable[str]) -> tuple[str, ...]:
+    """The kinds of an account that a sample of these members has; a caption that is in its json counts as json."""
+    fields = set(fields)
+    return tuple(kind for kind, members in _KINDS.items() if members & fields)
+
+
+def account_of(index: ShardIndex) -> Account:
+    """The account of one tar's samples, and of its members that are none."""
+    account = Account()
+    account.aside |= index.aside or {}
+    for fields in index.fields:
+        account.take(kinds_of(fields))
+    return account
+
+
+def look_into(shards: ShardSet) -> Contents:
+    """The account of a set: of up to 32 shards, evenly among all; of 2 where they are remote."""
+    count = len(shards.shards)
+    most = min(count, _REMOTE if any(is_remote(shard.path) for shard in shards.shards) else _LOCAL)
+    account = Account()
+    for number in range(most):
+        account.add(account_of(shards.index(number * count // most)))
+    return Contents(account, len(shards))

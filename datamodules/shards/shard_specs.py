@@ -11,17 +11,17 @@ from fnmatch import fnmatchcase
 from glob import glob
 from itertools import islice
 from pathlib import Path
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlsplit
 
 from webdataset.shardlists import expand_urls
 
-from datamodules.remote.patience import Patience
-from datamodules.remote.transports import SCHEMES, file_name, is_remote, scheme, with_path
-from datamodules.shards.manifest import MANIFEST, Shard, index_digest, read_manifest
-from datamodules.shards.remote_manifest import read_remote_manifest
+from datamodules.shards.downloads import fetch
+from datamodules.shards.manifest import MANIFEST, ManifestRow, Shard, index_digest, parse_manifest, read_manifest
+from datamodules.shards.retries import Patience
 from datamodules.shards.shard_cache import ShardCache
 from datamodules.shards.shard_set import ShardSet
 from datamodules.shards.tar_index import index_shard
+from datamodules.shards.transports import SCHEMES, MissingError, file_name, is_remote, scheme, with_path
 from inpaint_module.redaction import redact
 
 _EMBEDDED = Path(__file__).parents[1] / "assets"
@@ -173,3 +173,33 @@ def aside_line(shards: Sequence[Shard], name: str) -> str:
 def open_shards(spec: str | Sequence[str], cache: ShardCache | None = None) -> ShardSet:
     """`find_shards`, opened for reading; remote ones through the cache."""
     return ShardSet(find_shards(spec, cache), cache)
+
+
+def in_folder(folder: str, name: str) -> str:
+    """The URL of a file in a folder's URL."""
+    if scheme(folder) in ("http", "https"):
+        name = quote(name)
+    return with_path(folder, lambda path: f"{path.rstrip('/')}/{name}")
+
+
+def _shard(folder: str, row: ManifestRow) -> Shard:
+    url = in_folder(folder, row.name) if row.url is None else row.url
+    if row.path is not None or not is_remote(url):
+        came = redact(f"{in_folder(folder, MANIFEST)}: expected shards at URLs, got {row.path or row.url!r}")
+        raise ValueError(came)
+    return Shard(url, row.count, row.bytes, row.sha256, aside=row.aside or 0)
+
+
+def read_remote_manifest(folder: str, patience: Patience = Patience()) -> dict[str, Shard]:  # noqa: B008, immutable
+    """Name -> shard by a remote folder's `manifest.json`, in its order; the shards' paths are URLs.
+
+    Raises:
+        ValueError: if there is none, or it is not a manifest of remote shards.
+        RemoteError: if the server keeps failing.
+    """
+    url = in_folder(folder, MANIFEST)
+    try:
+        rows = fetch(url, lambda text: parse_manifest(text, redact(url)), patience)
+    except MissingError as error:
+        raise ValueError(f"expected a {MANIFEST} beside remote shards: {error}") from error
+    return {row.name: _shard(folder, row) for row in rows}

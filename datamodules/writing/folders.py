@@ -8,9 +8,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from datamodules.account import Account
-from datamodules.images.conversion import suffix_of, why_unread
-from datamodules.writing.mask_places import MaskPlaces, masks_by_name
-from datamodules.writing.sidecars import TWICE, sort_folder
+from datamodules.decode.conversion import suffix_of, why_unread
+from datamodules.writing.sidecars import TWICE, MaskPlaces, masks_by_name, sort_folder
 
 HIDDEN = "hidden or of the system"
 LINKED = "linked, but there already"

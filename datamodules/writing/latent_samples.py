@@ -16,12 +16,12 @@ from PIL import Image
 from torch import Tensor
 from torchvision.transforms.v2.functional import to_pil_image
 
-from datamodules.loaders import StreamLoader
-from datamodules.samples.latent_cache import KEPT_SIZES, pack_latents
-from datamodules.samples.sample_decoder import SampleDecoder
+from datamodules.decode.latent_cache import KEPT_SIZES, pack_latents
+from datamodules.decode.sample_decoder import SampleDecoder
+from datamodules.order.loaders import StreamLoader
+from datamodules.order.order import SampleOrder
+from datamodules.order.sample_stream import SampleStream
 from datamodules.shards.tar_index import LATENTS_FIELD
-from datamodules.stream.order import SampleOrder
-from datamodules.stream.sample_stream import SampleStream
 from datamodules.webdataset_datamodule import WebDatasetDataModule
 from datamodules.writing.source_samples import EncodedSample
 from inpaint_module.clean_latents import encode_clean

@@ -13,13 +13,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from datamodules.account import Account
-from datamodules.images.conversion import is_picture, why_unread
-from datamodules.samples.captions import decode_text
+from datamodules.decode.captions import decode_text
+from datamodules.decode.conversion import is_picture, why_unread
 from datamodules.writing.folders import find_photos, is_metadata, walk, why_left
-from datamodules.writing.mask_places import MaskPlaces, list_names
-from datamodules.writing.sidecars import folded, sort_folder
-from datamodules.writing.source_rows import Columns, Row, has_images, read_rows
-from datamodules.writing.source_tables import Cell, is_table
+from datamodules.writing.sidecars import MaskPlaces, folded, list_names, sort_folder
+from datamodules.writing.source_tables import Cell, Columns, Row, has_images, is_table, read_rows
 
 SAME_NAME = "with the key of another: a mark was added to it"
 UNUSED_COLUMNS = "as a column that is not used"

@@ -12,15 +12,14 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from datamodules.images.conversion import ORIENTATION, StoredPicture, stored_picture
-from datamodules.images.image_sizes import image_size
-from datamodules.images.reading import Turn, read_turn, to_rgb, upright, upright_size
-from datamodules.own_masks.annotations import RunLengths, check_runs, parse_annotations
-from datamodules.own_masks.mask_files import mask_of, mask_turn
-from datamodules.own_masks.mask_sources import read_labels
-from datamodules.own_masks.polarity import why_look
-from datamodules.samples.captions import decode_text, parse_caption, parse_label, read_json
-from datamodules.shards.contents import kinds_of
+from datamodules.decode.annotations import RunLengths, check_runs, parse_annotations
+from datamodules.decode.captions import decode_text, parse_caption, parse_label, read_json
+from datamodules.decode.conversion import ORIENTATION, StoredPicture, stored_picture
+from datamodules.decode.mask_files import mask_of, mask_turn
+from datamodules.decode.mask_sources import read_labels
+from datamodules.decode.own_masks import why_look
+from datamodules.decode.reading import Turn, image_size, read_turn, to_rgb, upright, upright_size
+from datamodules.shards.shard_set import kinds_of
 from datamodules.writing.source_lists import Source
 from datamodules.writing.source_tables import Cell
 

@@ -11,15 +11,14 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from datamodules.account import Account
-from datamodules.images.image_sizes import image_size
-from datamodules.images.reading import open_image, read_turn, upright_size
-from datamodules.own_masks.mask_sources import FileMask, MaskRequest, image_bytes
-from datamodules.own_masks.polarity import why_look
-from datamodules.remote.remote_stream import RemoteStream
-from datamodules.remote.transports import is_remote
-from datamodules.shards.contents import account_of
+from datamodules.decode.mask_sources import FileMask, MaskRequest, image_bytes
+from datamodules.decode.own_masks import why_look
+from datamodules.decode.reading import image_size, open_image, read_turn, upright_size
 from datamodules.shards.manifest import SHA256, ManifestRow, Shard, load_index, write_index
+from datamodules.shards.retries import RemoteStream
+from datamodules.shards.shard_set import account_of
 from datamodules.shards.tar_index import MASK_FIELDS, ScannedTar, ShardIndex, scan_tar
+from datamodules.shards.transports import is_remote
 from inpaint_module.parsing import read_json
 from inpaint_module.redaction import redact
 

@@ -93,7 +93,7 @@ def predict() -> Parser:
 
 def doctor() -> Parser:
     """`inpaint doctor`."""
-    parser = Parser("doctor", "datamodules.doctor", parts=("model", "data"))
+    parser = Parser("doctor", "datamodules.doctor.command", parts=("model", "data"))
     parser.add_argument("--batches", type=_positive, metavar="N", default=4, help="batches to read (default 4)")
     parser.add_argument("--out", type=Path, metavar="PNG", help="write a sheet of samples there (default: no sheet)")
     _add_flag(parser, "--strict", "exit code 1 for warnings too (default: for errors)")

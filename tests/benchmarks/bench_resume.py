@@ -21,15 +21,13 @@ from typing import Any
 
 import torch
 
+from datamodules.order.bucket_order import BucketOrder, Buckets, ShardAspects
+from datamodules.order.mixed_order import MixedOrder
+from datamodules.order.order import Order, SampleOrder
+from datamodules.order.sample_stream import SampleStream
 from datamodules.shards.manifest import Shard, index_path, write_index
 from datamodules.shards.shard_set import ShardSet
 from datamodules.shards.tar_index import ShardIndex
-from datamodules.stream.aspects import ShardAspects
-from datamodules.stream.bucket_order import BucketOrder
-from datamodules.stream.buckets import Buckets
-from datamodules.stream.mixed_order import MixedOrder
-from datamodules.stream.order import Order, SampleOrder
-from datamodules.stream.sample_stream import SampleStream
 from tests.benchmarks import machine
 from tests.benchmarks.markdown import table
 from tests.benchmarks.peak_memory import MEBIBYTE, in_fresh_process, rise

@@ -15,7 +15,7 @@ from quiet_trainer import QUIET
 
 from datamodules import FileMask
 from datamodules.cache_latents import cache_latents, main, parts_from_configs
-from datamodules.samples.latent_cache import DTYPES, pack_latents, read_latents, read_tag
+from datamodules.decode.latent_cache import DTYPES, pack_latents, read_latents, read_tag
 from datamodules.shards.manifest import MANIFEST
 from datamodules.shards.shard_specs import open_shards
 from datamodules.shards.tar_index import LATENTS_FIELD

@@ -9,7 +9,7 @@ import pytest
 from cached_shards import content, read, tars
 from waiting import wait_until
 
-from datamodules.shards.file_locks import open_to_write, release
+from datamodules.shards.local_files import open_to_write, release
 from datamodules.shards.manifest import Shard
 from datamodules.shards.shard_cache import ShardCache
 

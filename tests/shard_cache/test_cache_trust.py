@@ -14,9 +14,8 @@ import fault_server as faults
 import pytest
 from cached_shards import SHORT, content, ends, in_process, read, tars
 
-from datamodules.shards import checked_files
-from datamodules.shards.checked_files import CheckedFiles
-from datamodules.shards.file_locks import open_own
+from datamodules.shards import local_files as checked_files
+from datamodules.shards.local_files import CheckedFiles, open_own
 from datamodules.shards.manifest import Shard, load_index, write_manifest
 from datamodules.shards.shard_cache import CacheFullError, ShardCache
 from datamodules.shards.shard_set import ShardSet

@@ -16,11 +16,11 @@ import pytest
 from cached_shards import content, read, tars
 from data_fixtures import write_tar
 
-from datamodules.remote.transports import RemoteError
 from datamodules.shards import shard_cache
-from datamodules.shards.file_locks import release
+from datamodules.shards.local_files import release
 from datamodules.shards.manifest import Shard, load_index, write_manifest
 from datamodules.shards.shard_cache import ShardCache, default_folder
+from datamodules.shards.transports import RemoteError
 
 
 def test_once_downloaded_it_is_here(server: faults.FaultServer, shards: list[Shard], cache: ShardCache) -> None:

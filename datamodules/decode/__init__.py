@@ -1,0 +1,78 @@
+"""One sample: bytes to an upright, cropped image, its caption, its mask, its cached latents."""
+
+from datamodules.decode.annotations import RunLengths, check_runs, parse_annotations
+from datamodules.decode.captions import check_encoding, decode_text, parse_caption, parse_label, read_json
+from datamodules.decode.coco_masks import CocoMask
+from datamodules.decode.conversion import (
+    CMYK,
+    ORIENTATION,
+    StoredPicture,
+    is_picture,
+    stored_picture,
+    suffix_of,
+    why_unread,
+)
+from datamodules.decode.latent_cache import DTYPES, KEPT_SIZES, check_use, find_tag, pack_latents
+from datamodules.decode.mask_files import mask_of, mask_turn
+from datamodules.decode.mask_sources import (
+    AlphaMask,
+    FileMask,
+    LabelMap,
+    MaskRequest,
+    MaskSource,
+    image_bytes,
+    read_labels,
+)
+from datamodules.decode.own_masks import PolarityWatch, suspicious_polarity, why_look
+from datamodules.decode.profiles import UnusableProfile, colour_mode, from_srgb, profile_of
+from datamodules.decode.reading import Turn, has_alpha, image_size, open_image, read_turn, to_rgb, upright, upright_size
+from datamodules.decode.sample_decoder import SampleDecoder
+
+__all__ = [
+    "CMYK",
+    "DTYPES",
+    "KEPT_SIZES",
+    "ORIENTATION",
+    "AlphaMask",
+    "CocoMask",
+    "FileMask",
+    "LabelMap",
+    "MaskRequest",
+    "MaskSource",
+    "PolarityWatch",
+    "RunLengths",
+    "SampleDecoder",
+    "StoredPicture",
+    "Turn",
+    "UnusableProfile",
+    "check_encoding",
+    "check_runs",
+    "check_use",
+    "colour_mode",
+    "decode_text",
+    "find_tag",
+    "from_srgb",
+    "has_alpha",
+    "image_bytes",
+    "image_size",
+    "is_picture",
+    "mask_of",
+    "mask_turn",
+    "open_image",
+    "pack_latents",
+    "parse_annotations",
+    "parse_caption",
+    "parse_label",
+    "profile_of",
+    "read_json",
+    "read_labels",
+    "read_turn",
+    "stored_picture",
+    "suffix_of",
+    "suspicious_polarity",
+    "to_rgb",
+    "upright",
+    "upright_size",
+    "why_look",
+    "why_unread",
+]

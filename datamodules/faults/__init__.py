@@ -1,1 +1,0 @@
-"""Bad samples and dead workers: written down, limited, replaced."""

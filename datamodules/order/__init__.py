@@ -1,0 +1,26 @@
+"""Position to sample: the order, its split over ranks and workers, batches; samples and workers that fail."""
+
+from datamodules.order.bucket_order import BucketOrder, Buckets, ShardAspects
+from datamodules.order.loaders import BatchLoader, EvaluationLoader, StreamLoader, add_masks
+from datamodules.order.mixed_order import MixedOrder
+from datamodules.order.order import PLAN_VERSION, Donors, Order, SampleOrder
+from datamodules.order.quarantine import QUARANTINE
+from datamodules.order.sample_stream import SampleStream, evaluation_steps
+
+__all__ = [
+    "PLAN_VERSION",
+    "QUARANTINE",
+    "BatchLoader",
+    "BucketOrder",
+    "Buckets",
+    "Donors",
+    "EvaluationLoader",
+    "MixedOrder",
+    "Order",
+    "SampleOrder",
+    "SampleStream",
+    "ShardAspects",
+    "StreamLoader",
+    "add_masks",
+    "evaluation_steps",
+]

@@ -1,1 +1,0 @@
-"""Masks that come with the data."""

@@ -1,1 +1,0 @@
-"""Bytes from http, s3 and gs: retried, resumed, checked."""

@@ -1,1 +1,0 @@
-"""One sample: image, caption, mask, and cached latents."""

@@ -1,0 +1,166 @@
+"""Downloads: a file fetched whole, however often the line breaks, and exactly as its manifest says.
+
+A broken transfer goes on where it stopped. An HTTP body without a length that is cut short, a server that answers
+another range than asked, a flipped bit: none of them can become a file.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+import time
+from collections.abc import Callable
+from contextlib import closing
+from io import FileIO
+from typing import TypeVar
+
+from datamodules.shards.retries import Patience, Tries, WrongContentError
+from datamodules.shards.transports import Body, RemoteError, transport
+from inpaint_module.parsing import MAX_BYTES
+from inpaint_module.redaction import redact
+
+_CHUNK = 1 << 18
+_SLOWEST = 1024  # bytes a second: anything slower has stalled
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+T = TypeVar("T")
+
+
+def _check_pace(url: str, began: float, count: int, stall_seconds: float) -> bool:
+    """Whether a stretch of reading has ended; raises if it was a trickle, which no time-out of single reads notices."""
+    seconds = time.monotonic() - began
+    if seconds > stall_seconds and count < _SLOWEST * seconds:
+        raise TimeoutError(f"{redact(url)}: stalled, {count} bytes in {seconds:.1f} s")
+    return seconds > stall_seconds
+
+
+def _copy(url: str, body: Body, write: Callable[[bytes], object], room: int, stall_seconds: float) -> None:
+    """Hand on at most `room` bytes of a body."""
+    began, count = time.monotonic(), 0
+    while room and (chunk := body.read(min(_CHUNK, room))):
+        write(chunk)
+        room -= len(chunk)
+        count += len(chunk)
+        if _check_pace(url, began, count, stall_seconds):
+            began, count = time.monotonic(), 0
+
+
+def _text(content: bytes, url: str) -> str:
+    try:
+        return content.decode()
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{redact(url)}: expected a text in UTF-8: {error}") from error
+
+
+def fetch(url: str, parse: Callable[[str], T], patience: Patience = Patience()) -> T:  # noqa: B008, immutable
+    """A small UTF-8 file, parsed; one that does not parse may have been cut short, and is asked for again.
+
+    Raises:
+        RemoteError: if it cannot be had.
+        ValueError: of `parse`, if it keeps refusing.
+    """
+    tries = Tries(patience)
+    while True:
+        try:
+            parts: list[bytes] = []
+            with closing(transport(url, stall_seconds=patience.stall_seconds).open(url)) as body:
+                _copy(url, body, parts.append, MAX_BYTES + 1, patience.stall_seconds)
+            content = b"".join(parts)
+            if len(content) > MAX_BYTES:
+                raise RemoteError(f"{redact(url)}: expected at most {MAX_BYTES} bytes, got more")
+            if body.total is not None and len(content) < body.total:
+                raise OSError(f"{redact(url)}: expected {body.total} bytes, got {len(content)}")
+            try:
+                return parse(_text(content, url))
+            except ValueError as error:
+                if tries.wrong + 1 == tries.most_wrong:
+                    raise
+                raise WrongContentError(str(error)) from error
+        except RemoteError:
+            raise
+        except OSError as error:
+            tries.failed(error)
+
+
+def _write(file: FileIO, chunk: bytes) -> None:
+    """Write all of a chunk."""
+    view = memoryview(chunk)
+    while view:
+        view = view[file.write(view) :]
+
+
+def _append(url: str, file: FileIO, size: int, patience: Patience, report: Callable[[int], object]) -> None:
+    """Add to `file` what it lacks of its `size` bytes; if the line breaks, it keeps what came."""
+    held = file.seek(0, os.SEEK_END)
+
+    def write(chunk: bytes) -> None:
+        _write(file, chunk)
+        report(file.tell())
+
+    with closing(transport(url, stall_seconds=patience.stall_seconds).open(url, held)) as body:
+        if body.total not in (None, size):
+            file.truncate(0)
+            raise WrongContentError(f"{redact(url)}: expected {size} bytes by the manifest, got {body.total}")
+        if body.start != held:
+            file.truncate(0)
+            if body.start != 0:
+                raise OSError(f"{redact(url)}: asked for the bytes from {held} on, got others")
+            held = 0
+        _copy(url, body, write, size - held, patience.stall_seconds)
+        if (found := file.seek(0, os.SEEK_END)) < size:
+            raise OSError(f"{redact(url)}: the answer ends after {found} of {size} bytes")
+        if body.total is None and body.read(1):
+            file.truncate(0)
+            raise WrongContentError(f"{redact(url)}: expected {size} bytes by the manifest, got more")
+
+
+def _check_digest(url: str, file: FileIO, sha256: str) -> None:
+    file.seek(0)
+    found = hashlib.file_digest(file, "sha256").hexdigest()
+    if found != sha256:
+        file.truncate(0)
+        raise WrongContentError(f"{redact(url)}: expected sha256 {sha256} by the manifest, got {found}")
+
+
+def download(
+    url: str,
+    file: FileIO,
+    *,
+    size: int,
+    sha256: str,
+    patience: Patience = Patience(),  # noqa: B008, immutable
+    report: Callable[[int], object] = lambda held: None,
+) -> None:
+    """Fill a file, opened for appending without a buffer, with the `size` bytes of a URL.
+
+    Args:
+        url: where they come from.
+        file: may hold the beginning already, of this or another process.
+        size: of the whole file, in bytes.
+        sha256: of the whole file, 64 hexadecimal digits.
+        patience: when to give up.
+        report: called with the number of bytes held.
+
+    Raises:
+        RemoteError: naming the URL, if it is gone, keeps failing, or keeps being another file.
+        OSError: if the disk is full.
+    """
+    tries, most = Tries(patience), file.seek(0, os.SEEK_END)
+    if most > size:
+        file.truncate(0)
+    while True:
+        try:
+            if file.seek(0, os.SEEK_END) < size:
+                _append(url, file, size, patience, report)
+            _check_digest(url, file, sha256)
+            return
+        except RemoteError:
+            raise
+        except OSError as error:
+            if error.errno in DISK_FULL:
+                raise
+            if file.seek(0, os.SEEK_END) > most:
+                most = file.tell()
+                tries.forget()
+            tries.failed(error)

@@ -1,1 +1,0 @@
-"""Position to sample: the order, and its split over ranks and workers."""
