@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import subprocess
 import sys
@@ -97,3 +98,20 @@ def test_names_that_help_repeats_are_those_of_the_code() -> None:
     assert (
         options.shards_make().get_defaults()["shard_bytes"] == signature(make_shards).parameters["shard_bytes"].default
     )
+
+
+def test_seconds_are_counted_until_something_is_written(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    terminal = io.StringIO()
+    monkeypatch.setattr(terminal, "isatty", lambda: True, raising=False)
+    monkeypatch.setattr(sys, "stderr", terminal)
+    with command.counted("doctor", after=0, every=0.001):
+        while "doctor: at work for 0 s" not in terminal.getvalue():
+            pass
+        sys.stdout.write("found\n")
+        before = terminal.getvalue()
+        sys.stderr.write("and more")
+    assert before.endswith("\r\x1b[K")
+    assert terminal.getvalue() == before + "and more"
+    assert capsys.readouterr().out == "found\n"

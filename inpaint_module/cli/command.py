@@ -8,10 +8,13 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Sequence
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from importlib import import_module
 from pathlib import Path
-from typing import NamedTuple, NoReturn
+from typing import Any, NamedTuple, NoReturn, TextIO, cast
 
 from inpaint_module.commands.errors import GOES_ON, closest, exit_code_of, take_debug
 from inpaint_module.redaction import redact
@@ -112,7 +115,61 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _run_verb(words, rest)
     parsed = getattr(import_module("inpaint_module.commands.options"), command.options)().parse(rest)
     stopped = GOES_ON if command.goes_on else "stopped"
-    return exit_code_of(lambda: import_module(command.module).run(*parsed), stopped)
+    with counted(words):
+        return exit_code_of(lambda: import_module(command.module).run(*parsed), stopped)
+
+
+class _Watched:
+    """A stream that tells before its first writing."""
+
+    def __init__(self, stream: Any, tell: Callable[[], None]) -> None:
+        self._stream, self._tell = stream, tell
+
+    def write(self, text: str) -> int:
+        self._tell()
+        return self._stream.write(text)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
+@contextmanager
+def counted(words: str, *, after: float = 3.0, every: float = 1.0) -> Iterator[None]:
+    """Count the seconds on one line of a terminal until the command first writes: imports and models take their time.
+
+    Args:
+        words: the command.
+        after: seconds until the line is there.
+        every: seconds between two states of it.
+    """
+    if not sys.stderr.isatty():
+        yield
+        return
+    terminal, begun, done = sys.stderr, time.monotonic(), threading.Event()
+
+    def count() -> None:
+        while not done.wait(every):
+            if (seconds := time.monotonic() - begun) > after:
+                terminal.write(f"\r{words}: at work for {seconds:.0f} s\x1b[K")
+                terminal.flush()
+        terminal.write("\r\x1b[K")
+        terminal.flush()
+
+    def stop() -> None:
+        done.set()
+        if thread is not threading.current_thread():
+            thread.join()
+
+    thread = threading.Thread(target=count, daemon=True)
+    thread.start()
+    with (
+        redirect_stdout(cast("TextIO", _Watched(sys.stdout, stop))),
+        redirect_stderr(cast("TextIO", _Watched(terminal, stop))),
+    ):
+        try:
+            yield
+        finally:
+            stop()
 
 
 def _run_verb(verb: str, rest: list[str]) -> int:

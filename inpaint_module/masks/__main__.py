@@ -29,7 +29,7 @@ def run(given: Namespace, overrides: Sequence[str] = ()) -> int:
     generator = preset(given.preset) if given.preset else generator_of(given.config)
     title = given.preset or given.config.stem
     photos = load_photos(given.photos)
-    sheet = draw_sheet(title, generator, photos, number=given.number, size=given.size, seed=given.seed)
+    sheet = draw_sheet(title, generator, photos, number=given.number, size=given.size, seed=given.seed, progress=True)
     given.out.parent.mkdir(parents=True, exist_ok=True)
     atomic_write_picture(given.out, sheet, _MAKER)
     sys.stdout.write(f"{given.out}\n")

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 from torch import Tensor
+from tqdm import tqdm
 
 from inpaint_module.embedded import ASSETS
 from inpaint_module.masks.generator import MaskGenerator
@@ -39,14 +40,19 @@ class Statistics(NamedTuple):
     leak: dict[tuple[str, int], float]
 
 
-def statistics(masks: Tensor) -> Statistics:
-    """Measure bool masks (B, 1, H, W)."""
-    leak: dict[tuple[str, int], float] = {}
-    for ratio in RATIOS:
-        sides = [side - side % ratio for side in masks.shape[-2:]]
-        whole = masks[..., : sides[0], : sides[1]]
-        leak |= {(how, ratio): mask_leak(whole, reduce_mask(whole, ratio, how)).mean().item() for how in LEAKY}
-    return Statistics(masks.flatten(1).float().mean(1), count_components(masks), leak)
+def statistics(masks: Tensor, *, progress: bool = False) -> Statistics:
+    """Measure bool masks (B, 1, H, W); `progress` shows a bar, as many take half a minute."""
+    leaks: dict[tuple[str, int], list[Tensor]] = {(how, ratio): [] for ratio in RATIOS for how in LEAKY}
+    components: list[int] = []
+    with tqdm(total=len(masks), desc="measuring masks", unit="mask", leave=False, disable=not progress) as bar:
+        for part in masks.split(32):
+            for how, ratio in leaks:
+                whole = part[..., : part.shape[-2] // ratio * ratio, : part.shape[-1] // ratio * ratio]
+                leaks[how, ratio].append(mask_leak(whole, reduce_mask(whole, ratio, how)))
+            components += count_components(part)
+            bar.update(len(part))
+    leak = {name: torch.cat(parts).mean().item() for name, parts in leaks.items()}
+    return Statistics(masks.flatten(1).float().mean(1), components, leak)
 
 
 def load_photos(folder: Path | None = None, number: int = _COLUMNS * _ROWS) -> list[Image.Image]:
@@ -73,6 +79,7 @@ def draw_sheet(
     number: int = 256,
     size: int = 512,
     seed: int = 0,
+    progress: bool = False,
 ) -> Image.Image:
     """Photos under masks on the left, their numbers on the right.
 
@@ -83,6 +90,7 @@ def draw_sheet(
         number: masks to measure; the first 32 are shown.
         size: height and width in pixels at which they are painted.
         seed: of the masks.
+        progress: show a bar while they are measured.
     """
     keys = key(seed, torch.arange(number), Stream.MASK)
     masks = torch.cat([generator(part, size, size) for part in keys.split(32)])
@@ -92,7 +100,8 @@ def draw_sheet(
         place = [_GAP + index * (_TILE + _GAP) for index in (nth % _COLUMNS, nth // _COLUMNS)]
         photo = ImageOps.fit(photos[nth % len(photos)], (_TILE, _TILE))
         sheet.paste(masked_in_red(photo, mask), (place[0], place[1]))
-    _draw_panel(ImageDraw.Draw(sheet), left + 2 * _GAP, f"{title}\n{number} masks at {size} px", statistics(masks))
+    measured = statistics(masks, progress=progress)
+    _draw_panel(ImageDraw.Draw(sheet), left + 2 * _GAP, f"{title}\n{number} masks at {size} px", measured)
     return sheet
 
 
