@@ -21,6 +21,7 @@ from inpaint_module.masks import (
     preset,
 )
 from inpaint_module.masks.__main__ import main
+from inpaint_module.masks.gallery import count_components
 
 YAML = """
 mask_generator:
@@ -82,3 +83,11 @@ def test_the_gallery_says_what_is_wrong(
     Path("pyproject.yaml").write_text("trainer: {max_steps: 3}")
     assert main([*arguments, "--out", "sheet.png"]) == 1
     assert re.search(message, capsys.readouterr().err)
+
+
+def test_pieces_by_hand() -> None:
+    picture = ["##..#", ".....", "#.#.#", "###.#", "...#."]
+    mask = torch.tensor([[char == "#" for char in line] for line in picture])
+    snail = torch.tensor([[char == "#" for char in line] for line in ["#####", "....#", "###.#", "#...#", "#####"]])
+    masks = torch.stack([mask, snail, torch.zeros(5, 5, dtype=torch.bool), ~snail])[:, None]
+    assert count_components(masks) == [3, 1, 0, 1]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import tiny_pipelines as tiny
@@ -37,6 +39,16 @@ def soft_mask(height: int, width: int) -> Tensor:
     return (255 - 6 * (rows**2 + columns**2).sqrt()).clamp(0, 255).round().to(torch.uint8)
 
 
+NOISY = torch.randn(1, 4, 8, 5, generator=torch.Generator().manual_seed(2))
+
+
+def fed(pipeline: Any, image: Tensor, mask: Tensor, **call: Any) -> Tensor:
+    """What Stable Diffusion's pipeline feeds its denoiser at 64 x 40 pixels."""
+    call |= {"image": as_pil(image), "mask_image": as_pil(mask), "height": 64, "width": 40, "strength": 1.0}
+    call |= {"prompt_embeds": torch.zeros(1, 4, tiny.TEXT), "guidance_scale": 1.0, "latents": NOISY}
+    return tiny.first_call(pipeline.unet, pipeline=pipeline, **call)["input"]
+
+
 def as_pil(x: Tensor) -> Image.Image:
     return Image.fromarray(np.ascontiguousarray(x.movedim(0, -1).numpy() if x.ndim == 3 else x.numpy()))
 
@@ -61,23 +73,11 @@ def test_input_of_the_denoiser_is_the_pipelines(vae: torch.nn.Module) -> None:
     pipeline, layout = tiny.stable_diffusion(), StableDiffusionLayout()
     image, mask = picture(67, 45), soft_mask(90, 33)
     encoder = InpaintEncoder(pipeline.vae, 0, sizing="diffusers", normalize=True)
-    noisy = torch.randn(1, 4, 8, 5, generator=torch.Generator().manual_seed(2))
-    ours = layout(noisy, encoder(image[None], mask / 255))
-    call = tiny.first_call(
-        pipeline.unet,
-        pipeline=pipeline,
-        image=as_pil(image),
-        mask_image=as_pil(mask),
-        latents=noisy,
-        height=64,
-        width=40,
-        strength=1.0,
-        prompt_embeds=torch.zeros(1, 4, tiny.TEXT),
-        guidance_scale=1.0,
-    )
-    torch.testing.assert_close(ours, call["input"], rtol=0, atol=1e-6)
-    other = layout(noisy, InpaintEncoder(pipeline.vae, 0, normalize=True)(image[None], mask / 255))
-    assert not torch.allclose(other, call["input"], atol=1e-2)
+    ours = layout(NOISY, encoder(image[None], mask / 255))
+    theirs = fed(pipeline, image, mask)
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-6)
+    other = layout(NOISY, InpaintEncoder(pipeline.vae, 0, normalize=True)(image[None], mask / 255))
+    assert not torch.allclose(other, theirs, atol=1e-2)
 
 
 def holes(*boxes: tuple[int, int, int, int]) -> Tensor:
@@ -96,23 +96,10 @@ HOLES = {"middle": (20, 40, 10, 18), "corner": (0, 5, 30, 40), "wide": (30, 33, 
 def test_a_crop_around_the_hole_is_the_pipelines(padding: int, box: tuple[int, int, int, int]) -> None:
     pipeline, layout, image = tiny.stable_diffusion(), StableDiffusionLayout(), picture(64, 40)
     encoder = InpaintEncoder(pipeline.vae, 0, normalize=True)
-    noisy = torch.randn(1, 4, 8, 5, generator=torch.Generator().manual_seed(2))
     batch = padding_mask_crop({"image": image[None], "mask": holes(box), "position": torch.zeros(1)}, padding)
-    call = tiny.first_call(
-        pipeline.unet,
-        pipeline=pipeline,
-        image=as_pil(image),
-        mask_image=as_pil(holes(box)[0, 0].byte() * 255),
-        padding_mask_crop=padding,
-        output_type="pil",
-        latents=noisy,
-        height=64,
-        width=40,
-        strength=1.0,
-        prompt_embeds=torch.zeros(1, 4, tiny.TEXT),
-        guidance_scale=1.0,
-    )
-    torch.testing.assert_close(layout(noisy, encoder(batch["image"], batch["mask"])), call["input"], rtol=0, atol=1e-6)
+    mask = holes(box)[0, 0].byte() * 255
+    theirs = fed(pipeline, image, mask, padding_mask_crop=padding, output_type="pil")
+    torch.testing.assert_close(layout(NOISY, encoder(batch["image"], batch["mask"])), theirs, rtol=0, atol=1e-6)
     assert not torch.equal(batch["image"][0], image) or box == HOLES["wide"]
 
 

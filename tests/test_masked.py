@@ -1,4 +1,4 @@
-"""Seams and structure by hand."""
+"""PSNR, seams and structure by hand."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torchmetrics.functional.image import structural_similarity_index_measure
 
-from inpaint_module.metrics.masked import masked_ssim, seam_error
+from inpaint_module.metrics.masked import MaskedPSNR, masked_ssim, seam_error
 from inpaint_module.sampling import composite
 
 
@@ -26,7 +26,7 @@ def pictures(count: int = 2, size: int = 16) -> Tensor:
     return torch.rand(count, 3, size, size, generator=torch.Generator().manual_seed(0))
 
 
-def test_by_hand() -> None:
+def test_seams_by_hand() -> None:
     image = rows([0.0, 0.2, 0.2, 0.2], [0.0, 0.2, 0.2, 0.2])
     filled = rows([0.0, 0.5, 0.3, 0.2], [0.0, 0.2, 0.6, 0.2])
     mask = hole([0, 1, 1, 0], [0, 0, 0, 0])
@@ -91,3 +91,32 @@ def test_ssim_looks_inside_the_mask() -> None:
 def test_pictures_smaller_than_the_window_are_refused() -> None:
     with pytest.raises(ValueError, match="SSIM expects pictures of at least 6 x 6 pixels, got 5 x 5"):
         masked_ssim(pictures(1, 5), pictures(1, 5), torch.ones(1, 1, 5, 5))
+
+
+def test_psnr_by_hand() -> None:
+    image = torch.zeros(3, 3, 2, 2)
+    made = image.clone()
+    made[:, :, 0] = 0.1  # 20 dB in the first row, none of it below
+    chosen = torch.zeros(3, 1, 2, 2)
+    chosen[0, :, 0] = 1  # 20 dB
+    chosen[1] = 1  # half the error: 23.01 dB
+    metric = MaskedPSNR()
+    metric.update(made, image, chosen, torch.ones(3))  # the third image has nothing chosen
+    assert metric.compute().item() == pytest.approx((20 + 23.0103) / 2, abs=1e-3)
+
+
+def test_weight_zero_leaves_an_image_out_and_batches_add_up() -> None:
+    generator = torch.Generator().manual_seed(0)
+    image, made = torch.rand(2, 5, 3, 4, 4, generator=generator)
+    chosen = torch.ones(5, 1, 4, 4)
+    whole, parts = MaskedPSNR(), MaskedPSNR()
+    whole.update(made[:4], image[:4], chosen[:4], torch.ones(4))
+    parts.update(made[:3], image[:3], chosen[:3], torch.ones(3))
+    parts.update(made[3:], image[3:], chosen[3:], torch.tensor([True, False]))
+    assert torch.equal(whole.compute(), parts.compute())
+
+
+def test_the_psnr_of_a_perfect_image_is_finite() -> None:
+    metric = MaskedPSNR()
+    metric.update(torch.ones(1, 3, 2, 2), torch.ones(1, 3, 2, 2), torch.ones(1, 1, 2, 2), torch.ones(1))
+    assert metric.compute() == 100
