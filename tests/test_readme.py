@@ -1,4 +1,4 @@
-"""What the README shows works."""
+"""What the READMEs show works."""
 
 from __future__ import annotations
 
@@ -7,8 +7,13 @@ from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
+FOLDERS = [ROOT, *(ROOT / name for name in ("inpaint_module", "datamodules", "configs", "tests/benchmarks"))]
+PAGES = [path for folder in FOLDERS for path in sorted(folder.glob("*.md")) if path.name != "CHANGELOG.md"]
+pages = pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 
 
 def test_the_plain_loop_runs() -> None:
@@ -18,30 +23,35 @@ def test_the_plain_loop_runs() -> None:
     assert names["loss"].isfinite()  # type: ignore[attr-defined]
 
 
-def test_named_files_exist() -> None:
-    for name in re.findall(r"`((?:tests|configs|datamodules|inpaint_module)/[\w./]+?)(?:::\w+)?`", README):
+@pages
+def test_named_files_exist(page: Path) -> None:
+    text = page.read_text()
+    for name in re.findall(r"`((?:tests|configs|datamodules|inpaint_module)/[\w./]+?)(?:::\w+)?`", text):
         assert (ROOT / name).exists(), name
-    for name in re.findall(r"!\[.*?\]\((.*?)\)", README):
-        assert (ROOT / name).is_file(), name
+    for name in re.findall(r"\[.*?\]\(([^:)#]+?)\)", text):
+        assert (page.parent / name).exists(), name
 
 
-def test_named_tests_exist() -> None:
-    for path, test in re.findall(r"`(tests/\w+\.py)::(\w+)`", README):
+@pages
+def test_named_tests_exist(page: Path) -> None:
+    for path, test in re.findall(r"`(tests/\w+\.py)::(\w+)`", page.read_text()):
         assert f"def {test}(" in (ROOT / path).read_text()
 
 
 def test_every_module_is_in_the_tree() -> None:
-    house = README[README.index("## The house") :]
+    (house,) = [text[text.index("## The house") :] for page in PAGES if "## The house" in (text := page.read_text())]
     for package in ("inpaint_module", "datamodules"):
         for path in (ROOT / package).rglob("*.py"):
             assert path.stem.startswith("__") or re.search(rf"\b{path.stem}\b", house), path
 
 
-def test_commands_and_configs_are_there() -> None:
-    for name in re.findall(r"-m ((?:train|inpaint_module|datamodules|tests)[\w.]*)", README):
+@pages
+def test_commands_and_configs_are_there(page: Path) -> None:
+    text = page.read_text()
+    for name in re.findall(r"-m ((?:train|inpaint_module|datamodules|tests)[\w.]*)", text):
         assert find_spec(name), name
-    for name in re.findall(r"configs/\w+\.yaml", README):
+    for name in re.findall(r"configs/\w+\.yaml", text):
         assert (ROOT / name).is_file(), name
-    for name in re.findall(r"class_path: ((?:inpaint_module|datamodules)[\w.]*)", README):
+    for name in re.findall(r"class_path: ((?:inpaint_module|datamodules)[\w.]*)", text):
         module, _, attribute = name.rpartition(".")
         assert hasattr(import_module(module), attribute), name
