@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import re
+import shlex
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 
+from inpaint_module.cli.command import COMMANDS
+from inpaint_module.commands import options
+
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
-FOLDERS = [ROOT, *(ROOT / name for name in ("inpaint_module", "datamodules", "configs", "tests/benchmarks"))]
-PAGES = [path for folder in FOLDERS for path in sorted(folder.glob("*.md")) if path.name != "CHANGELOG.md"]
+PLACES = ("", "inpaint_module", "inpaint_module/base_models", "datamodules", "configs", "tests/benchmarks")
+PAGES = [path for place in PLACES for path in sorted((ROOT / place).glob("*.md")) if path.name != "CHANGELOG.md"]
 pages = pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 
 
@@ -55,3 +59,13 @@ def test_commands_and_configs_are_there(page: Path) -> None:
     for name in re.findall(r"class_path: ((?:inpaint_module|datamodules)[\w.]*)", text):
         module, _, attribute = name.rpartition(".")
         assert hasattr(import_module(module), attribute), name
+
+
+@pages
+def test_commands_take_their_options(page: Path) -> None:
+    for block in re.findall(r"```bash\n(.*?)```", page.read_text(), re.DOTALL):
+        for line in re.findall(r"^inpaint (.*)$", block.replace("\\\n", " "), re.MULTILINE):
+            given = shlex.split(re.sub(r"runs/\w+/config\.yaml", "configs/quickstart.yaml", line), comments=True)
+            name = given[0] if given[0] in COMMANDS else " ".join(given[:2])
+            if maker := COMMANDS[name].options:
+                getattr(options, maker)().parse(given[len(name.split()) :])
