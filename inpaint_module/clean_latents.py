@@ -46,15 +46,49 @@ def encode_beside(encoder: InpaintEncoder, images: Tensor, masks: Tensor, clean:
     Raises:
         ValueError: the encoder draws from the posterior, or resizes images where the cached ones were cropped.
     """
+    _check_cached(encoder, images)
+    latents = encoder(images, masks)
+    clean = clean.to(latents.samples)
+    return latents._replace(target=encoder.vae.normalize(clean) if encoder.normalize else clean)
+
+
+def encode_whole(
+    encoder: InpaintEncoder,
+    images: Tensor,
+    masks: Tensor,
+    clean: Tensor | None = None,
+    generator: Tensor | None = None,
+) -> InpaintLatents:
+    """Latents of the whole images alone, as `samples` and as `target`, beside the grown mask: of models that never see
+    the masked image.
+
+    Args:
+        encoder: any.
+        images: uint8 (B, 3, H, W).
+        masks: bool (B, 1, H, W).
+        clean: of `encode_clean`, (B, C, h, w), any dtype; None to encode the images.
+        generator: int64 keys (B,), as of the encoder.
+
+    Raises:
+        ValueError: as `encode_beside`, with `clean`.
+    """
+    noise_mask = encoder.fill_hole(images, masks).noise_mask
+    if clean is None:
+        samples = encoder(images, torch.zeros_like(masks), generator=generator).samples
+    else:
+        _check_cached(encoder, images)
+        samples = clean.to(noise_mask)
+        samples = encoder.vae.normalize(samples) if encoder.normalize else samples
+    return InpaintLatents(samples, noise_mask, samples)
+
+
+def _check_cached(encoder: InpaintEncoder, images: Tensor) -> None:
     _check_posterior(encoder)
     if encoder.sizing != "comfyui" and any(side % encoder.vae.ratio for side in images.shape[-2:]):
         raise ValueError(
             f"encoder.sizing: expected comfyui with cached latents of images {images.shape[-2]} x {images.shape[-1]}, "
             f"which were cropped to multiples of {encoder.vae.ratio}; got {encoder.sizing}"
         )
-    latents = encoder(images, masks)
-    clean = clean.to(latents.samples)
-    return latents._replace(target=encoder.vae.normalize(clean) if encoder.normalize else clean)
 
 
 def _check_posterior(encoder: InpaintEncoder) -> None:

@@ -23,7 +23,7 @@ from inpaint_module.base_models import (
     shard,
 )
 from inpaint_module.batch import Batch, DescribedData, without_sizes
-from inpaint_module.clean_latents import check_clean, encode_beside
+from inpaint_module.clean_latents import check_clean, encode_beside, encode_whole
 from inpaint_module.encoder import InpaintLatents
 from inpaint_module.fingerprints import check_ranks, check_saved, check_weights
 from inpaint_module.metrics.scores import FillMetrics, LatentMaskMetrics
@@ -160,17 +160,26 @@ class InpaintDiffusion(ScheduledModule):
 
     def encode(self, batch: Batch) -> InpaintLatents:
         """Latents of the masked and the whole images of a batch; those of the whole may be in it as `latents`."""
+        keys = key(self.seed, batch["position"], Stream.POSTERIOR)
+        if self.layout.blends:
+            return encode_whole(self.encoder, batch["image"], batch["mask"], batch.get("latents"), keys)
         if "latents" in batch:
             return encode_beside(self.encoder, batch["image"], batch["mask"], batch["latents"])
-        keys = key(self.seed, batch["position"], Stream.POSTERIOR)
         return self.encoder(batch["image"], batch["mask"], target=True, generator=keys)
+
+    def _encode_known(self, batch: Batch) -> InpaintLatents:
+        """What is known of images to inpaint: their masked latents, or whole ones where the known part is put back."""
+        keys = key(self.seed, batch["position"], Stream.POSTERIOR)
+        if self.layout.blends:
+            return encode_whole(self.encoder, batch["image"], batch["mask"], generator=keys)
+        return self.encoder(batch["image"], batch["mask"], generator=keys)
 
     @torch.no_grad()
     def inpaint(self, batch: Batch, call: DenoiserCall | None = None) -> InpaintedImages:
         """Fill the holes of a batch; `call` is how the denoiser is called, such as in tiles, if not as in training."""
         positions, guided = batch["position"], self.guidance_scale != 1
         served = without_sizes(batch)  # as a pipeline, to which a picture is whole
-        latents = self.encoder(batch["image"], batch["mask"], generator=key(self.seed, positions, Stream.POSTERIOR))
+        latents = self._encode_known(batch)
         filled = inpaint_latents(
             self.denoiser,
             self.scheduler,

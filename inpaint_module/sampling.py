@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from inpaint_module.base_models import DenoiserCall, DenoiserLayout, denoiser_layout
 from inpaint_module.encoder import InpaintLatents
+from inpaint_module.objectives.objectives import is_flow_matching
 from inpaint_module.objectives.timesteps import resolution_mu
 
 
@@ -68,15 +69,19 @@ def inpaint_latents(
         float32 (B, C, h, w), latents in the space of `latents.samples`.
 
     Raises:
-        ValueError: a guidance scale other than 1 without `unconditional`, or a layout that is a ControlNet's condition.
+        ValueError: a guidance scale other than 1 without `unconditional`, no target for a layout that blends, or a
+            layout that is a condition of a ControlNet.
     """
     if guidance_scale != 1 and unconditional is None:
         raise ValueError(f"guidance_scale must be 1 without unconditional conditions, got {guidance_scale}")
-    layout, size = denoiser_layout(layout), (noise.shape[-2], noise.shape[-1])
+    layout = denoiser_layout(layout)
+    if layout.blends and latents.target is None:
+        raise ValueError(f"latents.target: expected the whole images' latents for {type(layout).__name__}, got None")
+    size = (noise.shape[-2], noise.shape[-1])
     scheduler = scheduled(scheduler, steps, size, noise.device)
     call = call or DenoiserCall()
     noisy = noise * getattr(scheduler, "init_noise_sigma", 1.0)
-    for timestep in scheduler.timesteps:
+    for number, timestep in enumerate(scheduler.timesteps):
         scaled = scheduler.scale_model_input(noisy, timestep) if hasattr(scheduler, "scale_model_input") else noisy
         inputs, timesteps = layout(scaled, latents), timestep.expand(len(noisy))
         prediction = call(denoiser, inputs, timesteps, conditions or {}, size).float()
@@ -84,7 +89,25 @@ def inpaint_latents(
             free = call(denoiser, inputs, timesteps, unconditional, size).float()
             prediction = torch.lerp(free, prediction, guidance_scale)
         noisy = scheduler.step(prediction, timestep, noisy).prev_sample
+        if layout.blends:
+            noisy = _blended(scheduler, layout, noisy, latents, noise, number + 1)
     return noisy
+
+
+def _blended(
+    scheduler: Any, layout: DenoiserLayout, noisy: Tensor, latents: InpaintLatents, noise: Tensor, step: int
+) -> Tensor:
+    """The known latents put back, with the noise of step number `step`, or none after the last.
+
+    As in the loops of diffusers' inpaint pipelines for plain models, such as `StableDiffusionInpaintPipeline`.
+    """
+    known, cells = latents.target, layout.cells(latents).to(noisy)
+    assert known is not None
+    if step < len(scheduler.timesteps):
+        time = scheduler.timesteps[step : step + 1]
+        flows = is_flow_matching(scheduler)
+        known = scheduler.scale_noise(known, time, noise) if flows else scheduler.add_noise(known, noise, time)
+    return (1 - cells) * known + cells * noisy
 
 
 def scheduled(scheduler: SchedulerMixin, steps: int, size: tuple[int, int], device: torch.device) -> SchedulerMixin:

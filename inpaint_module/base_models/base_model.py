@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 from diffusers import SchedulerMixin
@@ -143,6 +144,7 @@ class BaseModel(ModelParts):
     Args:
         path: a pipeline's folder or hub name.
         train: channels: the first layer grows, its new channels at zero, and eats the mask and the masked image too.
+            plain: the base model as it is, for the pipelines that blend; validation and prediction blend as they do.
         dtype: of the denoiser's weights: float32 to train them all, bfloat16 to halve the memory of those that LoRA
             freezes. What the step computes in is the trainer's `precision`.
         lora: train low-rank factors instead of the weights.
@@ -185,7 +187,9 @@ class BaseModel(ModelParts):
             lora=lora,
         )
         scheduler = load_scheduler(path, changes=scheduler_changes)
-        conditioning = text_of(path, text or TextOptions())
+        options = copy.copy(text) if text else TextOptions()
+        options.guidance = self.way.guidance if options.guidance is None else options.guidance
+        conditioning = text_of(path, options)
         super().__init__(denoiser, made, layout, scheduler, conditioning=conditioning, call=self.family.call)
 
     @property

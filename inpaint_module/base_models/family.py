@@ -12,6 +12,7 @@ from inpaint_module.base_models.text import FrozenTextEncoder, TextConditioning
 
 ATTENTION = ("to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out")
 WAYS = {
+    "plain": "the base model as it is, for the pipelines that blend",
     "channels": "the denoiser's first layer grows and eats the mask and the masked image too",
 }
 
@@ -22,7 +23,8 @@ class TextOptions:
     Args:
         dtype: of the weights: float32, bfloat16 or float16.
         length: tokens of a T5; None for the pipeline's default, 256 for SD3 and 512 for Flux.
-        guidance: what a guidance-distilled Flux is told; 30 is what `FluxFillPipeline` says.
+        guidance: what a guidance-distilled Flux is told; None for 30 with `train: channels`, as `FluxFillPipeline`
+            says, and 3.5 with `train: plain`, as diffusers' train_dreambooth_lora_flux.py. Serve with the same.
         t5: False leaves out the T5 of SD3, which the base model was trained to bear.
         clip_skip: layers that the CLIPs of Stable Diffusion, XL and 3 leave out at the end, as the argument of their
             pipelines; serve with the same. None for the default of each. Flux has none.
@@ -34,7 +36,7 @@ class TextOptions:
         *,
         dtype: str = "float32",
         length: int | None = None,
-        guidance: float = 30.0,
+        guidance: float | None = None,
         t5: bool = True,
         clip_skip: int | None = None,
     ):
@@ -63,10 +65,12 @@ class Way:
     Attributes:
         layout: what the denoiser eats.
         pipeline: the class of diffusers that serves what was trained.
+        guidance: what a guidance-distilled model is told, if the config does not say.
     """
 
     layout: type[DenoiserLayout]
     pipeline: str
+    guidance: float = 30.0
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,14 @@ from torch import Tensor
 
 from inpaint_module.base_models.denoiser_call import DenoiserCall, matched
 from inpaint_module.base_models.family import Family, TextFolder, TextOptions, Way
-from inpaint_module.base_models.layout import ControlNetCondition, DenoiserLayout, PackedKeptMaskCondition, pack, unpack
+from inpaint_module.base_models.layout import (
+    ControlNetCondition,
+    DenoiserLayout,
+    PackedKeptMaskCondition,
+    PackedPlainLayout,
+    pack,
+    unpack,
+)
 from inpaint_module.base_models.text import FrozenTextEncoder, TextConditioning
 from inpaint_module.batch import Batch
 from inpaint_module.encoder import InpaintEncoder
@@ -135,5 +142,8 @@ FLUX = Family(
     text=FluxText,
     read_text=_text,
     call=FluxCall(),
-    ways={"channels": Way(FluxFillLayout, "FluxFillPipeline")},
+    ways={
+        "channels": Way(FluxFillLayout, "FluxFillPipeline"),
+        "plain": Way(PackedPlainLayout, "FluxInpaintPipeline", guidance=3.5),
+    },
 )

@@ -97,7 +97,14 @@ class Layout(ABC):
 
 
 class DenoiserLayout(Layout):
-    """All that a denoiser eats, which starts with the noisy latents: `expand_input` relies on that."""
+    """All that a denoiser eats, which starts with the noisy latents: `expand_input` relies on that.
+
+    Attributes:
+        blends: whether the pipelines put the known latents back after every step, as nothing tells the denoiser of
+            them.
+    """
+
+    blends = False
 
     def __call__(self, noisy: Tensor, latents: InpaintLatents) -> Tensor:
         """The denoiser's input, from noisy latents (B, C, h, w) and the encoder's result."""
@@ -106,6 +113,39 @@ class DenoiserLayout(Layout):
     @abstractmethod
     def assemble(self, noisy: Tensor, cells: Tensor, masked: Tensor) -> Tensor:
         """The input from noisy latents and masked image (B, C, h, w) and mask cells (B, 1, h, w), 1 = inpaint."""
+
+
+class PlainLayout(DenoiserLayout):
+    """The noisy latents alone, for a base model as it is.
+
+    Its inpaint pipelines blend: after every step they put the known latents back, as noisy as the step has left the
+    others, see `inpaint_module.sampling`. So `reduce` tells which latents are known, and nothing to the denoiser.
+    Matches `StableDiffusionInpaintPipeline` and `StableDiffusionXLInpaintPipeline` over a U-Net of 4 channels.
+    """
+
+    blends = True
+
+    def assemble(self, noisy: Tensor, cells: Tensor, masked: Tensor) -> Tensor:
+        """To (B, C, h, w), as they are."""
+        return noisy
+
+    def in_channels(self, channels: int) -> int:
+        """C."""
+        return channels
+
+
+class PackedPlainLayout(PlainLayout):
+    """The same in tokens of 2 x 2 latents, 4 C channels. Matches `FluxInpaintPipeline`."""
+
+    multiple = 2
+
+    def assemble(self, noisy: Tensor, cells: Tensor, masked: Tensor) -> Tensor:
+        """To (B, h/2 * w/2, 4 C)."""
+        return pack(noisy)
+
+    def in_channels(self, channels: int) -> int:
+        """4 C."""
+        return 4 * channels
 
 
 class ControlNetCondition(Layout):

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from inpaint_module.base_models.denoiser_call import DenoiserCall
 from inpaint_module.base_models.family import Family, TextFolder, TextOptions, Way
-from inpaint_module.base_models.layout import BLACK, DenoiserLayout, KeptMaskCondition
+from inpaint_module.base_models.layout import BLACK, DenoiserLayout, KeptMaskCondition, PlainLayout
 from inpaint_module.base_models.text import FrozenTextEncoder, TextConditioning, checked_clip_skip
 
 
@@ -100,5 +100,8 @@ STABLE_DIFFUSION = Family(
     text=StableDiffusionText,
     read_text=_text,
     call=DenoiserCall(),
-    ways={"channels": Way(StableDiffusionLayout, "StableDiffusionInpaintPipeline")},
+    ways={
+        "channels": Way(StableDiffusionLayout, "StableDiffusionInpaintPipeline"),
+        "plain": Way(PlainLayout, "StableDiffusionInpaintPipeline"),
+    },
 )

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from inpaint_module.base_models.denoiser_call import DenoiserCall, matched
 from inpaint_module.base_models.family import Family, TextFolder, TextOptions, Way
-from inpaint_module.base_models.layout import KeptMaskCondition
+from inpaint_module.base_models.layout import KeptMaskCondition, PlainLayout
 from inpaint_module.base_models.stable_diffusion import StableDiffusionLayout
 from inpaint_module.base_models.text import FrozenTextEncoder, TextConditioning, checked_clip_skip
 
@@ -21,6 +21,12 @@ class StableDiffusion3Layout(StableDiffusionLayout):
 
     Matches `StableDiffusion3InpaintPipeline` of diffusers with a 33-channel transformer.
     """
+
+    multiple = 2  # patches of 2 x 2
+
+
+class StableDiffusion3PlainLayout(PlainLayout):
+    """Noisy latents alone, 16 channels. Matches `StableDiffusion3InpaintPipeline` with a 16-channel transformer."""
 
     multiple = 2  # patches of 2 x 2
 
@@ -106,5 +112,8 @@ STABLE_DIFFUSION_3 = Family(
     text=StableDiffusion3Text,
     read_text=_text,
     call=StableDiffusion3Call(),
-    ways={"channels": Way(StableDiffusion3Layout, "StableDiffusion3InpaintPipeline")},
+    ways={
+        "channels": Way(StableDiffusion3Layout, "StableDiffusion3InpaintPipeline"),
+        "plain": Way(StableDiffusion3PlainLayout, "StableDiffusion3InpaintPipeline"),
+    },
 )

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from inpaint_module.base_models.denoiser_call import DenoiserCall
 from inpaint_module.base_models.family import Family, TextFolder, TextOptions, Way
+from inpaint_module.base_models.layout import PlainLayout
 from inpaint_module.base_models.stable_diffusion import StableDiffusionLayout
 from inpaint_module.base_models.text import FrozenTextEncoder, TextConditioning, checked_clip_skip
 from inpaint_module.batch import Batch
@@ -111,5 +112,8 @@ STABLE_DIFFUSION_XL = Family(
     text=StableDiffusionXLText,
     read_text=_text,
     call=DenoiserCall(),
-    ways={"channels": Way(StableDiffusionLayout, "StableDiffusionXLInpaintPipeline")},
+    ways={
+        "channels": Way(StableDiffusionLayout, "StableDiffusionXLInpaintPipeline"),
+        "plain": Way(PlainLayout, "StableDiffusionXLInpaintPipeline"),
+    },
 )

@@ -1,0 +1,158 @@
+"""`train: plain`: the loss of diffusers' example scripts, and the pipelines that blend, step by step."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import pytest
+import torch
+import torch.nn.functional as F
+from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
+from quiet_trainer import QUIET
+from test_base_models import CAPTIONS, assert_same_call, caught, fit
+from tiny_folders import BASES, saved
+from tiny_models import tiny_batch
+from torch import Tensor
+
+from inpaint_module.base_models import BaseModel, LoRA, PlainLayout
+from inpaint_module.export import export
+from inpaint_module.lightning_module import InpaintDiffusion
+from inpaint_module.randomness import Stream, key, normal
+from inpaint_module.sampling import inpaint_latents
+
+pytestmark = [
+    *QUIET,
+    pytest.mark.filterwarnings("ignore:You.re resuming from a checkpoint that ended"),
+    pytest.mark.filterwarnings("ignore:Checkpoint directory .*not empty"),
+    pytest.mark.filterwarnings("ignore:a caption fills all 77 tokens"),
+    pytest.mark.filterwarnings("ignore:StableDiffusion3InpaintPipeline of the installed diffusers decodes without"),
+]
+SERVED = {
+    "sd15": "StableDiffusionInpaintPipeline",
+    "sdxl": "StableDiffusionXLInpaintPipeline",
+    "sd3": "StableDiffusion3InpaintPipeline",
+    "flux_fill": "FluxInpaintPipeline",
+}
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    return {name: saved(BASES[name](), tmp_path_factory.mktemp("plain") / name) for name in BASES}
+
+
+def module_of(path: str, **options: Any) -> InpaintDiffusion:
+    return InpaintDiffusion(BaseModel(path, train="plain", **options), sampling_steps=3)
+
+
+def sample() -> dict[str, Any]:
+    return tiny_batch(2, 32, 48) | {"caption": CAPTIONS}
+
+
+def loss_by_hand(name: str, module: InpaintDiffusion, batch: dict[str, Any]) -> Tensor:
+    """As train_text_to_image.py, train_text_to_image_sdxl.py, train_dreambooth_sd3.py, train_dreambooth_flux.py."""
+    model_input = module.encoder.vae.normalize(module.encoder.vae.posterior(batch["image"].float() / 255).mean)
+    noise = normal(key(module.seed, batch["position"], Stream.NOISE), model_input.shape[1:])
+    drawn = key(module.seed, batch["position"], Stream.TIMESTEP)
+    timesteps = module.objective(model_input, noise, drawn).timesteps
+    told, unet = module.conditioning(batch), module.denoiser
+    if name in ("sd15", "sdxl"):
+        noisy = module.scheduler.add_noise(model_input, noise, timesteps)
+        return F.mse_loss(unet(noisy, timesteps, **told).sample.float(), noise.float(), reduction="mean")
+    sigmas = (timesteps / 1000).reshape(-1, 1, 1, 1)
+    noisy, target = (1.0 - sigmas) * model_input + sigmas * noise, noise - model_input
+    if name == "sd3":
+        prediction = unet(hidden_states=noisy, timestep=timesteps, **told, return_dict=False)[0]
+    else:
+        pipeline = diffusers.FluxPipeline
+        height, width = noisy.shape[-2:]
+        assert told.pop("guidance").tolist() == [3.5, 3.5]
+        packed = pipeline._pack_latents(noisy, 2, 16, height, width)
+        ids = pipeline._prepare_latent_image_ids(2, height // 2, width // 2, noisy.device, noisy.dtype)
+        guidance = torch.tensor([3.5]).expand(2)
+        tokens = unet(
+            hidden_states=packed, timestep=timesteps / 1000, guidance=guidance, img_ids=ids, **told, return_dict=False
+        )[0]
+        prediction = pipeline._unpack_latents(tokens, 8 * height, 8 * width, 8)
+    return (prediction.float() - target.float()).square().reshape(2, -1).mean(1).mean()
+
+
+@pytest.mark.parametrize("name", SERVED)
+def test_the_loss_is_that_of_the_example_scripts(name: str, folders: dict[str, str]) -> None:
+    module = module_of(folders[name])
+    assert torch.equal(module.loss(sample()), loss_by_hand(name, module, sample()))  # type: ignore[arg-type]
+
+
+def answer(pipeline: Any, batch: dict[str, Any], noise: Tensor) -> Tensor:
+    """The pipeline's latents, from this noise."""
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline(
+        prompt=batch["caption"],
+        image=batch["image"].float() / 255,
+        mask_image=batch["mask"].float(),
+        latents=noise,
+        height=32,
+        width=48,
+        strength=1.0,
+        num_inference_steps=3,
+        guidance_scale=3.5 if isinstance(pipeline, diffusers.FluxInpaintPipeline) else 1.0,
+        output_type="latent",
+    ).images
+
+
+@pytest.mark.parametrize("name", SERVED)
+def test_validation_blends_as_the_pipeline(
+    name: str, folders: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module, batch = module_of(folders[name]), sample()
+    filled: list[Any] = []
+    ours = caught(module.denoiser, lambda: filled.append(module.inpaint(batch)))  # type: ignore[arg-type]
+    export(module, tmp_path / "out")
+    pipeline = getattr(diffusers, SERVED[name]).from_pretrained(tmp_path / "out")
+    pipeline.vae.to(memory_format=torch.channels_last)
+    monkeypatch.setattr(DiagonalGaussianDistribution, "sample", lambda self, generator=None: self.mode())
+    noise = normal(key(module.seed, batch["position"], Stream.SAMPLER), (module.encoder.vae.channels, 4, 6))
+    denoiser = pipeline.unet if hasattr(pipeline, "unet") else pipeline.transformer
+    images: list[Tensor] = []
+    theirs = caught(denoiser, lambda: images.append(answer(pipeline, batch, noise)))
+    assert len(ours) == len(theirs) == 3
+    for number, (mine, other) in enumerate(zip(ours, theirs, strict=True)):
+        assert_same_call(mine, other, atol=1e-6 if number == 0 else 1e-5)
+    latents = images[0]
+    if latents.ndim == 3:
+        latents = pipeline._unpack_latents(latents, 32, 48, 8)
+    decoded = module.encoder.decode(latents)
+    torch.testing.assert_close(filled[0].inpainted, decoded, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("lora", [None, LoRA(4)], ids=["whole", "lora"])
+@pytest.mark.parametrize("name", ["sd15", *(pytest.param(each, marks=pytest.mark.slow) for each in list(SERVED)[1:])])
+def test_resumes_to_the_bit_and_is_loaded(
+    name: str, lora: LoRA | None, folders: dict[str, str], tmp_path: Path
+) -> None:
+    once, again = (module_of(folders[name], lora=lora) for _ in range(2))
+    fit(once, tmp_path / "once", 2, ema=False)
+    first = fit(module_of(folders[name], lora=lora), tmp_path / "twice", 1, ema=False)
+    fit(again, tmp_path / "twice", 2, first, ema=False)
+    weights, resumed = once.denoiser.state_dict(), again.denoiser.state_dict()
+    assert weights.keys() == resumed.keys()
+    assert all(torch.equal(weights[each], resumed[each]) for each in weights)
+    export(once, tmp_path / "out", lora_only=lora is not None)
+    pipeline_class = getattr(diffusers, SERVED[name])
+    if lora is None:
+        pipeline_class.from_pretrained(tmp_path / "out")
+        return
+    pipeline = pipeline_class.from_pretrained(folders[name])
+    pipeline.load_lora_weights(tmp_path / "out")
+    assert pipeline.get_active_adapters()
+
+
+def test_mistakes_are_named(folders: dict[str, str]) -> None:
+    message = r"base.train: Stable Diffusion 1.x and 2.x is trained by channels \(.*\); plain \(.*\); got 'controlnet'"
+    with pytest.raises(ValueError, match=message):
+        BaseModel(folders["sd15"], train="controlnet")
+    module = module_of(folders["sd15"])
+    latents = module.encode(sample())._replace(target=None)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="target: expected the whole images' latents for PlainLayout, got None"):
+        inpaint_latents(module.denoiser, module.scheduler, PlainLayout(), latents, torch.zeros(2, 4, 4, 6), 1)
