@@ -41,7 +41,7 @@ from inpaint_module.redaction import redacted
 RECORD = "latents.json"
 _FORMAT = 2  # 1 had no sizes and crops; an unfinished cache is not gone on with in another
 _OF_LOADING = ("num_workers", "stall_timeout", "val_shards", "val_batch_size", "cache_dir", "cache_bytes")
-_OF_TRAINING = ("mask_generator", "own_mask_probability", "allow_empty_masks", "transfer_probability")
+_OF_TRAINING = ("mask_generator", "graph_masks", "own_mask_probability", "allow_empty_masks", "transfer_probability")
 
 
 class Parts(NamedTuple):

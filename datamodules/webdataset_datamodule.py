@@ -34,6 +34,7 @@ from datamodules.shards.shard_cache import ShardCache
 from datamodules.shards.shard_set import ShardSet
 from datamodules.shards.shard_specs import aside_line, find_shards
 from datamodules.stream_datamodule import StreamDataModule
+from inpaint_module import masks
 from inpaint_module.batch import DescribedData, LatentsTag
 from inpaint_module.masks.generator import LAST_STEP, MaskGenerator
 from inpaint_module.sizing import padding_mask_crop
@@ -64,6 +65,7 @@ class WebDatasetDataModule(StreamDataModule, DescribedData):
         batch_size: Samples of one batch on one device.
         image_size: Pixels, one number for squares or [height, width].
         mask_generator: Paints a mask for every sample that gets none from the data.
+        graph_masks: Paint them by CUDA graphs, see `inpaint_module.masks.CudaGraphed`: the same masks, sooner on a GPU.
         seed: Seeds order, crops, flips and masks.
         val_batch_size: As batch_size, for validation; null for the same.
         num_workers: Processes that decode, per device; 0 decodes in the training process.
@@ -114,6 +116,7 @@ class WebDatasetDataModule(StreamDataModule, DescribedData):
         batch_size: int,
         image_size: int | tuple[int, int],
         mask_generator: MaskGenerator,
+        graph_masks: bool = False,
         seed: int = 0,
         val_batch_size: int | None = None,
         num_workers: int = 0,
@@ -154,7 +157,7 @@ class WebDatasetDataModule(StreamDataModule, DescribedData):
         self.train_shards, self.val_shards = train_shards, val_shards
         self.batch_size = batch_size
         self.val_batch_size = batch_size if val_batch_size is None else val_batch_size
-        self.mask_generator = mask_generator
+        self.mask_generator = masks.graph_masks(mask_generator) if graph_masks else mask_generator
         self.seed, self.window, self.source_weights = seed, window, source_weights
         self.buckets = None if bucket_step is None else Buckets(size, step=bucket_step, max_aspect=bucket_max_aspect)
         self.num_workers, self.stall_timeout, self.max_bad_share = num_workers, stall_timeout, max_bad_share

@@ -10,7 +10,7 @@ import pytest
 import torch
 from mask_cases import GENERATORS, KEYS
 
-from inpaint_module.masks import CudaGraphed, Curriculum, Full, Outpaint, Union, preset
+from inpaint_module.masks import CudaGraphed, Curriculum, Full, Outpaint, Union, graph_masks, preset
 
 
 def test_elsewhere_the_generator_paints() -> None:
@@ -24,6 +24,19 @@ def test_what_changes_with_the_step_is_refused() -> None:
     around = Curriculum([CudaGraphed(Outpaint()), CudaGraphed(Full())], [0, 10])
     around.set_step(10)
     assert around(KEYS, 32, 32).all()
+
+
+def test_as_much_as_can_be_is_recorded() -> None:
+    plain = Union([CudaGraphed(Outpaint()), Curriculum([Outpaint(), Full()], [0, 10])])
+    made = graph_masks(plain)
+    assert [type(part) for part in made.parts] == [CudaGraphed, Curriculum]
+    assert [type(part) for part in made.parts[1].parts] == [CudaGraphed, CudaGraphed]
+    assert [type(part) for part in plain.parts[1].parts] == [Outpaint, Full]
+    for step in (0, 5, 10):
+        plain.set_step(step)
+        made.set_step(step)
+        assert torch.equal(made(KEYS, 32, 32), plain(KEYS, 32, 32))
+    assert isinstance(graph_masks(preset("sd")), CudaGraphed)
 
 
 @pytest.mark.parametrize("again", [copy.deepcopy, lambda masks: pickle.loads(pickle.dumps(masks))])

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 from inpaint_module.masks.boxes import Boxes
 from inpaint_module.masks.coverage import CoverageBetween
-from inpaint_module.masks.cuda_graphed import CudaGraphed
+from inpaint_module.masks.cuda_graphed import CudaGraphed, graph_masks
 from inpaint_module.masks.freeform import FreeForm
 from inpaint_module.masks.generator import MaskGenerator
 from inpaint_module.masks.grid import Grid, KeepEvery
@@ -42,6 +42,7 @@ __all__ = [
     "Polygon",
     "Strokes",
     "Union",
+    "graph_masks",
     "preset",
     "presets",
 ]

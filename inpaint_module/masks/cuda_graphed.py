@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any, NamedTuple
 
 import torch
@@ -74,6 +75,22 @@ class CudaGraphed(MaskGenerator):
             with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
                 masks = self.parts[0](keys, height, width)
         return _Recording(graph, keys, masks)
+
+
+def graph_masks(generator: MaskGenerator) -> MaskGenerator:
+    """The same masks with as much of their painting in `CudaGraphed` as can be.
+
+    Args:
+        generator: what paints. Of one that changes with the step, such as a `Curriculum`, the parts are wrapped; itself
+            it stays as it is, as does one that is wrapped already.
+    """
+    if isinstance(generator, CudaGraphed):
+        return generator
+    if _with_steps(generator) is None:
+        return CudaGraphed(generator)
+    around = copy.copy(generator)
+    around.parts = list(map(graph_masks, generator.parts))
+    return around
 
 
 def _with_steps(generator: MaskGenerator) -> str | None:
