@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 import torch
 from quiet_trainer import QUIET, quiet_trainer
+from recipes.embedded_autoencoder import AutoencoderTraining, start
 from tiny_models import tiny_vae
 from tiny_vaes import dc_of_patches
 
 from datamodules import WebDatasetDataModule
-from inpaint_module.autoencoder.autoencoder_training import AutoencoderTraining
 from inpaint_module.masks import Boxes
 from inpaint_module.vae.loading import load_vae
 
@@ -25,6 +25,7 @@ def test_it_starts_linear_learns_and_writes_a_folder(tmp_path: Path) -> None:
     data = WebDatasetDataModule(
         "embedded:train", "embedded:val", batch_size=2, image_size=64, mask_generator=Boxes(), val_batch_size=6
     )
+    start(module.autoencoder, data)
     trainer = quiet_trainer(2, val_check_interval=2, limit_train_batches=2, limit_val_batches=1)
     trainer.fit(module, data)
     assert trainer.callback_metrics["val/psnr"] > 18  # without the start it is about 8

@@ -296,5 +296,6 @@ def test_configs_without_such_a_model_are_refused(tmp_path: Path, monkeypatch: p
     (tmp_path / "empty.yaml").write_text("trainer: {}\n")
     with pytest.raises(ValueError, match=r"config: expected a model in .*empty.yaml, got none"):
         module_from_configs([tmp_path / "empty.yaml"])
-    with pytest.raises(ValueError, match="config: expected the model to be an InpaintDiffusion, got AutoencoderTrain"):
-        module_from_configs([CONFIGS / "autoencoder.yaml"])
+    (tmp_path / "other.yaml").write_text("model: {class_path: lightning.pytorch.demos.boring_classes.BoringModel}\n")
+    with pytest.raises(ValueError, match="config: expected the model to be an InpaintDiffusion, got BoringModel"):
+        module_from_configs([tmp_path / "other.yaml"])

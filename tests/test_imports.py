@@ -39,7 +39,6 @@ FLOORS = {
     "inpaint_module.metrics": 6,
     "inpaint_module.training": 6,
     "inpaint_module.callbacks": 7,
-    "inpaint_module.autoencoder": 7,
     "inpaint_module.cli": 9,
     "inpaint_module.__main__": 10,
     "inpaint_module.compare_runs": 9,

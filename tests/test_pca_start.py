@@ -5,9 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
+from recipes.embedded_autoencoder import pca_start
 from tiny_vaes import dc_of_patches
-
-from inpaint_module.autoencoder.pca_start import pca_start
 
 
 def test_it_reconstructs_as_well_as_principal_components() -> None:

@@ -116,13 +116,21 @@ def test_latents_that_the_dtype_cannot_hold_are_refused(tmp_path: Path) -> None:
     [
         (["--device=cua"], "device: expected auto, cpu or a GPU that is there, got 'cua'"),
         (["--data.batch_sise=3"], "batch_sise"),
-        ([f"--config={CONFIGS / 'autoencoder.yaml'}"], "config: expected a model with an encoder, got "),
+        (["--config=boring.yaml"], "config: expected a model with an encoder, got "),
     ],
 )
 def test_the_command_names_mistakes(
-    options: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    options: list[str],
+    message: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    config = [] if "autoencoder" in options[0] else [f"--config={CONFIGS / 'quickstart.yaml'}"]
+    monkeypatch.chdir(tmp_path)
+    boring = yaml.safe_load((CONFIGS / "quickstart.yaml").read_text())
+    boring["model"] = {"class_path": "lightning.pytorch.demos.boring_classes.BoringModel"}
+    Path("boring.yaml").write_text(yaml.safe_dump(boring))
+    config = [] if "boring" in options[0] else [f"--config={CONFIGS / 'quickstart.yaml'}"]
     assert main([str(tmp_path / "out"), *config, *options]) == 1
     assert message in capsys.readouterr().err
 

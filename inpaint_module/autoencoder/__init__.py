@@ -1,1 +1,0 @@
-"""How the embedded autoencoder is made."""
