@@ -32,24 +32,28 @@ def srgb_curve() -> bytes:
     return b"para\0\0\0\0" + struct.pack(">HH", 3, 0) + _numbers(2.4, 1 / 1.055, 0.055 / 1.055, 1 / 12.92, 0.04045)
 
 
-def make_profile(name: str, primaries: Primaries | None, curve: bytes, space: bytes = b"RGB ") -> bytes:
-    """A profile for monitors; without primaries a grey one.
+def make_profile(
+    name: str, primaries: Primaries | None, curve: bytes, space: bytes = b"RGB ", to_lab: bytes = b""
+) -> bytes:
+    """A profile for monitors; without primaries a grey one, or of a table.
 
     Args:
         name: what it calls itself.
         primaries: red, green and blue.
         curve: from the numbers to light.
         space: the colour space that its header claims.
+        to_lab: a table from the numbers to CIE Lab, of a profile of version 2.
     """
     tags = [(b"desc", _text(name)), (b"cprt", _text("CC0")), (b"wtpt", b"XYZ \0\0\0\0" + _numbers(*D50))]
     for letter, colour in zip((b"r", b"g", b"b"), primaries or (), strict=False):
         tags += [(letter + b"XYZ", b"XYZ \0\0\0\0" + _numbers(*colour)), (letter + b"TRC", curve)]
-    tags += [] if primaries else [(b"kTRC", curve)]
+    tags += [] if primaries else [(b"A2B0", to_lab) if to_lab else (b"kTRC", curve)]
     begin, table, body = 128 + 4 + 12 * len(tags), struct.pack(">I", len(tags)), b""
     for tag, data in tags:
         table += tag + struct.pack(">II", begin + len(body), len(data))
         body += data + b"\0" * (-len(data) % 4)
-    head = struct.pack(">I4xI4s4s4s6H4s", begin + len(body), 0x04300000, b"mntr", space, b"XYZ ", *[1] * 6, b"acsp")
+    version, between = (0x02400000, b"Lab ") if to_lab else (0x04300000, b"XYZ ")
+    head = struct.pack(">I4xI4s4s4s6H4s", begin + len(body), version, b"mntr", space, between, *[1] * 6, b"acsp")
     return head.ljust(68, b"\0") + _numbers(*D50) + bytes(48) + table + body
 
 
@@ -71,3 +75,16 @@ def srgb() -> bytes:
 def grey(exponent: float) -> bytes:
     """A grey profile, as of scanners."""
     return make_profile("Grey", None, gamma(exponent), b"GRAY")
+
+
+def cmyk(channels: int = 4) -> bytes:
+    """A table: the first ink alone is CIE Lab (50, 60, 30), the last alone goes from L = 100 to 0, others are black.
+
+    Only to Lab, so that there is no way back. Of 3 channels it is one for RGB.
+    """
+    cells = {0: (255, 128, 128), 1 << (channels - 1): (128, 188, 158)}  # the first ink is the highest bit
+    grid = b"".join(bytes(cells.get(inks, (0, 128, 128))) for inks in range(1 << channels))
+    straight = bytes(range(256))
+    head = b"mft1\0\0\0\0" + bytes([channels, 3, 2, 0]) + _numbers(1, 0, 0, 0, 1, 0, 0, 0, 1)
+    space = {3: b"RGB ", 4: b"CMYK"}[channels]
+    return make_profile("Inks", None, b"", space, head + straight * channels + grid + straight * 3)

@@ -1,4 +1,4 @@
-"""Every row of the tables in datamodules/README.md, done."""
+"""Every row of the tables in datamodules/README.md, and of those on images in READING.md, done."""
 
 from __future__ import annotations
 
@@ -6,20 +6,28 @@ import io
 import re
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import cv2
 import numpy as np
 import pytest
-from data_fixtures import encode, photo
-from PIL import Image
+from data_fixtures import encode, exif_turned, photo
+from icc_profiles import cmyk, display_p3, grey, srgb
+from PIL import Image, PngImagePlugin
+from test_limits import many_scans, small_png
 
 from datamodules.account import Account, RefusedError
 from datamodules.decode import conversion
 from datamodules.decode.annotations import parse_annotations
+from datamodules.decode.sample_decoder import SampleDecoder
 from datamodules.make_shards import make_shards
+from datamodules.shards.shard_set import RawSample
 from datamodules.shards.shard_specs import open_shards
+from datamodules.writing.pictures import ONE_WAY, filled, read_given, write_png
 from datamodules.writing.source_lists import Columns, find_sources
 
-TEXT = (Path(__file__).parents[1] / "datamodules" / "README.md").read_text()
+FOLDER = Path(__file__).parents[1] / "datamodules"
+TEXT = (FOLDER / "README.md").read_text() + (FOLDER / "READING.md").read_text()
 BLACK = encode(Image.new("L", (48, 40)))
 
 
@@ -181,3 +189,134 @@ def test_left_aside(file: str, why: str, tmp_path: Path) -> None:
     assert [source.key for source in find_sources(tmp_path, account=account)] == ["a"]
     ((kind, (count, _)),) = account.aside.items()
     assert (kind.startswith(quoted(why)), count) == (True, 1)
+
+
+GREEN = (90, 200, 60)
+PLAIN = Image.new("RGB", (8, 8), GREEN)
+CLEAR = Image.new("RGBA", (8, 8), (*GREEN, 0))
+FIFTY = Image.fromarray(np.full((8, 8), 50 * 257, np.uint16))
+DEEP = cv2.imencode(".png", np.full((8, 8, 3), 50 * 256 + 255, np.uint16))[1].tobytes()
+INKS = Image.new("CMYK", (8, 8), (255, 0, 0, 0))
+TURNED = photo(1, 8, 8)
+
+
+def png_with(**chunks: bytes) -> bytes:
+    words = PngImagePlugin.PngInfo()
+    for name, content in chunks.items():
+        words.add(name.encode(), content)
+    return encode(PLAIN, pnginfo=words)
+
+
+def adobe_by_exif() -> bytes:
+    exif = Image.Exif()
+    exif.get_ifd(0x8769)[0xA001] = 0xFFFF  # ColorSpace: uncalibrated
+    exif.get_ifd(0x8769).setdefault(0xA005, {1: "R03"})
+    return encode(PLAIN, exif=exif)
+
+
+GAMMA = {"gAMA": (100000).to_bytes(4), "cHRM": bytes(32), "cICP": b"\x0c\x0d\0\1"}
+IMAGES: dict[str, dict[bytes, Any]] = {  # the row's beginning -> files, and their colour by hand, or their pixels
+    "JPEG, PNG, WEBP of 1 to 8 bits": {
+        **{encode(Image.new(mode, (8, 8), 1)): 255 if mode == "1" else 1 for mode in ("1", "L")},
+        encode(PLAIN.quantize(2)): GREEN,
+        encode(PLAIN): GREEN,
+        encode(PLAIN, "WEBP", lossless=True): GREEN,
+        **{encode(CLEAR, kind, **more): 255 for kind, more in (("PNG", {}), ("WEBP", {"lossless": True}))},
+        encode(Image.new("LA", (8, 8), (7, 0))): 255,
+        encode(Image.new("L", (8, 8), 9), "JPEG"): 9,
+        encode(INKS, "JPEG", quality=100): (0, 255, 255),
+    },
+    "16-bit grey": {encode(FIFTY): 50},
+    "16-bit colour": {DEEP: 50},
+    "an RGB, grey or CMYK profile": {
+        encode(PLAIN, icc_profile=display_p3()): (0, 203, 7),
+        encode(Image.new("L", (8, 8), 50), icc_profile=grey(2.2)): 46,
+        # Lab (50, 60, 30) -> XYZ (.315, .184, .061) of D50 -> light of sRGB (.661, .046, .066)
+        encode(INKS, "JPEG", quality=100, icc_profile=cmyk()): (212, 61, 73),
+    },
+    "an sRGB profile": {encode(PLAIN, icc_profile=srgb()): GREEN},
+    "a profile that cannot be read": {encode(PLAIN, icc_profile=data): GREEN for data in (b"none", grey(2.2))},
+    "PNG's gAMA, cHRM and cICP": {png_with(**GAMMA): GREEN, adobe_by_exif(): GREEN},
+    "EXIF rotation": {encode(TURNED, exif=exif_turned(6)): np.asarray(TURNED.transpose(Image.Transpose.ROTATE_270))},
+    "animated": {encode(PLAIN, save_all=True, append_images=[CLEAR.convert("RGB"), TURNED]): GREEN},
+    "more than 32 scans": {many_scans(8, 8, 40): "scans", small_png(before=2000): "parts", bytes(8): "identify"},
+}
+COUNTED = {"a profile that cannot be read": "bad_profile", "animated": "animated"}
+
+
+@pytest.mark.parametrize("row", [row for row, _ in rows("Images")])
+def test_images(row: str) -> None:
+    (begin,) = [begin for begin in IMAGES if row.startswith(begin)]
+    for data, wanted in IMAGES[begin].items():
+        field = "jpg" if data[:2] == b"\xff\xd8" else "png"
+        decoder, raw = SampleDecoder(image_size=(8, 8), seed=0, augment=False), RawSample("s", "k", {field: data}, 0)
+        if isinstance(wanted, str):
+            with pytest.raises(ValueError, match=wanted):
+                decoder(raw)
+            continue
+        sample = decoder(raw)
+        assert np.abs(sample["image"].permute(1, 2, 0).numpy().astype(int) - wanted).max() <= 2
+        assert [kind for kind, _ in sample.get("notes", [])] == ([COUNTED[begin]] if begin in COUNTED else [])
+
+
+def with_alpha(mode: str) -> Image.Image:
+    image = Image.new("RGB", (8, 8), GREEN).convert(mode)
+    image.putalpha(9)
+    return image
+
+
+GIVEN: dict[str, dict[bytes, tuple[str, Any]]] = {  # files -> mode and fill of (90, 200, 60), in grey 151
+    "grey or RGB of 8 bits": {encode(PLAIN): ("RGB", GREEN), encode(PLAIN.convert("L")): ("L", 151)},
+    "1 bit": {encode(PLAIN.convert("1")): ("L", 151)},
+    "palette": {encode(PLAIN.quantize(2)): ("RGB", GREEN)},
+    "with transparency, in any of these": {
+        encode(with_alpha("RGB")): ("RGBA", (*GREEN, 255)),
+        encode(with_alpha("L")): ("LA", (151, 255)),
+        encode(PLAIN.quantize(2), transparency=b"\x09\x09"): ("RGBA", (*GREEN, 255)),
+    },
+    "16-bit grey": {encode(FIFTY): ("I;16", 151 * 257)},
+    "16-bit colour": {DEEP: ("RGB", GREEN)},
+    "a colour profile": {
+        encode(PLAIN, icc_profile=display_p3()): ("RGB", (120, 198, 82)),
+        png_with(**GAMMA): ("RGB", GREEN),
+    },
+    "a profile from which there is no way back": {
+        encode(INKS, "JPEG", icc_profile=cmyk()): ("RGB", GREEN),
+        encode(INKS, "JPEG"): ("RGB", GREEN),
+        encode(PLAIN, icc_profile=cmyk(3)): ("RGB", GREEN),
+    },
+    "EXIF and texts": {encode(PLAIN, exif=exif_turned(6)): ("RGB", GREEN), png_with(tEXt=b"a\0b"): ("RGB", GREEN)},
+}
+SAID = {
+    "16-bit colour": (conversion.DEEP,),
+    "a profile from which there is no way back": (conversion.CMYK, ONE_WAY),
+}
+
+
+def test_every_case_is_in_the_tables() -> None:
+    assert len(IMAGES) == len(rows("Images"))
+    assert len(GIVEN) == len(rows("What `predict` gives back"))
+
+
+@pytest.mark.parametrize("row", [row for row, _ in rows("What `predict` gives back")])
+def test_given_back(row: str, tmp_path: Path) -> None:
+    (begin,) = [begin for begin in GIVEN if row.startswith(begin)]
+    hole = np.arange(64).reshape(8, 8) < 8
+    for data, (mode, colour) in GIVEN[begin].items():
+        (tmp_path / "a.png").write_bytes(data)
+        given = read_given(tmp_path / "a.png", 999)
+        assert len(given.notes) == (begin in SAID)
+        assert set(given.notes) <= set(SAID.get(begin, ()))
+        with open(tmp_path / "b.png", "wb") as file:
+            write_png(file, filled(given, np.full((8, 8, 3), GREEN, np.uint8), hole), given, "predict")
+        before, after = Image.open(io.BytesIO(data)), Image.open(tmp_path / "b.png")
+        assert after.mode == mode
+        assert np.abs(np.subtract(after.getpixel((3, 0)), colour)).max() <= 1
+        kept = {"icc_profile", "gamma", "chromaticity"} & before.info.keys() - (
+            {"icc_profile"} if begin in SAID else set()
+        )
+        assert {name: after.info.get(name) for name in kept} == {name: before.info[name] for name in kept}
+        assert not {"exif", "a"} & after.info.keys()
+        if begin not in SAID:
+            same = np.asarray(before if before.mode == mode else before.convert(mode))
+            assert (np.asarray(after)[1:] == same[1:]).all()

@@ -168,7 +168,8 @@ class _Reader:
         if image is not self.stored.data and "json" in self.fields:
             self.fields["json"] = _sized_json(self.fields["json"], self.frame)
         self.fields[self.stored.suffix] = image
-        sample = EncodedSample(self.source.key, self.fields, image_size(image))
+        size = self.frame if image is self.stored.data else image_size(image)
+        sample = EncodedSample(self.source.key, self.fields, size)
         told = ("captions",) if parse_caption(self.fields, _MAX_CAPTION_BYTES) else ()  # it may be in the json
         found = (*told, *(kind for kind in kinds_of(self.fields) if kind not in told))
         return PackedSample(sample, found, tuple(self.notes))
