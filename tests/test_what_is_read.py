@@ -33,7 +33,7 @@ BLACK = encode(Image.new("L", (48, 40)))
 
 def rows(title: str) -> list[tuple[str, str]]:
     """The rows of the table in a section: first cell, second cell."""
-    section = TEXT.partition(f"\n### {title}\n")[2].partition("\n### ")[0]
+    section = re.split(r"\n#+ ", re.split(rf"\n#+ {re.escape(title)}\n", TEXT)[1])[0]
     cells = [line.strip("|").split(" | ") for line in section.splitlines() if line.startswith("| ")]
     assert len(cells) > 3, title
     return [(first.strip(), second.strip()) for first, second in cells[1:]]
