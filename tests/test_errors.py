@@ -123,7 +123,7 @@ CLOSEST = [
     (
         "--trainer.callbacks=inpaint_module.training.EMAA",
         2,
-        "trainer.callbacks: inpaint_module.callbacks has no 'EMAA'; did you mean EMA?",
+        "trainer.callbacks: inpaint_module.training has no 'EMAA'; did you mean EMA?",
     ),
     (
         '--trainer.callbacks={"class_path": "inpaint_module.report.ValidationReport", "init_args": {"feature_distance":'

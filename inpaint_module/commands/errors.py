@@ -138,7 +138,8 @@ def _with_suggestion(wrong: str, owner: str) -> str:
         instead = _INSTEAD.get(name) or closest(name, _options_of(owner))
         return f"{owner or 'it'} has no option {name!r}{instead}"
     if found := _ATTRIBUTE.search(wrong):
-        names = [name for name in dir(import_module(found[1])) if not name.startswith("_")]
+        module = import_module(found[1])
+        names = [name for name in {*dir(module), *getattr(module, "__all__", ())} if not name.startswith("_")]
         return f"{found[1]} has no {found[2]!r}{closest(found[2], names)}"
     return wrong
 
