@@ -87,6 +87,8 @@ def find_bad(pictures: Sequence[Picture], ways: dict[str, bool], skip: bool, acc
     for picture in pictures:
         try:
             given = read_given(picture.path, _MAX_PIXELS)
+            if picture.fault:
+                raise ValueError(picture.fault)
             if picture.mask is not None:
                 mask_of(picture, given.rgb.shape[:2], preset("sd"), 0, **ways)
             caption_of(picture, "")

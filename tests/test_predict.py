@@ -246,6 +246,15 @@ def test_bad_pictures_are_left_out_and_listed(tmp_path: Path, config: str, capsy
     assert "1 pictures left out" in (said := capsys.readouterr().err)
     assert "b.png" in said
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["a.png", "c.png"]
+    hole(tmp_path / "pics", "a")  # so that b and c have none
+    own = [
+        str(tmp_path / "pics"),
+        str(tmp_path / "own"),
+        *[each for each in arguments[2:] if each not in ("--preset", "sd")],
+    ]
+    assert main([*own, "--skip-bad"]) == 1
+    assert "c.png: expected its mask at c.mask.png beside it" in capsys.readouterr().err
+    assert [path.name for path in (tmp_path / "own").iterdir()] == ["a.png"]
 
 
 def test_pictures_and_masks_are_found_and_read_as_by_make_shards(

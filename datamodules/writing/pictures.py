@@ -31,6 +31,7 @@ class Picture(NamedTuple):
         text: the file of its caption, if there is one.
         number: its place among all, by name.
         out: where the result goes.
+        fault: why it cannot be inpainted, "" if nothing is known yet.
     """
 
     path: Path
@@ -38,6 +39,7 @@ class Picture(NamedTuple):
     text: Path | None
     number: int
     out: Path
+    fault: str = ""
 
 
 def find_pictures(folder: Path, out: Path, masks: str | None, painted: bool, account: Account) -> list[Picture]:
@@ -51,7 +53,7 @@ def find_pictures(folder: Path, out: Path, masks: str | None, painted: bool, acc
         account: counts what is left aside.
 
     Raises:
-        ValueError: if there are none, if one has no mask, or if two would have the same result.
+        ValueError: if there are none, or if two would have the same result.
     """
     names = dict(sorted(walk(folder, account))) if folder.is_dir() else {}
     places = None if masks is None or painted else MaskPlaces(masks, folder)
@@ -72,11 +74,11 @@ def find_pictures(folder: Path, out: Path, masks: str | None, painted: bool, acc
             raise ValueError(
                 f"{folder / path}: {pictures[target].path} would have the same result {target}; rename one"
             )
-        if not painted and "mask" not in beside:
-            place = f"{path.stem}.mask.png beside it" + (f", or by --masks {masks}" if masks else "")
-            raise ValueError(f"{folder / path}: expected its mask at {place}; found none. Or give --preset")
+        place = f"{path.stem}.mask.png beside it" + (f", or by --masks {masks}" if masks else "")
+        fault = f"{folder / path}: expected its mask at {place}; found none. Or give --preset"
+        fault = "" if painted or "mask" in beside else fault
         mask, text = (folder / beside[kind] if kind in beside else None for kind in ("mask", "txt"))
-        pictures[target] = Picture(folder / path, None if painted else mask, text, number, target)
+        pictures[target] = Picture(folder / path, None if painted else mask, text, number, target, fault)
     return list(pictures.values())
 
 
