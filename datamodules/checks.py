@@ -39,6 +39,16 @@ def check_colour(background: tuple[int, ...]) -> None:
         raise ValueError(f"data.background: expected three numbers 0 to 255, got {background}")
 
 
+def check_masks(**values: Any) -> None:
+    """Refuse settings of masks where there are none."""
+    for name, value in values.items():
+        if value:
+            raise ValueError(
+                f"data.{name}: expected none without masks, got {value}: data.mask_generator is null, so that batches "
+                "have no masks; set a generator, such as inpaint_module.masks.preset"
+            )
+
+
 def check_plan(here: dict[str, Any], checkpoint: dict[str, Any]) -> None:
     """Refuse a checkpoint whose position would mean other samples here; of other masks, `masks_sha256`, warn."""
     if (there := checkpoint.get("masks_sha256")) != (painted := here.get("masks_sha256")):

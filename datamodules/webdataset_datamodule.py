@@ -4,35 +4,16 @@ from __future__ import annotations
 
 import time
 from functools import cached_property
-from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import Any
 
 from lightning.pytorch.utilities import rank_zero_info
 from torch import nn
 
-from datamodules.checks import (
-    check_at_least,
-    check_batch,
-    check_colour,
-    check_image_size,
-    check_share,
-    check_trainer,
-    memory_of,
-)
-from datamodules.decode.latent_cache import check_use, find_tag
-from datamodules.decode.mask_sources import MaskSource
-from datamodules.decode.own_masks import PolarityWatch
-from datamodules.decode.sample_decoder import SampleDecoder
-from datamodules.order.bucket_order import BucketOrder, Buckets, ShardAspects
-from datamodules.order.loaders import BatchLoader, EvaluationLoader, StreamLoader, add_masks
-from datamodules.order.mixed_order import MixedOrder
-from datamodules.order.order import PLAN_VERSION, Donors, Order, SampleOrder
-from datamodules.order.sample_stream import SampleStream, evaluation_steps
-from datamodules.shards.manifest import Shard
-from datamodules.shards.shard_cache import ShardCache
-from datamodules.shards.shard_set import ShardSet
-from datamodules.shards.shard_specs import aside_line, find_shards
+from datamodules import checks
+from datamodules import order as orders
+from datamodules.decode import MaskSource, PolarityWatch, SampleDecoder, check_use, find_tag
+from datamodules.shards import Shard, ShardCache, ShardSet, aside_line, find_shards
 from datamodules.stream_datamodule import StreamDataModule
 from inpaint_module import masks
 from inpaint_module.batch import DescribedData, LatentsTag
@@ -64,7 +45,8 @@ class WebDatasetDataModule(StreamDataModule, DescribedData):
         val_shards: Likewise; null for no validation.
         batch_size: Samples of one batch on one device.
         image_size: Pixels, one number for squares or [height, width].
-        mask_generator: Paints a mask for every sample that gets none from the data.
+        mask_generator: Paints a mask for every sample that gets none from the data. Null, for training that reads no
+            masks such as an autoencoder's: batches have none, and none are looked for in the data.
         graph_masks: Paint them by CUDA graphs, see `inpaint_module.masks.CudaGraphed`: the same masks, sooner on a GPU.
         seed: Seeds order, crops, flips and masks.
         val_batch_size: As batch_size, for validation; null for the same.
@@ -115,7 +97,7 @@ class WebDatasetDataModule(StreamDataModule, DescribedData):
         *,
         batch_size: int,
         image_size: int | tuple[int, int],
-        mask_generator: MaskGenerator,
+        mask_generator: MaskGenerator | None = None,
         graph_masks: bool = False,
         seed: int = 0,
         val_batch_size: int | None = None,
@@ -145,21 +127,28 @@ class WebDatasetDataModule(StreamDataModule, DescribedData):
         cache_bytes: int = 50_000_000_000,
     ) -> None:
         super().__init__()
-        size = check_image_size(image_size)
-        check_at_least(1, batch_size=batch_size, window=window, max_pixels=max_pixels)
-        check_at_least(1, val_batch_size=batch_size if val_batch_size is None else val_batch_size)
-        check_at_least(1, reducing_gap=reducing_gap)
-        check_at_least(0, num_workers=num_workers, max_caption_bytes=max_caption_bytes, stall_timeout=stall_timeout)
-        check_share(min_scale=min_scale, flip=flip, max_bad_share=max_bad_share)
-        check_share(own_mask_probability=own_mask_probability, transfer_probability=transfer_probability)
-        check_at_least(0, padding_mask_crop=padding_mask_crop or 0)
-        check_colour(background)
+        size = checks.check_image_size(image_size)
+        checks.check_at_least(1, batch_size=batch_size, window=window, max_pixels=max_pixels, reducing_gap=reducing_gap)
+        checks.check_at_least(1, val_batch_size=batch_size if val_batch_size is None else val_batch_size)
+        checks.check_at_least(
+            0, num_workers=num_workers, max_caption_bytes=max_caption_bytes, stall_timeout=stall_timeout
+        )
+        checks.check_share(min_scale=min_scale, flip=flip, max_bad_share=max_bad_share)
+        checks.check_share(own_mask_probability=own_mask_probability, transfer_probability=transfer_probability)
+        checks.check_at_least(0, padding_mask_crop=padding_mask_crop or 0)
+        checks.check_colour(background)
+        if mask_generator is None:
+            checks.check_masks(mask_sources=mask_sources, transfer_probability=transfer_probability)
+            checks.check_masks(padding_mask_crop=padding_mask_crop, graph_masks=graph_masks)
+            mask_sources = []
         self.train_shards, self.val_shards = train_shards, val_shards
         self.batch_size = batch_size
         self.val_batch_size = batch_size if val_batch_size is None else val_batch_size
-        self.mask_generator = masks.graph_masks(mask_generator) if graph_masks else mask_generator
+        self.mask_generator = masks.graph_masks(mask_generator) if graph_masks and mask_generator else mask_generator
         self.seed, self.window, self.source_weights = seed, window, source_weights
-        self.buckets = None if bucket_step is None else Buckets(size, step=bucket_step, max_aspect=bucket_max_aspect)
+        self.buckets = (
+            None if bucket_step is None else orders.Buckets(size, step=bucket_step, max_aspect=bucket_max_aspect)
+        )
         self.num_workers, self.stall_timeout, self.max_bad_share = num_workers, stall_timeout, max_bad_share
         self.transfer_probability, self.padding_mask_crop = transfer_probability, padding_mask_crop
         self.cache = ShardCache(cache_dir, max_bytes=cache_bytes)
@@ -173,7 +162,7 @@ class WebDatasetDataModule(StreamDataModule, DescribedData):
         )
         self.val_decoder = SampleDecoder(augment=False, **common)
         self._watch_polarity = PolarityWatch()
-        self._loaders: dict[str, BatchLoader] = {}  # the newest of each kind, asked why a worker died
+        self._loaders: dict[str, orders.BatchLoader] = {}  # the newest of each kind, asked why a worker died
 
     @cached_property
     def train_sources(self) -> list[list[Shard]]:
@@ -187,19 +176,11 @@ class WebDatasetDataModule(StreamDataModule, DescribedData):
         return self._opened("data.train_shards", [shard for shards in self.train_sources for shard in shards])
 
     @cached_property
-    def train_order(self) -> Order:
+    def train_order(self) -> orders.Order:
         """Which training sample stands at each position."""
-        counts = self.train_set.counts
-        options: dict[str, Any] = {"seed": self.seed, "window": self.window}
-        order: Order = SampleOrder(counts, **options)
-        if self.source_weights is not None:
-            ends = accumulate(map(len, self.train_sources), initial=0)
-            parts = [SampleOrder(counts[first:last], **options) for first, last in pairwise(ends)]
-            order = MixedOrder(parts, self.source_weights, seed=self.seed)
-        if self.buckets is None:
-            return order
-        aspects = ShardAspects(self.train_set)
-        return BucketOrder(order, aspects, self.buckets, batch_size=self.batch_size, seed=self.seed)
+        options: dict[str, Any] = {"weights": self.source_weights, "buckets": self.buckets, "window": self.window}
+        shards = list(map(len, self.train_sources))
+        return orders.stream_order(self.train_set, shards, batch_size=self.batch_size, seed=self.seed, **options)
 
     @cached_property
     def latents(self) -> LatentsTag | None:
@@ -212,6 +193,11 @@ class WebDatasetDataModule(StreamDataModule, DescribedData):
         if tag is not None:
             check_use(tag, self.train_decoder.image_size, bucketed=self.buckets is not None)
         return tag
+
+    @property
+    def has_masks(self) -> bool:
+        """See `DescribedData`."""
+        return self.mask_generator is not None
 
     def image_sizes(self, stage: str) -> dict[str, list[tuple[int, int]]]:
         """See `DescribedData`."""
@@ -243,21 +229,23 @@ class WebDatasetDataModule(StreamDataModule, DescribedData):
         if stage == "fit" and self.val_shards is None and self.trainer is not None:
             self.trainer.limit_val_batches = 0
 
-    def _stream(self, shards: ShardSet, order: Order, **options: Any) -> SampleStream:
+    def _stream(self, shards: ShardSet, order: orders.Order, **options: Any) -> orders.SampleStream:
         """This rank's part of the stream."""
-        donors = Donors(order, seed=self.seed, probability=share) if (share := self.transfer_probability) else None
+        donors = (
+            orders.Donors(order, seed=self.seed, probability=share) if (share := self.transfer_probability) else None
+        )
         rank, world = self.rank_and_world()
-        return SampleStream(shards, order, rank=rank, world=world, donors=donors, **options)
+        return orders.SampleStream(shards, order, rank=rank, world=world, donors=donors, **options)
 
-    def train_dataloader(self) -> StreamLoader:
+    def train_dataloader(self) -> orders.StreamLoader:
         """An endless loader that starts at the stream's position."""
         if self.trainer is not None:
-            check_trainer(self.trainer)
-            memory = memory_of(self.trainer.strategy.root_device)
-            check_batch(self.batch_size, sum(self.train_set.counts), self.train_decoder.image_size, memory)
+            checks.check_trainer(self.trainer)
+            memory = checks.memory_of(self.trainer.strategy.root_device)
+            checks.check_batch(self.batch_size, sum(self.train_set.counts), self.train_decoder.image_size, memory)
             self._watch_polarity.begin(self.train_set, self.train_decoder.masks)
         self.begin()
-        loader = StreamLoader(
+        loader = orders.StreamLoader(
             self._stream(self.train_set, self.train_order, batch_size=self.batch_size),
             self.train_decoder if self.latents is None else self.train_decoder.for_cache(self.latents),
             num_workers=self.num_workers,
@@ -274,21 +262,21 @@ class WebDatasetDataModule(StreamDataModule, DescribedData):
         """Where `quarantine.jsonl` and `crashes.jsonl` go: beside the logs; nowhere without a trainer."""
         return run_folder(self.trainer) if self.trainer else None
 
-    def val_dataloader(self) -> EvaluationLoader:
+    def val_dataloader(self) -> orders.EvaluationLoader:
         """The validation samples in their order, equally many batches on every rank."""
-        order = SampleOrder(self.val_set.counts, shuffle=False)
-        steps = evaluation_steps(len(order), batch_size=self.val_batch_size, world=self.rank_and_world()[1])
+        order = orders.SampleOrder(self.val_set.counts, shuffle=False)
+        steps = orders.evaluation_steps(len(order), batch_size=self.val_batch_size, world=self.rank_and_world()[1])
         stream = self._stream(self.val_set, order, batch_size=self.val_batch_size, steps=steps)
         options: dict[str, Any] = {"num_workers": self.num_workers, "stall_timeout": self.stall_timeout}
-        loader = EvaluationLoader(stream, self.val_decoder, steps=steps, folder=self._run_folder(), **options)
+        loader = orders.EvaluationLoader(stream, self.val_decoder, steps=steps, folder=self._run_folder(), **options)
         self._loaders["val"] = loader
         return loader
 
-    def test_dataloader(self) -> EvaluationLoader:
+    def test_dataloader(self) -> orders.EvaluationLoader:
         """As validation."""
         return self.val_dataloader()
 
-    def predict_dataloader(self) -> EvaluationLoader:
+    def predict_dataloader(self) -> orders.EvaluationLoader:
         """As validation."""
         return self.val_dataloader()
 
@@ -309,19 +297,21 @@ class WebDatasetDataModule(StreamDataModule, DescribedData):
 
         Then, where it is asked for, `padding_mask_crop`.
         """
+        if self.mask_generator is None:
+            return batch
         if self.trainer is not None:
             self.mask_generator.set_step(self.global_step() if self.trainer.training else LAST_STEP)
-        masked = add_masks(batch, self.mask_generator, self.seed)
+        masked = orders.add_masks(batch, self.mask_generator, self.seed)
         return masked if self.padding_mask_crop is None else padding_mask_crop(masked, self.padding_mask_crop)
 
     @cached_property
-    def _masks_sha256(self) -> str:
-        return self.mask_generator.fingerprint(*self.train_decoder.image_size)
+    def _masks_sha256(self) -> str | None:
+        return self.mask_generator.fingerprint(*self.train_decoder.image_size) if self.mask_generator else None
 
     def plan(self) -> dict[str, Any]:
         """What must be equal for a position to mean the same sample; other masks are told and no more."""
         return {
-            "plan_version": PLAN_VERSION,
+            "plan_version": orders.PLAN_VERSION,
             "seed": self.seed,
             "window": self.window,
             "dataset_fingerprint": self.train_set.fingerprint,

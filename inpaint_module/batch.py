@@ -99,5 +99,10 @@ class DescribedData(ABC):
 
     @property
     @abstractmethod
+    def has_masks(self) -> bool:
+        """Whether every batch has masks."""
+
+    @property
+    @abstractmethod
     def latents(self) -> LatentsTag | None:
         """What the clean latents in the training batches are of; None if there are none."""

@@ -101,6 +101,11 @@ class InpaintDiffusion(ScheduledModule):
             check_ranks(name, cast(Tensor, self.all_gather(digest)).reshape(-1, len(digest)).tolist())
         data = self.trainer.datamodule  # type: ignore[attr-defined]
         if isinstance(data, DescribedData):
+            if not data.has_masks:
+                raise ValueError(
+                    "data.mask_generator: expected what paints the masks that inpainting learns from, got null; set "
+                    "one, such as class_path: inpaint_module.masks.preset with init_args: {name: sd}"
+                )
             if stage == "fit" and data.latents is not None:
                 check_clean(data.latents, self.encoder)
             check_image_sizes(self.denoiser, self.layout, self.encoder.vae.ratio, data.image_sizes(stage))

@@ -12,7 +12,6 @@ from tiny_models import tiny_vae
 from tiny_vaes import dc_of_patches
 
 from datamodules import WebDatasetDataModule
-from inpaint_module.masks import Boxes
 from inpaint_module.vae.loading import load_vae
 
 pytestmark = QUIET
@@ -22,9 +21,7 @@ def test_it_starts_linear_learns_and_writes_a_folder(tmp_path: Path) -> None:
     module = AutoencoderTraining(
         dc_of_patches(), str(tmp_path / "vae"), optimizer=lambda parameters: torch.optim.AdamW(parameters, lr=1e-5)
     )
-    data = WebDatasetDataModule(
-        "embedded:train", "embedded:val", batch_size=2, image_size=64, mask_generator=Boxes(), val_batch_size=6
-    )
+    data = WebDatasetDataModule("embedded:train", "embedded:val", batch_size=2, image_size=64, val_batch_size=6)
     start(module.autoencoder, data)
     trainer = quiet_trainer(2, val_check_interval=2, limit_train_batches=2, limit_val_batches=1)
     trainer.fit(module, data)
@@ -51,9 +48,7 @@ def test_other_autoencoders_are_refused() -> None:
 
 def test_the_embedded_autoencoder_is_as_good_as_the_readme_says() -> None:
     vae = load_vae("embedded:vae")
-    data = WebDatasetDataModule(
-        "embedded:train", "embedded:val", batch_size=1, image_size=256, mask_generator=Boxes(), val_batch_size=16
-    )
+    data = WebDatasetDataModule("embedded:train", "embedded:val", batch_size=1, image_size=256, val_batch_size=16)
     images = next(iter(data.val_dataloader()))["image"] / 255
     latents = vae.posterior(images).mean
     error = (vae.decode(latents).clamp(0, 1) - images).square().mean((1, 2, 3))

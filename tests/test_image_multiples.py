@@ -110,9 +110,8 @@ def sd3() -> InpaintDiffusion:
 
 
 def data_module(size: Any, **options: Any) -> WebDatasetDataModule:
-    return WebDatasetDataModule(
-        "embedded:val", "embedded:val", batch_size=2, image_size=size, mask_generator=Halves(), **options
-    )
+    settings = {"batch_size": 2, "image_size": size, "mask_generator": Halves(), **options}
+    return WebDatasetDataModule("embedded:val", "embedded:val", **settings)
 
 
 STARTS: list[tuple[str, Any, dict[str, Any], str]] = [
@@ -120,6 +119,7 @@ STARTS: list[tuple[str, Any, dict[str, Any], str]] = [
     ("validate", (64, 72), {}, r"data.image_size: .*, got 64 x 72: .* would be 8 x 9, of 8 pixels each; take multip"),
     ("fit", 64, {"bucket_step": 8}, r"data.bucket_step: expected images .* multiples of 16 pixels, got \d+ x \d+: SD3"),
     ("fit", 72, {"bucket_step": 16}, r"data.image_size: .*, got 72 x 72"),  # which validation has
+    ("fit", 64, {"mask_generator": None}, "data.mask_generator: expected what paints the masks .*, got null; set one"),
     ("fit", 7, {}, r"data.image_size: .*, got 7 x 7: .* would be 0 x 0"),
     ("fit", (64, 144), {}, r"data.image_size: expected images .* 128 pixels a side, got 64 x 144: SD3.* 8 x 18"),
     ("fit", 112, {"bucket_step": 16}, r"data.bucket_step: expected images of at most 128 pixels a side, got \d+ x \d+"),

@@ -48,6 +48,14 @@ def test_masks_from_mask_files(tmp_path: Path) -> None:
     assert "has_mask" not in batch
 
 
+def test_without_a_generator_there_are_no_masks(tmp_path: Path) -> None:
+    members = [("a.png", encode(photo(1))), ("a.mask.png", encode(Image.new("L", (48, 40), 255)))]
+    data = module(str(write_tar(tmp_path / "0.tar", members)), mask_generator=None)
+    assert not data.has_masks
+    assert "mask" not in data.on_after_batch_transfer(next(iter(data.val_dataloader())), 0)
+    assert data.plan()["masks_sha256"] is None
+
+
 def test_mostly_white_masks_are_noticed_once(tmp_path: Path) -> None:
     white = encode(Image.new("L", (48, 40), 250))
     members = [member for i in range(4) for member in ((f"k{i}.png", encode(photo(i))), (f"k{i}.mask.png", white))]
@@ -93,6 +101,10 @@ def test_training_without_validation_shards(shards: str, tmp_path: Path) -> None
     ("change", "message"),
     [
         ({"batch_size": 0}, "data.batch_size: expected at least 1, got 0"),
+        (
+            {"mask_generator": None, "padding_mask_crop": 8},
+            "data.padding_mask_crop: expected none without masks, got 8",
+        ),
         ({"val_batch_size": 0}, "data.val_batch_size: expected at least 1, got 0"),
         ({"window": 0}, "data.window: expected at least 1, got 0"),
         ({"num_workers": -1}, "data.num_workers: expected at least 0, got -1"),

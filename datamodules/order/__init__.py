@@ -1,6 +1,6 @@
 """Position to sample: the order, its split over ranks and workers, batches; samples and workers that fail."""
 
-from datamodules.order.bucket_order import BucketOrder, Buckets, ShardAspects
+from datamodules.order.bucket_order import BucketOrder, Buckets, ShardAspects, stream_order
 from datamodules.order.loaders import BatchLoader, EvaluationLoader, StreamLoader, add_masks
 from datamodules.order.mixed_order import MixedOrder
 from datamodules.order.order import PLAN_VERSION, Donors, Order, SampleOrder
@@ -23,4 +23,5 @@ __all__ = [
     "StreamLoader",
     "add_masks",
     "evaluation_steps",
+    "stream_order",
 ]

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import lru_cache
+from itertools import accumulate, pairwise
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from datamodules.order.order import Order, permutation
+from datamodules.order.mixed_order import MixedOrder
+from datamodules.order.order import Order, SampleOrder, permutation
 from datamodules.shards.shard_set import ShardSet
 from inpaint_module.randomness import Stream, fork, key
 from inpaint_module.redaction import redact
@@ -218,3 +220,34 @@ class BucketOrder(Order):
         buckets = {"image_size": list(self.buckets.image_size), "step": self.buckets.step}
         buckets |= {"max_aspect": self.buckets.max_aspect, "group": self.group}
         return {**self.order.plan(), "buckets": buckets, "batch_size": self.batch_size}
+
+
+def stream_order(
+    shards: ShardSet,
+    sources: Sequence[int],
+    *,
+    batch_size: int,
+    seed: int,
+    window: int,
+    weights: list[float] | None,
+    buckets: Buckets | None,
+) -> Order:
+    """The order of a training stream: plain, mixed or in buckets.
+
+    Args:
+        shards: all of them.
+        sources: shards of each source.
+        batch_size: samples of one batch.
+        seed: of the order.
+        window: shards whose samples are shuffled among themselves.
+        weights: share of each source in the stream; None for one stream over all.
+        buckets: shapes of the batches; None for one shape.
+    """
+    order: Order = SampleOrder(shards.counts, seed=seed, window=window)
+    if weights is not None:
+        ends = accumulate(sources, initial=0)
+        parts = [SampleOrder(shards.counts[first:last], seed=seed, window=window) for first, last in pairwise(ends)]
+        order = MixedOrder(parts, weights, seed=seed)
+    if buckets is None:
+        return order
+    return BucketOrder(order, ShardAspects(shards), buckets, batch_size=batch_size, seed=seed)
