@@ -26,7 +26,6 @@ from torch.optim.lr_scheduler import OneCycleLR
 
 from datamodules import WebDatasetDataModule
 from inpaint_module.fingerprints import check_weights
-from inpaint_module.masks import Boxes
 from inpaint_module.metrics.masked import MaskedPSNR
 from inpaint_module.pixels import to_unit_float
 from inpaint_module.schedules import ScheduledModule
@@ -215,7 +214,7 @@ def main(out: str) -> None:
     """Make it."""
     seed_everything(0)
     shards = {"train_shards": "embedded:train", "val_shards": "embedded:val"}
-    data = WebDatasetDataModule(**shards, batch_size=8, image_size=128, min_scale=0.5, mask_generator=Boxes())
+    data = WebDatasetDataModule(**shards, batch_size=8, image_size=128, min_scale=0.5)
     autoencoder = AutoencoderDC(**SHAPE)
     start(autoencoder, data)
     schedule = partial(OneCycleLR, max_lr=RATE, total_steps=STEPS, pct_start=0.05, cycle_momentum=False)
