@@ -91,7 +91,13 @@ class LatentsTag(NamedTuple):
 
 
 class DescribedData(ABC):
-    """A data module that says before the first step what its batches will be, so that a model can refuse them then."""
+    """A data module that says before the first step what its batches will be, so that a model can refuse them then.
+
+    Attributes:
+        batch_arrived: when the loader handed over the newest batch, by `time.perf_counter`; None for unknown.
+    """
+
+    batch_arrived: float | None = None
 
     @abstractmethod
     def image_sizes(self, stage: str) -> dict[str, list[tuple[int, int]]]:

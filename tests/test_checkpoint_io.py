@@ -290,3 +290,25 @@ def test_verify_tells_the_seal_and_refuses_folders(tmp_path: Path) -> None:
     assert verify_checkpoint(path) == read_seal(path)
     with pytest.raises(ValueError, match="expected one file, got a folder: no sha256 covers it"):
         verify_checkpoint(tmp_path)
+
+
+def test_what_was_chosen_is_hashed_once_and_again_when_it_has_changed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, hashed = save(tmp_path / "a.ckpt", 7), []
+    verify = checkpoint_io._verify
+    monkeypatch.setattr(checkpoint_io, "_verify", lambda file, path: hashed.append(path) or verify(file, path))
+    for _ in range(2):
+        assert newest_valid_checkpoint(tmp_path) == path
+        assert read_seal(path).step == 7
+    VerifiedCheckpointIO().load_checkpoint(path)
+    assert hashed == [path]
+    VerifiedCheckpointIO().load_checkpoint(path)
+    assert len(hashed) == 2
+    newest_valid_checkpoint(tmp_path)
+    content = bytearray(path.read_bytes())
+    content[100] ^= 1
+    path.write_bytes(content)
+    os.utime(path, ns=(1, 1))
+    with pytest.raises(ValueError, match="it is damaged"):
+        VerifiedCheckpointIO().load_checkpoint(path)

@@ -15,6 +15,7 @@ from quiet_trainer import QUIET, quiet_trainer
 from tiny_models import tiny_batch, tiny_module
 from torch.utils.data import DataLoader, IterableDataset
 
+from inpaint_module.batch import DescribedData
 from inpaint_module.training.throughput import SHARES, HostTimer, Stopwatch, Throughput
 
 pytestmark = [
@@ -76,12 +77,17 @@ def logged(
     return {name.removeprefix("throughput/"): value for name, value in seen.metrics.items() if "throughput" in name}
 
 
-class SlowMasks(LightningDataModule):
+class SlowMasks(LightningDataModule, DescribedData):
     """Batches at once; between the loader and the step, a pause."""
+
+    latents = None
 
     def __init__(self, clock: Clock):
         super().__init__()
         self.clock = clock
+
+    def image_sizes(self, stage: str) -> dict[str, list[tuple[int, int]]]:
+        return {}
 
     def train_dataloader(self) -> DataLoader[dict[str, Any]]:
         return DataLoader(SlowBatches(no_pause), batch_size=None)

@@ -25,10 +25,11 @@ from inpaint_module.cli.terminal import RunProgress, quiet
 from inpaint_module.commands.older_configs import today, today_options
 from inpaint_module.commands.parser import OneParagraph
 from inpaint_module.training.changes import settings_of
-from inpaint_module.training.checkpoints import LIGHTNINGS_WORDS, VerifiedCheckpointIO
+from inpaint_module.training.checkpoints import VerifiedCheckpointIO
 from inpaint_module.training.leftovers import Leftovers
 from inpaint_module.training.lightning_private import names_versions
 from inpaint_module.training.nonfinite_guard import NonFiniteGuard
+from inpaint_module.training.rank_checks import LIGHTNINGS_WORDS
 from inpaint_module.training.resume import (
     ExactResume,
     check_trained,

@@ -1,4 +1,4 @@
-"""Checkpoint files that are whole or refused, sealed by the sha256 of their bytes, and the same for all ranks."""
+"""Checkpoint files that are whole or refused: one file each, sealed by the sha256 of its bytes."""
 
 from __future__ import annotations
 
@@ -11,10 +11,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
 import torch
-import torch.distributed as dist
 from lightning.fabric.plugins.io.checkpoint_io import CheckpointIO
-from lightning.pytorch import Trainer
-from lightning.pytorch.strategies import Strategy
 from lightning.pytorch.utilities import rank_zero_info
 
 from inpaint_module.files import atomic_write
@@ -23,6 +20,7 @@ SEAL = re.compile(rb"(step:(\d{20}) (?:position:(\d{20}) )?time:(\d{20})) sha256
 SEAL_BYTES = len("step: position: time: sha256:") + 3 * 20 + 64
 OLD_SEAL_BYTES = SEAL_BYTES - len(" position:") - 20  # before positions were in it
 CHUNK_BYTES = 1 << 22
+_VERIFIED: dict[Path, tuple[tuple[int, ...], Seal]] = {}  # chosen to go on from: each is hashed once, and loaded once
 
 
 class Seal(NamedTuple):
@@ -71,7 +69,9 @@ class VerifiedCheckpointIO(CheckpointIO):
         """
         path = local_path(path)
         with _opened(path) as file:
-            _verify(file, path)
+            if _known_seal(file, path) is None:  # else its bytes have just been hashed, to choose it
+                _verify(file, path)
+            _VERIFIED.pop(path.absolute(), None)
             file.seek(0)
             place = map_location or (lambda storage, location: storage)
             return torch.load(file, map_location=place, weights_only=True)
@@ -94,7 +94,9 @@ def newest_valid_checkpoint(*folders: Path) -> Path | None:
     refused = []
     for path in sorted(paths, key=_age):
         try:
-            verify_checkpoint(path)
+            with _opened(path) as file:
+                seal = _known_seal(file, path) or _verify(file, path)
+                _VERIFIED[path.absolute()] = _signature(file), seal
             return path
         except (ValueError, OSError) as error:
             refused.append(str(error))
@@ -124,7 +126,7 @@ def read_seal(path: Path) -> Seal:
         ValueError: naming the file, if it has no seal.
     """
     with _opened(path) as file:
-        return _parse_seal(file, path)[0]
+        return _known_seal(file, path) or _parse_seal(file, path)[0]
 
 
 def read_plain(path: Path) -> dict[str, Any]:
@@ -142,6 +144,18 @@ def local_path(path: str | Path) -> Path:
     if re.match(r"[A-Za-z][A-Za-z0-9+.-]*:/", str(path)):
         raise ValueError(f"checkpoint {path}: expected a local path, got a URL: download it first")
     return Path(path)
+
+
+def _signature(file: BinaryIO) -> tuple[int, ...]:
+    """What changes with the bytes of an open file."""
+    state = os.fstat(file.fileno())
+    return state.st_dev, state.st_ino, state.st_size, state.st_mtime_ns, state.st_ctime_ns
+
+
+def _known_seal(file: BinaryIO, path: Path) -> Seal | None:
+    """The seal of a file that this process has chosen and not loaded yet; None for others, and once it has changed."""
+    signature, seal = _VERIFIED.get(path.absolute(), ((), None))
+    return seal if signature == _signature(file) else None
 
 
 def _opened(path: Path) -> BinaryIO:
@@ -232,69 +246,3 @@ def _age(path: Path) -> tuple[int, int, bool, str]:
         return -seal.step, -seal.position, not path.name.startswith("last"), str(path)
     except (ValueError, OSError):
         return -(10**20), 0, False, str(path)
-
-
-LIGHTNINGS_WORDS = ("best", "last", "hpc")  # which file it takes for them is not known before
-
-
-class Resumed(NamedTuple):
-    """What one rank is about to load; all but the path must be equal on all ranks."""
-
-    path: str  # of its own machine
-    seal: str  # step and sha256; empty without a checkpoint
-    error: str  # why it cannot be loaded
-
-    def __str__(self) -> str:
-        return self.error or f"{self.path} {self.seal}".strip() or "no checkpoint"
-
-
-def check_same_checkpoint(trainer: Trainer, path: str | Path | None) -> None:
-    """Compare what the ranks are about to load (None: nothing); call it on all of them.
-
-    Strategies that read the file by themselves, as FSDP2's does, never ask the CheckpointIO: for them the seal is
-    verified here, on every rank.
-
-    Raises:
-        ValueError: on all ranks, naming them and their files, if one differs or cannot be loaded.
-    """
-    if not isinstance(trainer.strategy.checkpoint_io, VerifiedCheckpointIO):
-        return
-    by_itself = type(trainer.strategy).load_checkpoint is not Strategy.load_checkpoint
-    check_equal(gathered(look_at(path, verify=by_itself)))
-
-
-def look_at(path: str | Path | None, *, verify: bool) -> Resumed:
-    """What would be loaded; `verify` reads all of it."""
-    if path is None or path in LIGHTNINGS_WORDS:
-        return Resumed("", str(path or ""), "")
-    try:
-        file = local_path(path)
-        seal = verify_checkpoint(file) if verify else read_seal(file)
-    except (ValueError, OSError) as error:
-        return Resumed(str(path), "", str(error))
-    return Resumed(str(path), f"(step {seal.step}, sha256 {seal.sha256[:16]})", "")
-
-
-def gathered(own: Resumed) -> list[Resumed]:
-    """That of every rank."""
-    if not dist.is_available() or not dist.is_initialized():
-        return [own]
-    found: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(found, own)
-    return found
-
-
-def check_equal(ranks: list[Resumed]) -> None:
-    """Refuse ranks that differ.
-
-    Raises:
-        ValueError: naming the ranks and their files.
-    """
-    if len(ranks) == 1 and ranks[0].error:
-        raise ValueError(f"resume: {ranks[0].error}")
-    if any(rank.error or rank.seal != ranks[0].seal for rank in ranks):
-        what = "; ".join(f"rank {number}: {rank}" for number, rank in enumerate(ranks))
-        raise ValueError(
-            f"resume: expected the same whole checkpoint on every rank, got {what}. Put the checkpoint folder where "
-            "all hosts see it, or copy one file to all of them"
-        )

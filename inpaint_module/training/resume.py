@@ -19,8 +19,6 @@ from inpaint_module.files import set_aside
 from inpaint_module.redaction import redact
 from inpaint_module.training.changes import Change, adapt, changes, check_sharded, lines_of
 from inpaint_module.training.checkpoints import (
-    LIGHTNINGS_WORDS,
-    check_same_checkpoint,
     newest_valid_checkpoint,
     read_plain,
     read_seal,
@@ -39,6 +37,7 @@ from inpaint_module.training.lightning_private import (
     validation_is_due,
     versions_of,
 )
+from inpaint_module.training.rank_checks import LIGHTNINGS_WORDS, check_same_checkpoint
 from inpaint_module.training.run_folder import run_folder
 
 SETTINGS, STARTED_FROM, LOG_VERSIONS = "run_settings", "started_from", "log_versions"  # of a checkpoint

@@ -11,6 +11,8 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import nn
 
+from inpaint_module.batch import DescribedData
+
 Mark = Callable[[], Any]  # makes a point in time
 SHARES = ("waiting", "preparing", "encoder", "denoiser", "optimizer")
 
@@ -82,7 +84,7 @@ class Throughput(Callback):
     `waiting` is the host's time for the loader's next batch, `preparing` that for its copy to the device and the
     painting of masks. `encoder` is the VAE with what is around it, `denoiser` its forward and backward pass,
     `optimizer` the step; `other` is the rest of the time. On a GPU these are the device's, measured by events, without
-    a synchronisation in the step. With a data module that has no `batch_arrived`, the time at which the loader handed
+    a synchronisation in the step. With a data module that is no `DescribedData`, which says when the loader handed
     over, `waiting` holds both.
     """
 
@@ -110,7 +112,8 @@ class Throughput(Callback):
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, *args: Any, **kwargs: Any) -> None:
         """The batch is there, on its device and with its masks."""
-        arrived = getattr(trainer.datamodule, "batch_arrived", None)  # type: ignore[attr-defined]
+        data = trainer.datamodule  # type: ignore[attr-defined]
+        arrived = data.batch_arrived if isinstance(data, DescribedData) else None
         self._host.stop("waiting", at=arrived)
         if arrived is not None:
             self._host.start("preparing", at=arrived)
