@@ -66,7 +66,7 @@ def build(configs: list[Path], *options: str) -> InpaintDiffusion:
 def fit(module: InpaintDiffusion, folder: Path, steps: int, resume: Path | None = None, *, ema: bool = True) -> Path:
     callbacks: list[Any] = [ExactResume(), ModelCheckpoint(folder, save_last=True, every_n_train_steps=1)]
     callbacks += [EMA(0.5)] if ema else []
-    limits = {"num_sanity_val_steps": 0, "limit_train_batches": 4, "limit_val_batches": 1, "val_check_interval": 3}
+    limits = {"num_sanity_val_steps": 0, "limit_train_batches": 4, "limit_val_batches": 1, "val_check_interval": 2}
     trainer = quiet_trainer(steps, callbacks=callbacks, plugins=[VerifiedCheckpointIO()], **limits)
     data = WebDatasetDataModule(
         "embedded:train", "embedded:val", batch_size=2, val_batch_size=2, image_size=32, mask_generator=Boxes(), seed=0
@@ -134,10 +134,10 @@ def test_train_resume_export_load_sample(
     name: str, configs: dict[str, list[Path]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     once = build(configs[name])
-    checkpoint = fit(once, tmp_path / "once", 3)
-    half_way = fit(build(configs[name]), tmp_path / "twice", 2)
+    checkpoint = fit(once, tmp_path / "once", 2)
+    half_way = fit(build(configs[name]), tmp_path / "twice", 1)
     again = build(configs[name])
-    fit(again, tmp_path / "twice", 3, half_way)
+    fit(again, tmp_path / "twice", 2, half_way)
     weights, resumed = once.denoiser.state_dict(), again.denoiser.state_dict()
     assert weights.keys() == resumed.keys()
     assert all(torch.equal(weights[key], resumed[key]) for key in weights)

@@ -27,10 +27,10 @@ from inpaint_module.base_models import (
     FluxFillLayout,
     FluxText,
     FrozenTextEncoder,
+    LatentDiffusionLayout,
     Layout,
     LoRA,
     ModelParts,
-    PowerPaintLayout,
     StableDiffusionLayout,
     StableDiffusionText,
     TextConditioning,
@@ -258,8 +258,8 @@ def test_mistakes_are_named(tmp_path: Path) -> None:
         export(plain, tmp_path / "out", fuse=True)
     with pytest.raises(ValueError, match="fuse and lora_only: expected one of them, got both"):
         export(with_lora, tmp_path / "out", fuse=True, lora_only=True)
-    with pytest.raises(ValueError, match="Pipeline as StableDiffusionLayout does; got PowerPaintLayout"):
-        export(stable_diffusion(unet(9), PowerPaintLayout()), tmp_path / "out")
+    with pytest.raises(ValueError, match="Pipeline as StableDiffusionLayout does; got LatentDiffusionLayout"):
+        export(stable_diffusion(unet(9), LatentDiffusionLayout()), tmp_path / "out")
     with_lora.base.conditioning = with_lora.conditioning = tiny_module().conditioning
     assert not isinstance(with_lora.conditioning, TextConditioning)
     with pytest.raises(ValueError, match="fuse: expected true for a model without text encoders"):

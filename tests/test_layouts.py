@@ -113,6 +113,13 @@ def test_a_module_is_not_built_with_a_condition(kind: type[Layout]) -> None:
         inpaint_latents(denoiser, DDIMScheduler(), kind(), latents, noise(4), 1)  # type: ignore[arg-type]
 
 
+def test_power_paint_is_for_a_loop_of_your_own() -> None:
+    layout = base_models.PowerPaintLayout()
+    encoder = InpaintEncoder(tiny.autoencoder(4, 0.18215), fill=layout.fill, normalize=True)
+    with pytest.raises(ValueError, match="layout: PowerPaintLayout is for a loop of your own"):
+        ModelParts(tiny_denoiser(), encoder, layout, DDIMScheduler())
+
+
 def test_what_is_no_layout_is_not_built_either() -> None:
     encoder: Any = InpaintEncoder(tiny.autoencoder(4, 0.18215), normalize=True)
     with pytest.raises(ValueError, match=r"expected a DenoiserLayout, .* or FluxFillLayout, got str$"):

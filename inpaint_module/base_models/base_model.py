@@ -32,7 +32,7 @@ class ModelParts:
         call: how the denoiser is called; null for a U-Net.
 
     Raises:
-        ValueError: the layout is a ControlNet's, the encoder's fill or space is not the layout's, or the denoiser takes
+        ValueError: the layout is a ControlNet's or for a loop of your own, the encoder's fill or space is not the layout's, or the denoiser takes
             other channels than it makes.
     """
 
@@ -49,6 +49,11 @@ class ModelParts:
         self.denoiser: Any = denoiser
         self.encoder, self.layout, self.scheduler = encoder, denoiser_layout(layout), scheduler
         self.conditioning, self.call = conditioning or NoConditioning(), call or DenoiserCall()
+        if self.layout.own_loop:
+            raise ValueError(
+                f"layout: {type(layout).__name__} is for a loop of your own: its model learns more than "
+                "InpaintDiffusion trains; for plain inpainting of 9 channels take StableDiffusionLayout"
+            )
         layout.check(encoder)
         check_input_channels(denoiser, layout.in_channels(encoder.vae.channels))
 

@@ -102,9 +102,11 @@ class DenoiserLayout(Layout):
     Attributes:
         blends: whether the pipelines put the known latents back after every step, as nothing tells the denoiser of
             them.
+        own_loop: whether it is for a loop of your own alone, as its model learns more than `InpaintDiffusion` trains.
     """
 
     blends = False
+    own_loop = False
 
     def __call__(self, noisy: Tensor, latents: InpaintLatents) -> Tensor:
         """The denoiser's input, from noisy latents (B, C, h, w) and the encoder's result."""

@@ -32,10 +32,12 @@ class PowerPaintLayout(StableDiffusionLayout):
     """PowerPaint v1, 9 channels: as Stable Diffusion inpainting, but the hole is black.
 
     Follows open-mmlab/PowerPaint `train_ppt1_sd15.py` of its dev branch. The pipeline of its main branch fills with
-    grey; for weights that it serves, take `StableDiffusionLayout`.
+    grey; for weights that it serves, take `StableDiffusionLayout`. For a loop of your own: its task prompts are not
+    learned here.
     """
 
     fill = BLACK
+    own_loop = True
 
 
 class LatentDiffusionLayout(StableDiffusionLayout):
