@@ -286,5 +286,5 @@ def test_mistakes_are_named(configs: dict[str, list[Path]], tmp_path: Path) -> N
         load_text("neither/a/hub/name")
     index = tmp_path / "model_index.json"
     index.write_text('{"_class_name": "StableDiffusionXLImg2ImgPipeline", "requires_aesthetics_score": true}')
-    with pytest.raises(ValueError, match=r"\(no refiner\) at .*, got StableDiffusionXLImg2ImgPipeline"):
+    with pytest.raises(ValueError, match=r"\(no refiner\) .* or hub name, got StableDiffusionXLImg2ImgPipeline"):
         load_text(str(tmp_path))

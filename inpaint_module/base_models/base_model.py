@@ -32,8 +32,8 @@ class ModelParts:
         call: how the denoiser is called; null for a U-Net.
 
     Raises:
-        ValueError: the layout is a ControlNet's or for a loop of your own, the encoder's fill or space is not the layout's, or the denoiser takes
-            other channels than it makes.
+        ValueError: the layout is a ControlNet's or for a loop of your own, the encoder's fill or space is not the
+            layout's, or the denoiser takes other channels than it makes.
     """
 
     def __init__(
