@@ -258,7 +258,7 @@ def test_mistakes_are_named(tmp_path: Path) -> None:
         export(plain, tmp_path / "out", fuse=True)
     with pytest.raises(ValueError, match="fuse and lora_only: expected one of them, got both"):
         export(with_lora, tmp_path / "out", fuse=True, lora_only=True)
-    with pytest.raises(ValueError, match="Pipeline as StableDiffusionLayout does, .*; got LatentDiffusionLayout"):
+    with pytest.raises(ValueError, match=r"Pipeline as StableDiffusionLayout does, .*; got LatentDiffusionLayout"):
         export(stable_diffusion(unet(9), LatentDiffusionLayout()), tmp_path / "out")
     with_lora.base.conditioning = with_lora.conditioning = tiny_module().conditioning
     assert not isinstance(with_lora.conditioning, TextConditioning)
