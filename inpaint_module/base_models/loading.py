@@ -165,9 +165,15 @@ class FolderOfText:
         self.path, self.index, self.dtype = path, index, dtype
 
     def has(self, number: int) -> bool:
+        """If the pipeline has a text encoder of this number."""
         return bool(self.index.get(f"text_encoder_{number}", [None])[0])
 
     def encoder(self, number: int, length: int | None = None) -> FrozenTextEncoder:
+        """The text encoder of this number, with its tokenizer cut at `length` tokens.
+
+        Raises:
+            ValueError: transformers is not installed, or the folder does not hold the encoder.
+        """
         try:
             import transformers
         except ImportError as error:
@@ -182,6 +188,7 @@ class FolderOfText:
         )
 
     def transformer(self) -> dict[str, Any]:
+        """What the config of the pipeline's transformer says."""
         from diffusers import FluxTransformer2DModel
 
         # any model class reads the config of all
