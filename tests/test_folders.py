@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from datamodules.account import Account
-from datamodules.writing.folders import HIDDEN, LINKED, find_photos, walk
+from datamodules.shards.tar_index import HIDDEN
+from datamodules.writing.folders import LINKED, find_photos, walk
 from datamodules.writing.sidecars import NO_PHOTO, SPARE, TWICE, MaskPlaces
 
 

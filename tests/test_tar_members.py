@@ -61,13 +61,14 @@ def test_a_folders_tar_is_read_as_webdataset_reads_it(tmp_path: Path, kind: int)
 def test_a_macs_tar_loses_nothing(tmp_path: Path) -> None:
     """As by bsdtar: AppleDouble files before each file, extended attributes in pax headers."""
     names = ["__MACOSX/._a.jpg", "d/.DS_Store", "d/._a.jpg", "d/a.jpg", "d/._a.txt", "d/a.txt", "d/Thumbs.db"]
+    names += ["d/.ipynb_checkpoints/b.jpg", "./.thumbnails/b.jpg", "#recycle/b.jpg"]  # as in folders that are packed
     members = [(name, JPEG if name == "d/a.jpg" else b"x" * 600) for name in names]
     attributes = {"LIBARCHIVE.xattr.com.apple.quarantine": "MDA4MQ==\n\nx", "SCHILY.dev": "7", "comment": "é"}
     path = tar_of(tmp_path / "x.tar", ["./._d", "d", *members], tarfile.PAX_FORMAT, **attributes)
     index = index_shard(path)
     assert samples_of(path, index) == {"d/a": {"jpg": JPEG, "txt": b"x" * 600}}
     shown = ["__MACOSX/._a.jpg", "d/.DS_Store", "d/._a.jpg"]
-    assert index.aside == {"folders": (2, ["./._d/", "d/"]), "hidden or of the system": (5, shown)}
+    assert index.aside == {"folders": (2, ["./._d/", "d/"]), "hidden or of the system": (8, shown)}
 
 
 def test_what_is_no_sample_is_counted_with_its_first_names(tmp_path: Path) -> None:

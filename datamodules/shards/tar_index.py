@@ -30,7 +30,9 @@ _EXECUTABLE |= frozenset(("so", "dylib", "dll", "exe", "com", "bat", "cmd", "ps1
 CONTROLS = re.compile(r"[\0-\x1f\x7f-\x9f]")
 _MAX_NAME = 4096
 _SHOWN, _FIRST_NAMES, _MOST_KINDS = 200, 3, 50  # characters of a name in messages, names of a kind, kinds
-_SYSTEM = re.compile(r"(^|/)(__MACOSX|@eaDir|Thumbs\.db|desktop\.ini)(/|$)", re.IGNORECASE)
+_SYSTEM = {"thumbs.db", "ehthumbs.db", "ehthumbs_vista.db", "desktop.ini", "icon\r", "picasa.ini", "lost+found"}
+_SYSTEM |= {"__macosx", "@eadir", "@__thumb", "@tmp", "#recycle", "@recycle", "#snapshot", "@recently-snapshot"}
+_SYSTEM |= {"$recycle.bin", "system volume information", "network trash folder", "temporary items"}
 _ENDING = re.compile(r"[a-z][a-z0-9_]{0,19}(\.[a-z][a-z0-9_]{0,19}){0,2}")
 _NEVER = "kinds that execute are always refused"
 _KINDS = {
@@ -96,6 +98,11 @@ def check_ignorable(suffixes: Collection[str]) -> frozenset[str]:
     return ignored
 
 
+def is_hidden(name: str) -> bool:
+    """Whether a file or folder is the system's or a program's own: its name begins with a dot, or is a known one."""
+    return name.startswith((".", "~$")) or name.lower() in _SYSTEM
+
+
 def why_aside(name: str, ignore: Collection[str] = ()) -> str | None:
     """Why a file of this name is no part of a sample, whatever is in it; None if it may be one.
 
@@ -103,7 +110,7 @@ def why_aside(name: str, ignore: Collection[str] = ()) -> str | None:
         ValueError: if its suffix is of a kind that a reader might execute.
     """
     field = split_name(name)[1]
-    if name.startswith(".", name.rfind("/") + 1) or _SYSTEM.search(name):
+    if any(is_hidden(part) for part in name.split("/") if part not in (".", "..")):
         return HIDDEN
     if _META.match(name):
         return META

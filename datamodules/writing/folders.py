@@ -9,13 +9,10 @@ from typing import NamedTuple
 
 from datamodules.account import Account
 from datamodules.decode.conversion import suffix_of, why_unread
+from datamodules.shards.tar_index import HIDDEN, is_hidden
 from datamodules.writing.sidecars import TWICE, MaskPlaces, masks_by_name, sort_folder
 
-HIDDEN = "hidden or of the system"
 LINKED = "linked, but there already"
-_SYSTEM = {"thumbs.db", "ehthumbs.db", "ehthumbs_vista.db", "desktop.ini", "icon\r", "picasa.ini", "lost+found"}
-_SYSTEM |= {"__macosx", "@eadir", "@__thumb", "@tmp", "#recycle", "@recycle", "#snapshot", "@recently-snapshot"}
-_SYSTEM |= {"$recycle.bin", "system volume information", "network trash folder", "temporary items"}
 
 
 class FolderPhoto(NamedTuple):
@@ -23,11 +20,6 @@ class FolderPhoto(NamedTuple):
 
     path: Path
     beside: dict[str, Path]
-
-
-def is_hidden(name: str) -> bool:
-    """Whether a file or folder is the system's or a program's own: its name begins with a dot, or is a known one."""
-    return name.startswith((".", "~$")) or name.lower() in _SYSTEM
 
 
 def walk(root: Path, account: Account) -> Iterator[tuple[Path, list[str]]]:
