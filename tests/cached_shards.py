@@ -13,10 +13,10 @@ import fault_server as faults
 
 from datamodules.shards.local_files import release
 from datamodules.shards.manifest import Shard
-from datamodules.shards.retries import Patience
+from datamodules.shards.retries import RetryPolicy
 from datamodules.shards.shard_cache import ShardCache
 
-SHORT = Patience(stall_seconds=0.5, attempts=3, backoff=0.001)
+SHORT = RetryPolicy(stall_seconds=0.5, attempts=3, backoff=0.001)
 
 
 def content(server: faults.FaultServer, shard: Shard) -> bytes:

@@ -28,20 +28,20 @@ def death() -> RuntimeError:
 def test_a_kill_counts_the_second_time(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     for start in range(2):
         log = CrashLog(tmp_path)
-        assert not log.killers
+        assert not log.refused
         error, dead = death(), Dead(signal.SIGKILL, ("0.tar", "k1"), *[("0.tar", "k2")] * start)
         for _ in range(2):  # the second time there is nothing more to say
             log.explain(error, dead)  # type: ignore[arg-type]
         assert len(error.__notes__) == 1
         assert "a start after a second such death takes another sample in its place" in error.__notes__[0]
-    assert CrashLog(tmp_path).killers == {("0.tar", "k1")}
+    assert CrashLog(tmp_path).refused == {("0.tar", "k1")}
     assert "left out, since they have killed workers: 0.tar: k1" in caplog.text
 
 
 def test_a_crash_of_the_decoder_counts_at_once(tmp_path: Path) -> None:
     CrashLog(tmp_path).explain(error := death(), Dead(signal.SIGSEGV, ("0.tar", "k1")))  # type: ignore[arg-type]
     assert "the next start takes another sample in its place" in error.__notes__[0]
-    assert CrashLog(tmp_path).killers == {("0.tar", "k1")}
+    assert CrashLog(tmp_path).refused == {("0.tar", "k1")}
 
 
 def test_without_a_folder_the_sample_is_named(tmp_path: Path) -> None:
@@ -58,7 +58,7 @@ def test_a_damaged_line_does_not_keep_a_run_from_starting(
     CrashLog(tmp_path).explain(death(), Dead(signal.SIGSEGV, ("0.tar", "k1")))  # type: ignore[arg-type]
     with (tmp_path / "crashes.jsonl").open("a") as file:
         file.write(line)
-    assert CrashLog(tmp_path).killers == {("0.tar", "k1")}
+    assert CrashLog(tmp_path).refused == {("0.tar", "k1")}
     assert "line 2: expected a sample that killed a worker, passed over" in caplog.text
 
 
@@ -66,7 +66,7 @@ def test_a_file_of_other_bytes_is_told_in_one_line_without_control_characters(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     (tmp_path / "crashes.jsonl").write_bytes(b"\x1b[2J\x07\n" * 200)
-    assert CrashLog(tmp_path).killers == set()
+    assert CrashLog(tmp_path).refused == set()
     (record,) = caplog.records
     said = "line 1: expected a sample that killed a worker, passed over: '\\x1b[2J\\x07', and 199 other lines"
     assert record.getMessage() == f"{tmp_path / 'crashes.jsonl'}, {said}"

@@ -14,12 +14,12 @@ import pytest
 
 from datamodules.shards import downloads
 from datamodules.shards.downloads import download, fetch
-from datamodules.shards.retries import Patience
+from datamodules.shards.retries import RetryPolicy
 from datamodules.shards.transports import MissingError, RemoteError
 
 DATA = random.Random(5).randbytes(600_000)
 SHA256 = hashlib.sha256(DATA).hexdigest()
-SHORT = Patience(stall_seconds=0.3, attempts=3, backoff=0.001)
+SHORT = RetryPolicy(stall_seconds=0.3, attempts=3, backoff=0.001)
 
 
 @pytest.fixture
@@ -31,9 +31,9 @@ def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[faults.F
         yield running
 
 
-def get(server: faults.FaultServer, path: Path, patience: Patience = SHORT) -> bytes:
+def get(server: faults.FaultServer, path: Path, policy: RetryPolicy = SHORT) -> bytes:
     with FileIO(path, "a+") as file:
-        download(f"{server.url}/x", file, size=len(DATA), sha256=SHA256, patience=patience)
+        download(f"{server.url}/x", file, size=len(DATA), sha256=SHA256, policy=policy)
     return path.read_bytes()
 
 
@@ -147,7 +147,7 @@ def test_pauses_double_and_are_told(
     monkeypatch.setattr(downloads.time, "sleep", pauses.append)
     server.faults["/x"] = [faults.status(500)] * 7
     with caplog.at_level(logging.WARNING):
-        assert get(server, tmp_path / "x", Patience(stall_seconds=1, attempts=8)) == DATA
+        assert get(server, tmp_path / "x", RetryPolicy(stall_seconds=1, attempts=8)) == DATA
     assert pauses == [1, 2, 4, 8, 16, 30, 30]
     assert caplog.messages[1] == f"{server.url}/x: HTTP 500 Internal Server Error; trying again in 2 s"
 
@@ -158,7 +158,7 @@ def test_a_full_disk_is_not_tried_again(server: faults.FaultServer, tmp_path: Pa
             raise OSError(28, "No space left on device")
 
     with Full(tmp_path / "x", "a+") as file, pytest.raises(OSError, match="No space left on device"):
-        download(f"{server.url}/x", file, size=N, sha256=SHA256, patience=SHORT)
+        download(f"{server.url}/x", file, size=N, sha256=SHA256, policy=SHORT)
     assert len(server.asked) == 1
 
 
@@ -166,7 +166,7 @@ def test_report_says_what_is_held(server: faults.FaultServer, tmp_path: Path) ->
     server.faults["/x"] = [faults.drop(1000)]
     told: list[int] = []
     with FileIO(tmp_path / "x", "a+") as file:
-        download(f"{server.url}/x", file, size=N, sha256=SHA256, patience=SHORT, report=told.append)
+        download(f"{server.url}/x", file, size=N, sha256=SHA256, policy=SHORT, report=told.append)
     assert told == sorted(told)
     assert 1000 in told
     assert told[-1] == N

@@ -24,7 +24,7 @@ from datamodules.doctor.findings import (
     check_sizes,
     faster,
 )
-from datamodules.doctor.inputs import StalledError, data_from_configs, patiently, precision_of
+from datamodules.doctor.inputs import StalledError, data_from_configs, items_in_time, precision_of
 from datamodules.doctor.model_measures import Grid, Latents, Speeds, autocast, denoiser_factor
 from datamodules.doctor.output import telling_first
 
@@ -132,11 +132,11 @@ def test_what_would_be_faster() -> None:
 
 
 def test_patience() -> None:
-    assert [value for value, _ in patiently(lambda: [1, 2], 5)] == [1, 2]
+    assert [value for value, _ in items_in_time(lambda: [1, 2], 5)] == [1, 2]
     with pytest.raises(StalledError, match=r"nothing came for 0.05 s"):
-        list(patiently(lambda: iter(lambda: time.sleep(0.5), 1), 0.05))
+        list(items_in_time(lambda: iter(lambda: time.sleep(0.5), 1), 0.05))
     with pytest.raises(ZeroDivisionError):
-        list(patiently(lambda: (1 // number for number in (1, 0)), 5))
+        list(items_in_time(lambda: (1 // number for number in (1, 0)), 5))
 
 
 def test_nan_in_another_dtype_is_no_overflow() -> None:

@@ -18,13 +18,13 @@ from torch.utils.data import DataLoader, Dataset
 
 from datamodules.shards import shard_set as shards_module
 from datamodules.shards.manifest import write_manifest
-from datamodules.shards.retries import Patience
+from datamodules.shards.retries import RetryPolicy
 from datamodules.shards.shard_cache import ShardCache
 from datamodules.shards.shard_set import RawSample, ShardSet
 from datamodules.shards.shard_specs import find_shards, open_shards
 from datamodules.shards.transports import FsspecTransport, RemoteError, file_name
 
-SHORT = Patience(stall_seconds=5, attempts=3, backoff=0.001)
+SHORT = RetryPolicy(stall_seconds=5, attempts=3, backoff=0.001)
 pytestmark = pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
 
 
@@ -49,7 +49,7 @@ def server(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[faults.Fau
 
 @pytest.fixture
 def cache(tmp_path: Path) -> ShardCache:
-    return ShardCache(tmp_path / "cache", patience=SHORT)
+    return ShardCache(tmp_path / "cache", policy=SHORT)
 
 
 @pytest.fixture(scope="module")
@@ -240,7 +240,7 @@ def test_a_local_manifest_of_remote_shards(server: faults.FaultServer, folder: P
 
 
 def test_a_window_is_prefetched_and_held(server: faults.FaultServer, folder: Path, tmp_path: Path) -> None:
-    tight = ShardCache(tmp_path / "cache", max_bytes=2 * 40_960 + 8_000, patience=SHORT)
+    tight = ShardCache(tmp_path / "cache", max_bytes=2 * 40_960 + 8_000, policy=SHORT)
     there = open_shards([str(folder), f"{server.url}/train"], tight)
     there.prefetch([0, 1])
     assert not (tmp_path / "cache").exists()
@@ -256,7 +256,7 @@ def test_a_window_is_prefetched_and_held(server: faults.FaultServer, folder: Pat
 
 
 def test_waits_for_room_that_others_hold(server: faults.FaultServer, tmp_path: Path) -> None:
-    tight = ShardCache(tmp_path / "cache", max_bytes=50_000, patience=SHORT._replace(stall_seconds=0.1))
+    tight = ShardCache(tmp_path / "cache", max_bytes=50_000, policy=SHORT._replace(stall_seconds=0.1))
     one, other = (open_shards(f"{server.url}/train", tight) for _ in range(2))
     one.read(0)
     with pytest.raises(OSError, match=r"data\.cache_bytes is in use; raise it by 31920 bytes or more, or"):
@@ -276,7 +276,7 @@ def test_an_unreachable_shard_is_final(server: faults.FaultServer, cache: ShardC
 
 def test_the_cache_must_hold_the_largest_shard(server: faults.FaultServer, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"data\.cache_bytes: expected room for .*000\.tar of 40960 bytes, got 999"):
-        open_shards(f"{server.url}/train", ShardCache(tmp_path, max_bytes=999, patience=SHORT))
+        open_shards(f"{server.url}/train", ShardCache(tmp_path, max_bytes=999, policy=SHORT))
 
 
 def test_a_hiccup_of_a_local_disk_passes(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

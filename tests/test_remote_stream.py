@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from datamodules.shards.retries import Patience, RemoteStream
+from datamodules.shards.retries import RemoteStream, RetryPolicy
 from datamodules.shards.transports import RemoteError
 
 DATA = bytes(range(256)) * 40
@@ -67,8 +67,8 @@ def server() -> Iterator[Server]:
 
 
 def stream(server: Server, attempts: int = 8) -> RemoteStream:
-    patience = Patience(attempts=attempts, backoff=0.01)
-    return RemoteStream(f"http://127.0.0.1:{server.server_port}/0.tar?token=secret", patience)
+    policy = RetryPolicy(attempts=attempts, backoff=0.01)
+    return RemoteStream(f"http://127.0.0.1:{server.server_port}/0.tar?token=secret", policy)
 
 
 def read_all(source: RemoteStream) -> bytes:

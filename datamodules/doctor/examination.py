@@ -19,7 +19,7 @@ from torch import Tensor
 from datamodules.doctor import data_measures, findings, model_measures
 from datamodules.doctor.data_measures import Captions, Masks, Pixels, Sizes, StoredSamples
 from datamodules.doctor.findings import ERROR, Finding
-from datamodules.doctor.inputs import StalledError, data_from_configs, patiently, precision_of
+from datamodules.doctor.inputs import StalledError, data_from_configs, items_in_time, precision_of
 from datamodules.doctor.model_measures import Encoded, Grid, Latents, Speeds, autocast
 from datamodules.order.sample_stream import SampleStream
 from datamodules.shards.shard_set import Contents, RawSample
@@ -157,7 +157,7 @@ def _read(data: LightningDataModule, batches: int, timeout: float) -> list[tuple
         return islice(data.train_dataloader(), batches)
 
     try:
-        return list(patiently(train_batches, timeout))
+        return list(items_in_time(train_batches, timeout))
     except Exception as error:
         data.on_exception(error)  # a worker that died: which sample it was decoding
         raise
@@ -212,7 +212,7 @@ def _measure_stored(exam: Examination, data: WebDatasetDataModule, timeout: floa
     def read() -> list[RawSample]:
         stream = SampleStream(data.train_set, data.train_order, batch_size=data.batch_size)
         samples = islice(stream, len(exam.batches) * data.batch_size)
-        return [raw for raw, _ in patiently(lambda: samples, timeout)]
+        return [raw for raw, _ in items_in_time(lambda: samples, timeout)]
 
     raws = exam.attempt(read, "data", "samples", "mend the source")
     if raws:

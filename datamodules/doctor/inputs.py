@@ -44,7 +44,7 @@ class _Item(NamedTuple):
     last: bool = False
 
 
-def patiently(source: Callable[[], Iterable[T]], timeout: float) -> Iterator[tuple[T, float]]:
+def items_in_time(source: Callable[[], Iterable[T]], timeout: float) -> Iterator[tuple[T, float]]:
     """What `source()` yields, each with the seconds it took, read on a thread that is left behind if it stalls.
 
     Raises:

@@ -128,7 +128,7 @@ _log = logging.getLogger(__name__)
 class CrashLog:
     """Samples that were being decoded when their worker died, in `crashes.jsonl`.
 
-    A run does not go on without the worker: it ends, and an exact resume loses nothing. `killers` are the samples that
+    A run does not go on without the worker: it ends, and an exact resume loses nothing. `refused` are the samples that
     this start leaves out: those whose decoding ended in a crash of the decoder (a segmentation fault, say) once, and
     those whose worker was killed for another reason twice, since the first time may have been chance, such as a full
     memory. With a mask of another sample both samples are named, since nobody can tell them apart.
@@ -141,9 +141,9 @@ class CrashLog:
     def __init__(self, folder: Path | None, *, rank: int = 0) -> None:
         self.path = None if folder is None else Path(folder) / CRASHES
         self.rank = rank
-        self.killers = _killers(self.path) if self.path and self.path.exists() else set()
-        if self.killers:
-            names = ", ".join(f"{shard}: {key}" for shard, key in sorted(self.killers))
+        self.refused = _read_refused(self.path) if self.path and self.path.exists() else set()
+        if self.refused:
+            names = ", ".join(f"{shard}: {key}" for shard, key in sorted(self.refused))
             _log.warning("%s: left out, since they have killed workers: %s", self.path, names)
 
     def explain(self, error: BaseException, markers: InflightMarkers) -> None:
@@ -178,7 +178,7 @@ class CrashLog:
         return f"{self.path} names it: {when} takes another sample in its place. Run the same command again"
 
 
-def _killers(path: Path) -> set[tuple[str, str]]:
+def _read_refused(path: Path) -> set[tuple[str, str]]:
     """The samples to leave out; lines that are cut short or of another kind are passed over, and said once."""
     counts: Counter[tuple[str, str]] = Counter()
     wrong = []
@@ -202,18 +202,18 @@ class WatchedDecoder:
     Args:
         decoder: raw sample -> sample.
         markers: where the sample being decoded is noted.
-        killers: (shard, key) of samples to refuse.
+        refused: (shard, key) of samples to refuse.
     """
 
     def __init__(
         self,
         decoder: Callable[[RawSample], dict[str, Any]],
         markers: InflightMarkers,
-        killers: set[tuple[str, str]],
+        refused: set[tuple[str, str]],
     ) -> None:
         self.decoder = decoder
         self.markers = markers
-        self.killers = killers
+        self.refused = refused
 
     def __call__(self, raw: RawSample) -> dict[str, Any]:
         """Decode the sample.
@@ -221,8 +221,8 @@ class WatchedDecoder:
         Raises:
             ValueError: naming shard and key, for a sample that has killed a worker, and what the decoder raises.
         """
-        for each in (raw, raw.donor) if self.killers else ():
-            if each is not None and (each.shard, each.key) in self.killers:
+        for each in (raw, raw.donor) if self.refused else ():
+            if each is not None and (each.shard, each.key) in self.refused:
                 raise ValueError(f"{each.shard}: sample {each.key!r}: has killed a worker that decoded it")
         self.markers.mark(raw)
         try:

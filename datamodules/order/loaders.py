@@ -185,7 +185,7 @@ class StreamLoader(BatchLoader):
         quarantine = Quarantine(folder, rank=stream.rank)
         markers, crashes = InflightMarkers(num_workers), CrashLog(folder, rank=stream.rank)
         tolerant = SubstitutingDecoder(
-            WatchedDecoder(decoder, markers, crashes.killers),
+            WatchedDecoder(decoder, markers, crashes.refused),
             shards=stream.shards,
             order=stream.order,
             seed=seed,
@@ -227,7 +227,7 @@ class EvaluationLoader(BatchLoader):
     ) -> None:
         markers, crashes = InflightMarkers(num_workers), CrashLog(folder, rank=stream.rank)
         watch: dict[str, Any] = {"markers": markers, "crashes": crashes, "stall_timeout": stall_timeout}
-        watched = WatchedDecoder(decoder, markers, crashes.killers)
+        watched = WatchedDecoder(decoder, markers, crashes.refused)
         super().__init__(stream, watched, num_workers=num_workers, persistent_workers=num_workers > 0, **watch)
         self._steps = steps
 

@@ -15,7 +15,7 @@ from contextlib import closing
 from io import FileIO
 from typing import TypeVar
 
-from datamodules.shards.retries import Patience, Tries, WrongContentError
+from datamodules.shards.retries import RetryPolicy, Tries, WrongContentError
 from datamodules.shards.transports import Body, RemoteError, transport
 from inpaint_module.parsing import MAX_BYTES
 from inpaint_module.redaction import redact
@@ -53,19 +53,19 @@ def _text(content: bytes, url: str) -> str:
         raise ValueError(f"{redact(url)}: expected a text in UTF-8: {error}") from error
 
 
-def fetch(url: str, parse: Callable[[str], T], patience: Patience = Patience()) -> T:  # noqa: B008, immutable
+def fetch(url: str, parse: Callable[[str], T], policy: RetryPolicy = RetryPolicy()) -> T:  # noqa: B008, immutable
     """A small UTF-8 file, parsed; one that does not parse may have been cut short, and is asked for again.
 
     Raises:
         RemoteError: if it cannot be had.
         ValueError: of `parse`, if it keeps refusing.
     """
-    tries = Tries(patience)
+    tries = Tries(policy)
     while True:
         try:
             parts: list[bytes] = []
-            with closing(transport(url, stall_seconds=patience.stall_seconds).open(url)) as body:
-                _copy(url, body, parts.append, MAX_BYTES + 1, patience.stall_seconds)
+            with closing(transport(url, stall_seconds=policy.stall_seconds).open(url)) as body:
+                _copy(url, body, parts.append, MAX_BYTES + 1, policy.stall_seconds)
             content = b"".join(parts)
             if len(content) > MAX_BYTES:
                 raise RemoteError(f"{redact(url)}: expected at most {MAX_BYTES} bytes, got more")
@@ -90,7 +90,7 @@ def _write(file: FileIO, chunk: bytes) -> None:
         view = view[file.write(view) :]
 
 
-def _append(url: str, file: FileIO, size: int, patience: Patience, report: Callable[[int], object]) -> None:
+def _append(url: str, file: FileIO, size: int, policy: RetryPolicy, report: Callable[[int], object]) -> None:
     """Add to `file` what it lacks of its `size` bytes; if the line breaks, it keeps what came."""
     held = file.seek(0, os.SEEK_END)
 
@@ -98,7 +98,7 @@ def _append(url: str, file: FileIO, size: int, patience: Patience, report: Calla
         _write(file, chunk)
         report(file.tell())
 
-    with closing(transport(url, stall_seconds=patience.stall_seconds).open(url, held)) as body:
+    with closing(transport(url, stall_seconds=policy.stall_seconds).open(url, held)) as body:
         if body.total not in (None, size):
             file.truncate(0)
             raise WrongContentError(f"{redact(url)}: expected {size} bytes by the manifest, got {body.total}")
@@ -107,7 +107,7 @@ def _append(url: str, file: FileIO, size: int, patience: Patience, report: Calla
             if body.start != 0:
                 raise OSError(f"{redact(url)}: asked for the bytes from {held} on, got others")
             held = 0
-        _copy(url, body, write, size - held, patience.stall_seconds)
+        _copy(url, body, write, size - held, policy.stall_seconds)
         if (found := file.seek(0, os.SEEK_END)) < size:
             raise OSError(f"{redact(url)}: the answer ends after {found} of {size} bytes")
         if body.total is None and body.read(1):
@@ -129,7 +129,7 @@ def download(
     *,
     size: int,
     sha256: str,
-    patience: Patience = Patience(),  # noqa: B008, immutable
+    policy: RetryPolicy = RetryPolicy(),  # noqa: B008, immutable
     report: Callable[[int], object] = lambda held: None,
 ) -> None:
     """Fill a file, opened for appending without a buffer, with the `size` bytes of a URL.
@@ -139,20 +139,20 @@ def download(
         file: may hold the beginning already, of this or another process.
         size: of the whole file, in bytes.
         sha256: of the whole file, 64 hexadecimal digits.
-        patience: when to give up.
+        policy: when to give up.
         report: called with the number of bytes held.
 
     Raises:
         RemoteError: naming the URL, if it is gone, keeps failing, or keeps being another file.
         OSError: if the disk is full.
     """
-    tries, most = Tries(patience), file.seek(0, os.SEEK_END)
+    tries, most = Tries(policy), file.seek(0, os.SEEK_END)
     if most > size:
         file.truncate(0)
     while True:
         try:
             if file.seek(0, os.SEEK_END) < size:
-                _append(url, file, size, patience, report)
+                _append(url, file, size, policy, report)
             _check_digest(url, file, sha256)
             return
         except RemoteError:

@@ -14,7 +14,7 @@ _LONGEST_PAUSE = 30.0
 _WRONG_FILES = 3  # how often a file may come whole and wrong
 
 
-class Patience(NamedTuple):
+class RetryPolicy(NamedTuple):
     """When a transfer is given up.
 
     `attempts` failures without a new byte, between them pauses of `backoff`, 2, 4 ... times `backoff` seconds, at
@@ -34,18 +34,18 @@ class Tries:
     """Counts failures and waits between them.
 
     Args:
-        patience: how often, and how long.
+        policy: how often, and how long.
     """
 
-    def __init__(self, patience: Patience) -> None:
-        self.patience = patience
+    def __init__(self, policy: RetryPolicy) -> None:
+        self.policy = policy
         self.failures = 0
         self.wrong = 0
 
     @property
     def most_wrong(self) -> int:
         """So many times whole and wrong is the end."""
-        return min(_WRONG_FILES, self.patience.attempts)
+        return min(_WRONG_FILES, self.policy.attempts)
 
     def forget(self) -> None:
         """There is a new byte: failures count from here on."""
@@ -58,9 +58,9 @@ class Tries:
             self.wrong += 1
             if self.wrong == self.most_wrong:
                 raise RemoteError(f"{error}, {self.wrong} times") from error
-        elif self.failures >= self.patience.attempts:
+        elif self.failures >= self.policy.attempts:
             raise RemoteError(f"given up after {self.failures} failures: {error}") from error
-        pause = min(self.patience.backoff * 2 ** (self.failures - 1), _LONGEST_PAUSE)
+        pause = min(self.policy.backoff * 2 ** (self.failures - 1), _LONGEST_PAUSE)
         _LOG.warning("%s; trying again in %.3g s", error, pause)
         time.sleep(pause)
 
@@ -70,16 +70,16 @@ class RemoteStream:
 
     Args:
         url: http, https, s3 or gs.
-        patience: when to give up.
+        policy: when to give up.
 
     Raises:
         RemoteError: naming the URL, if it is gone, changes meanwhile or keeps failing.
     """
 
-    def __init__(self, url: str, patience: Patience = Patience()) -> None:  # noqa: B008, immutable
+    def __init__(self, url: str, policy: RetryPolicy = RetryPolicy()) -> None:  # noqa: B008, immutable
         self.url = url
-        self._transport = transport(url, stall_seconds=patience.stall_seconds)
-        self._tries = Tries(patience)
+        self._transport = transport(url, stall_seconds=policy.stall_seconds)
+        self._tries = Tries(policy)
         self._position = 0
         self._body: Body | None = None
         self._size: int | None = None

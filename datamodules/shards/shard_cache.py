@@ -22,7 +22,7 @@ from datamodules.shards.downloads import DISK_FULL, download, fetch
 from datamodules.shards.local_files import CheckedFiles, open_in_use, open_own, open_to_write, release, remove_unused
 from datamodules.shards.manifest import Shard, parse_index
 from datamodules.shards.prefetcher import Prefetcher, ProgressLine
-from datamodules.shards.retries import Patience
+from datamodules.shards.retries import RetryPolicy
 from datamodules.shards.tar_index import ShardIndex
 from datamodules.shards.transports import file_name, with_path
 from inpaint_module.files import atomic_write_text
@@ -63,7 +63,7 @@ class ShardCache:
     Args:
         folder: made if missing; null for the environment variable INPAINT_CACHE or ~/.cache/inpaint_module/shards.
         max_bytes: the files that were used longest ago go when there would be more. Give it three windows of shards.
-        patience: when a transfer is given up.
+        policy: when a transfer is given up.
         prefetch_threads: how many shards each process downloads at a time before they are needed.
 
     Raises:
@@ -75,14 +75,14 @@ class ShardCache:
         folder: str | Path | None = None,
         *,
         max_bytes: int = 50_000_000_000,
-        patience: Patience = Patience(),  # noqa: B008, immutable
+        policy: RetryPolicy = RetryPolicy(),  # noqa: B008, immutable
         prefetch_threads: int = 1,
     ) -> None:
         if max_bytes < 1:
             raise ValueError(f"data.cache_bytes: expected at least 1, got {max_bytes}")
         self.folder = default_folder() if folder is None else Path(os.path.expanduser(folder))
         self.max_bytes = max_bytes
-        self.patience = patience
+        self.policy = policy
         self._checked = CheckedFiles()
         self._ahead: frozenset[str] = frozenset()
         self._prefetcher = Prefetcher(self._land_ahead, threads=prefetch_threads)
@@ -153,7 +153,7 @@ class ShardCache:
             except ValueError as error:
                 _log.warning("%s; it is downloaded again", error)
         url = with_path(shard.path, lambda old: re.sub(r"\.[^./]*$", "", old) + ".index.json")
-        text = fetch(url, lambda text: parse_index(text, redact(url), shard) and text, self.patience)
+        text = fetch(url, lambda text: parse_index(text, redact(url), shard) and text, self.policy)
         with self._no_eviction():  # nor another process that writes it
             atomic_write_text(path, text)
         return parse_index(text, redact(url), shard)
@@ -209,13 +209,13 @@ class ShardCache:
                 release(file)
 
     def _fill(self, part: Path, file: int, shard: Shard, *, ahead: bool) -> None:
-        """Make room, then download; ahead of need quietly and with less patience."""
+        """Make room, then download; ahead of need quietly and with fewer tries."""
         self._make_room(part, shard, keep=self._ahead if ahead else frozenset())
-        few = min(2, self.patience.attempts) if ahead else self.patience.attempts
+        few = min(2, self.policy.attempts) if ahead else self.policy.attempts
         try:
             with self._progress(shard, quiet=ahead) as report, FileIO(file, "a+", closefd=False) as sink:
-                patience = self.patience._replace(attempts=few)
-                download(shard.path, sink, size=shard.bytes, sha256=shard.digest, patience=patience, report=report)
+                policy = self.policy._replace(attempts=few)
+                download(shard.path, sink, size=shard.bytes, sha256=shard.digest, policy=policy, report=report)
             os.fsync(file)
         except OSError as error:
             if error.errno in DISK_FULL:

@@ -60,15 +60,17 @@ class ShardSet:
         self.shards = list(shards)
         self.counts = [shard.count for shard in self.shards]
         self.starts = [0, *accumulate(self.counts)]
-        remote = [shard for shard in self.shards if is_remote(shard.path)]
-        self.cache = ShardCache() if cache is None and remote else cache
         self._begin()
+        remote = [shard for shard, is_there in zip(self.shards, self._is_remote, strict=True) if is_there]
+        self.cache = ShardCache() if cache is None and remote else cache
         if not len(self):
-            raise ValueError(f"expected at least one sample, got none in {[redact(s.path) for s in self.shards]}")
+            raise ValueError(f"expected at least one sample, got none in {self._addresses}")
         if self.cache is not None:
             self.cache.check(remote)
 
     def _begin(self) -> None:
+        self._is_remote = [is_remote(shard.path) for shard in self.shards]
+        self._addresses = [redact(shard.path) for shard in self.shards]
         self._local = OpenFiles(_OPEN_SHARDS)
         self._remote = OpenFiles(_OPEN_REMOTE, release)
         self._indexes: OrderedDict[int, ShardIndex] = OrderedDict()
@@ -94,7 +96,7 @@ class ShardSet:
         if number not in self._indexes:
             shard = self.shards[number]
             here = shard.index is not None or (shard.index_file is not None and Path(shard.index_file).exists())
-            fetch = None if here or self.cache is None or not is_remote(shard.path) else self.cache.index
+            fetch = None if here or self.cache is None or not self._is_remote[number] else self.cache.index
             self._indexes[number] = (fetch or load_index)(shard)
             if len(self._indexes) > _OPEN_SHARDS:
                 self._indexes.popitem(last=False)
@@ -106,14 +108,14 @@ class ShardSet:
 
         They take the place of those asked for before; call it once a window, with the shards of one window.
         """
-        shards = [self.shards[number] for number in numbers if is_remote(self.shards[number].path)]
+        shards = [self.shards[number] for number in numbers if self._is_remote[number]]
         if self.cache is not None and shards:
             self._remote.limit = len(shards)
             self.cache.prefetch(shards)
 
     def _open_cached(self, cache: ShardCache, shard: Shard) -> int:
         """Open a remote shard, letting go of others if the cache is full of shards in use."""
-        until = time.monotonic() + cache.patience.stall_seconds
+        until = time.monotonic() + cache.policy.stall_seconds
         while True:
             try:
                 return cache.open(shard)
@@ -125,18 +127,17 @@ class ShardSet:
 
     def _file(self, number: int) -> int:
         shard = self.shards[number]
-        if self.cache is not None and is_remote(shard.path):
+        if self.cache is not None and self._is_remote[number]:
             return self._remote.get(number, partial(self._open_cached, self.cache, shard))
         return self._local.get(number, partial(os.open, shard.path, os.O_RDONLY))
 
     def _fields(self, number: int, row: int) -> RawSample:
-        index, path = self.index(number), self.shards[number].path
-        file = self._file(number)
+        index, file = self.index(number), self._file(number)
         fields = {name: os.pread(file, size, offset) for name, (offset, size) in index.fields[row].items()}
         short = [name for name, (_, size) in index.fields[row].items() if len(fields[name]) != size]
         if short:
             raise OSError(f"sample {index.keys[row]!r}: the file ends inside its fields {short}")
-        return RawSample(redact(path), index.keys[row], fields)
+        return RawSample(self._addresses[number], index.keys[row], fields)
 
     def read(self, sample: int) -> RawSample:
         """The fields of sample number `sample`; a failing read is tried again, on a file opened anew.
@@ -154,7 +155,7 @@ class ShardSet:
                 self._local.drop(number)
                 self._remote.drop(number)
                 if pause is None:
-                    raise OSError(f"{redact(self.shards[number].path)}: {error}") from error
+                    raise OSError(f"{self._addresses[number]}: {error}") from error
                 time.sleep(pause)
         raise AssertionError("the last pause is None")
 
@@ -193,7 +194,7 @@ def account_of(index: ShardIndex) -> Account:
 def look_into(shards: ShardSet) -> Contents:
     """The account of a set: of up to 32 shards, evenly among all; of 2 where they are remote."""
     count = len(shards.shards)
-    most = min(count, _REMOTE if any(is_remote(shard.path) for shard in shards.shards) else _LOCAL)
+    most = min(count, _REMOTE if any(shards._is_remote) else _LOCAL)
     account = Account()
     for number in range(most):
         account.add(account_of(shards.index(number * count // most)))

@@ -17,7 +17,7 @@ from webdataset.shardlists import expand_urls
 
 from datamodules.shards.downloads import fetch
 from datamodules.shards.manifest import MANIFEST, ManifestRow, Shard, index_digest, parse_manifest, read_manifest
-from datamodules.shards.retries import Patience
+from datamodules.shards.retries import RetryPolicy
 from datamodules.shards.shard_cache import ShardCache
 from datamodules.shards.shard_set import ShardSet
 from datamodules.shards.tar_index import index_shard
@@ -77,8 +77,8 @@ def _advice(item: str) -> str:
 class _Finder:
     """Finds the shards of one list, reading each folder's manifest once."""
 
-    def __init__(self, patience: Patience) -> None:
-        self.patience = patience
+    def __init__(self, policy: RetryPolicy) -> None:
+        self.policy = policy
         self.here: dict[Path, dict[str, Shard]] = {}  # folder -> path -> shard
         self.there: dict[str, dict[str, Shard]] = {}  # folder -> name -> shard
 
@@ -132,7 +132,7 @@ class _Finder:
         name = file_name(url) if file_name(url).endswith(".tar") else "*"
         folder = url if name == "*" else with_path(url, lambda path: path.rpartition("/")[0])
         if folder not in self.there:
-            self.there[folder] = read_remote_manifest(folder, self.patience)
+            self.there[folder] = read_remote_manifest(folder, self.policy)
         known = self.there[folder]
         found = [known[name]] if name in known else [shard for key, shard in known.items() if fnmatchcase(key, name)]
         if not found:
@@ -147,12 +147,12 @@ def find_shards(spec: str | Sequence[str], cache: ShardCache | None = None) -> l
 
     Args:
         spec: one or several of them.
-        cache: whose patience applies to remote manifests.
+        cache: whose policy applies to remote manifests.
 
     Raises:
         ValueError: if an entry finds nothing, a remote shard is in no manifest, or a scheme is not allowed.
     """
-    finder = _Finder(Patience() if cache is None else cache.patience)
+    finder = _Finder(RetryPolicy() if cache is None else cache.policy)
     return [shard for item in ([spec] if isinstance(spec, str) else spec) for shard in finder.find(item)]
 
 
@@ -190,7 +190,7 @@ def _shard(folder: str, row: ManifestRow) -> Shard:
     return Shard(url, row.count, row.bytes, row.sha256, aside=row.aside or 0)
 
 
-def read_remote_manifest(folder: str, patience: Patience = Patience()) -> dict[str, Shard]:  # noqa: B008, immutable
+def read_remote_manifest(folder: str, policy: RetryPolicy = RetryPolicy()) -> dict[str, Shard]:  # noqa: B008, immutable
     """Name -> shard by a remote folder's `manifest.json`, in its order; the shards' paths are URLs.
 
     Raises:
@@ -199,7 +199,7 @@ def read_remote_manifest(folder: str, patience: Patience = Patience()) -> dict[s
     """
     url = in_folder(folder, MANIFEST)
     try:
-        rows = fetch(url, lambda text: parse_manifest(text, redact(url)), patience)
+        rows = fetch(url, lambda text: parse_manifest(text, redact(url)), policy)
     except MissingError as error:
         raise ValueError(f"expected a {MANIFEST} beside remote shards: {error}") from error
     return {row.name: _shard(folder, row) for row in rows}

@@ -33,4 +33,4 @@ def shards(server: faults.FaultServer) -> list[Shard]:
 
 @pytest.fixture
 def cache(tmp_path: Path) -> ShardCache:
-    return ShardCache(tmp_path / "cache", max_bytes=2 * 40_960, patience=SHORT)
+    return ShardCache(tmp_path / "cache", max_bytes=2 * 40_960, policy=SHORT)

@@ -15,7 +15,7 @@ from waiting import wait_until
 
 from datamodules.shards.local_files import open_to_write, release
 from datamodules.shards.manifest import Shard
-from datamodules.shards.retries import Patience
+from datamodules.shards.retries import RetryPolicy
 from datamodules.shards.shard_cache import CacheFullError, ShardCache
 
 pytestmark = pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
@@ -23,7 +23,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:This process .* is multi-threade
 
 def test_a_killed_download_is_gone_on_with(server: faults.FaultServer, shards: list[Shard], cache: ShardCache) -> None:
     server.faults["/0.tar"] = [faults.stall(12_345)]
-    patient = ShardCache(cache.folder, patience=Patience(stall_seconds=60))
+    patient = ShardCache(cache.folder, policy=RetryPolicy(stall_seconds=60))
     part = cache.folder / f"{cache.path(shards[0]).name}.40960.part"
     child = in_process(lambda: patient.open(shards[0]))
     wait_until(lambda: part.exists() and part.stat().st_size == 12_345)
@@ -60,7 +60,7 @@ def test_a_waiter_takes_over_from_a_killed_one(
     server: faults.FaultServer, shards: list[Shard], cache: ShardCache
 ) -> None:
     server.faults["/0.tar"] = [faults.stall(5_000)]
-    patient = ShardCache(cache.folder, patience=Patience(stall_seconds=60))
+    patient = ShardCache(cache.folder, policy=RetryPolicy(stall_seconds=60))
     first = in_process(lambda: patient.open(shards[0]))
     wait_until(lambda: [p for p in cache.folder.glob("*.part") if p.stat().st_size == 5_000])
     second = in_process(lambda: patient.open(shards[0]))
@@ -130,7 +130,7 @@ def test_what_is_not_its_own_stays(shards: list[Shard], cache: ShardCache) -> No
 
 @pytest.mark.parametrize("seed", range(3))
 def test_never_more_than_it_may(server: faults.FaultServer, shards: list[Shard], tmp_path: Path, seed: int) -> None:
-    small = ShardCache(tmp_path / "cache", max_bytes=3 * 40_960, patience=SHORT)
+    small = ShardCache(tmp_path / "cache", max_bytes=3 * 40_960, policy=SHORT)
 
     def work(process: int) -> None:
         for step in range(12):

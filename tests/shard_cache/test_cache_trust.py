@@ -24,7 +24,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:This process .* is multi-threade
 
 
 def new_start(cache: ShardCache) -> ShardCache:
-    return ShardCache(cache.folder, max_bytes=cache.max_bytes, patience=SHORT)
+    return ShardCache(cache.folder, max_bytes=cache.max_bytes, policy=SHORT)
 
 
 PLANTS: dict[str, Callable[[Path, Path], object]] = {
@@ -139,7 +139,7 @@ def test_a_cached_shard_is_on_the_disk_before_it_has_its_name(
 @pytest.mark.parametrize("window", [1, 2])
 def test_a_full_cache_advises_what_helps(shards: list[Shard], cache: ShardCache, window: int) -> None:
     """Another process that rests keeps the shards of two windows in use: with a window of two that is all."""
-    roomy = ShardCache(cache.folder, max_bytes=3 * 40_960, patience=SHORT)
+    roomy = ShardCache(cache.folder, max_bytes=3 * 40_960, policy=SHORT)
     told, tell = os.pipe()
 
     def hold() -> None:
@@ -161,7 +161,7 @@ def test_a_full_cache_advises_what_helps(shards: list[Shard], cache: ShardCache,
         with pytest.raises(CacheFullError) as caught:
             ShardSet(shards, roomy).read(3)
         assert "is in use; raise it by 40960 bytes or more, or let less be in use" in str(caught.value)
-        larger = ShardCache(cache.folder, max_bytes=4 * 40_960, patience=SHORT)
+        larger = ShardCache(cache.folder, max_bytes=4 * 40_960, policy=SHORT)
         assert ShardSet(shards, larger).read(3).key == "3"
     finally:
         os.kill(child, signal.SIGKILL)
