@@ -177,6 +177,9 @@ def _run_verb(verb: str, rest: list[str]) -> int:
     if any(each in _HELP for each in rest):
         sys.stdout.write(VERB_HELP.format(verb=verb, told=COMMANDS[verb].told))
         return 0
+    if not rest:
+        sys.stderr.write(f"expected --config FILE, such as: inpaint {verb} --config configs/quickstart.yaml\n")
+        return 2
     sys.argv = [sys.argv[0], verb, *("--help" if each == "--help-all" else each for each in rest)]
     return exit_code_of(lambda: import_module(_TRAINING).run("inpaint"), GOES_ON if verb == "fit" else "stopped")
 
