@@ -44,7 +44,6 @@ def rank_environment(rank: int, ranks: int, port: int) -> dict[str, str]:
 def run_rank(setup: Setup, kill: str, environment: dict[str, str]) -> NoReturn:
     """`train.py`, in a child; what it prints goes to `printed<rank>.txt`."""
     import train
-    from inpaint_module import cli
 
     os.environ |= {"KILL": kill, **environment} | ({"TMPDIR": setup.tmpdir} if setup.tmpdir else {})
     rank, config = environment.get("RANK", "0"), Path("tiny.yaml").absolute()
@@ -55,7 +54,9 @@ def run_rank(setup: Setup, kill: str, environment: dict[str, str]) -> NoReturn:
         Path(rank).mkdir(exist_ok=True)
         os.chdir(rank)
     sys.argv = ["train.py", setup.verb, "--config", str(config), *setup.options]
-    unguarded = mock.patch.object(cli.NonFiniteGuard, "on_before_optimizer_step")
+    from inpaint_module.training.nonfinite_guard import NonFiniteGuard
+
+    unguarded = mock.patch.object(NonFiniteGuard, "on_before_optimizer_step")
     try:
         if not setup.guard:
             unguarded.start()
