@@ -22,7 +22,7 @@ from datamodules.index_shards import find_tars, index_shards, main
 from datamodules.shards.manifest import JOURNAL, index_path, load_index, parse_manifest, write_manifest
 from datamodules.shards.shard_specs import open_shards
 from datamodules.writing import tar_indexer
-from datamodules.writing.tar_indexer import UNUSABLE
+from datamodules.writing.tar_indexer import NAMED_MASK, UNUSABLE
 
 JPEG = encode(photo(1), "JPEG")
 
@@ -314,3 +314,10 @@ def test_help_is_readable(capsys: pytest.CaptureFixture[str]) -> None:
     output = capsys.readouterr().out
     assert "inpaint shards index SHARDS [OUT]" in output
     assert "--keep-going" in output
+
+
+def test_photos_that_are_named_as_masks_are_told(tmp_path: Path) -> None:
+    names = ["a.jpg", "a_mask.jpg", "b/c.jpg", "b/masks/c.jpg", "z.jpg"]
+    write_tar(tmp_path / "0.tar", [(name, encode(photo(1), "JPEG")) for name in names])
+    noted = index_shards(str(tmp_path)).account.noted
+    assert noted == {NAMED_MASK: (2, ["0.tar: a_mask", "0.tar: b/masks/c"])}

@@ -19,6 +19,7 @@ from datamodules.shards.retries import RemoteStream
 from datamodules.shards.shard_set import account_of
 from datamodules.shards.tar_index import MASK_FIELDS, ScannedTar, ShardIndex, scan_tar
 from datamodules.shards.transports import is_remote
+from datamodules.writing.sidecars import masks_by_name
 from inpaint_module.parsing import read_json
 from inpaint_module.redaction import redact
 
@@ -95,9 +96,16 @@ def _masks(index: ShardIndex, path: str) -> Iterator[tuple[str, str]]:
                 yield kind, index.keys[row]
 
 
+NAMED_MASK = "taken for a photo, but named as a mask: masks in tars are called NAME.mask.png"
+
+
 def _account(index: ShardIndex, place: TarPlace) -> Account:
     """The account of one tar, which names it before its members."""
-    account = account_of(index)
+    account, names = account_of(index), dict[Path, list[str]]()
+    for key in map(Path, index.keys):
+        names.setdefault(key.parent, []).append(f"{key.name}.jpg")
+    for path in masks_by_name(names, ()):
+        account.note(NAMED_MASK, f"{place.name}: {path.with_suffix('')}")
     for kind, key in () if is_remote(place.address) else _masks(index, place.address):
         account.note(kind, f"{place.name}: {key}")
     for kind, (count, names) in account.aside.items():
