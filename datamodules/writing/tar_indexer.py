@@ -101,11 +101,11 @@ NAMED_MASK = "taken for a photo, but named as a mask: masks in tars are called N
 
 def _account(index: ShardIndex, place: TarPlace) -> Account:
     """The account of one tar, which names it before its members."""
-    account, names = account_of(index), dict[Path, list[str]]()
-    for key in map(Path, index.keys):
-        names.setdefault(key.parent, []).append(f"{key.name}.jpg")
-    for path in masks_by_name(names, ()):
-        account.note(NAMED_MASK, f"{place.name}: {path.with_suffix('')}")
+    account, files = account_of(index), dict[Path, list[str]]()
+    for whole in map(Path, index.keys):
+        files.setdefault(whole.parent, []).append(f"{whole.name}.jpg")
+    for photo in masks_by_name(files, ()):
+        account.note(NAMED_MASK, f"{place.name}: {photo.with_suffix('')}")
     for kind, key in () if is_remote(place.address) else _masks(index, place.address):
         account.note(kind, f"{place.name}: {key}")
     for kind, (count, names) in account.aside.items():
