@@ -46,7 +46,11 @@ TRAINED: tuple[str, dict[str, Any]] = (
 ON_ONE_RANK = {"ranks": 1, "batch_size": 4, "workers": 2}
 REPORT = (
     "--trainer.callbacks+=inpaint_module.report.validation_report.ValidationReport",
-    *("--trainer.callbacks.photos=2", "--trainer.callbacks.every_validation=true", "--trainer.max_steps=5"),
+    *(
+        "--trainer.callbacks.ValidationReport.photos=2",
+        "--trainer.callbacks.ValidationReport.every_validation=true",
+        "--trainer.max_steps=5",
+    ),
 )
 QUICK: dict[str, tuple[Setup, Starts]] = {
     "whole": (DDP, starts()),
