@@ -160,3 +160,6 @@ def test_fit_changes_pieces_from_overlays_and_the_command_line(
     assert classes["ValidationReport"]["photos"] == 2
     assert [each["init_args"]["name"] for each in made["logger"]] == ["mine", "lightning_logs"]
     assert "ImageGrid has no option 'rowz'" in printed(capsys, configs[0], "--trainer.callbacks.ImageGrid.rowz=3")
+    appended = ["--trainer.callbacks+=inpaint_module.report.ValidationReport", "--trainer.callbacks.photos=3"]
+    made = yaml.safe_load(printed(capsys, configs[0], *appended, "--trainer.callbacks.presets=[sd]"))["trainer"]
+    assert made["callbacks"][-1]["init_args"]["photos"] == 3

@@ -94,12 +94,13 @@ def split_pieces(arguments: Sequence[str]) -> list[str]:
     """Arguments of the command line with those of one piece, `--trainer.callbacks.EMA=null`, as a config at the end."""
     rest: list[str] = []
     configs: list[str] = []
-    given = iter(arguments)
+    given, appended = iter(arguments), False
     for each in given:
         option, found, value = each.partition("=")
         key, *inside = option.removeprefix("--trainer.").split(".")
         named = option.startswith("--trainer.") and key in PIECES and inside and inside[0] not in (*_ENTRY, "help")
-        if not named:
+        appended |= option in [f"--trainer.{piece}+" for piece in PIECES]
+        if not named or (appended and len(inside) == 1 and inside[0].islower()):  # an option of the entry just appended
             rest.append(each)
             continue
         content = yaml.safe_load(value if found else next(given, "null"))
