@@ -24,7 +24,15 @@ from tiny_models import tiny_batch
 from torch import Tensor, nn
 
 from datamodules import WebDatasetDataModule
-from inpaint_module.base_models import first_layer, load_denoiser, load_scheduler, load_text, unpack
+from inpaint_module.base_models import (
+    FluxFillLayout,
+    base_model,
+    first_layer,
+    load_denoiser,
+    load_scheduler,
+    load_text,
+    unpack,
+)
 from inpaint_module.base_models.served import clip_skip_difference
 from inpaint_module.encoder import InpaintLatents
 from inpaint_module.export import export
@@ -261,6 +269,11 @@ def test_text_of_a_folder_takes_a_clip_skip(configs: dict[str, list[Path]], base
 def test_flux_has_no_clip_skip(configs: dict[str, list[Path]]) -> None:
     with pytest.raises(ValueError, match="clip_skip: expected null for Flux, which reads no layer of its CLIP; got 1"):
         load_text(str(configs["flux_fill"][1].with_name("flux_fill_base")), clip_skip=1)
+
+
+def test_a_layout_without_a_reduction_says_so() -> None:
+    with pytest.raises(ValueError, match=r"base\.reduce: expected null, as FluxFillLayout keeps .*; got 'max'"):
+        base_model._layout(FluxFillLayout, "max")
 
 
 def test_mistakes_are_named(configs: dict[str, list[Path]], tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from inspect import signature
 from typing import Any
 
 from diffusers import SchedulerMixin
@@ -13,7 +14,7 @@ from inpaint_module.base_models.denoiser_call import DenoiserCall
 from inpaint_module.base_models.expand_input import check_input_channels
 from inpaint_module.base_models.families import family_of, serving_pipeline
 from inpaint_module.base_models.family import TextOptions
-from inpaint_module.base_models.layout import Layout, denoiser_layout
+from inpaint_module.base_models.layout import DenoiserLayout, Layout, denoiser_layout
 from inpaint_module.base_models.loading import load_denoiser, load_scheduler, pipeline_index, text_of
 from inpaint_module.base_models.lora import LoRA
 from inpaint_module.encoder import InpaintEncoder
@@ -181,7 +182,7 @@ class BaseModel(ModelParts):
     ):
         self.family = family_of(pipeline_index(path), path)
         self.way = self.family.way(train)
-        layout = self.way.layout() if reduce is None else self.way.layout(reduce)
+        layout = _layout(self.way.layout, reduce)
         made = (encoder or EncoderOptions()).make(path, layout.fill)
         denoiser = load_denoiser(
             path,
@@ -201,3 +202,11 @@ class BaseModel(ModelParts):
     def pipeline(self) -> str:
         """The name of the diffusers class that serves it."""
         return self.way.pipeline
+
+
+def _layout(kind: type[DenoiserLayout], reduce: str | None) -> DenoiserLayout:
+    if reduce is None:
+        return kind()
+    if "reduce" not in signature(kind).parameters:
+        raise ValueError(f"base.reduce: expected null, as {kind.__name__} keeps all pixels of the mask; got {reduce!r}")
+    return kind(reduce)
