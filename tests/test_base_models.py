@@ -207,6 +207,7 @@ def test_step_0_loss_is_the_base_models(name: str, configs: dict[str, list[Path]
         whole = grown_layout(noisy, latents)
         return whole[..., :channels] if whole.ndim == 3 else whole[:, :channels]
 
+    first_channels.blends = grown.layout.blends
     grown_layout, grown.layout, grown.denoiser = grown.layout, first_channels, base
     assert torch.equal(grown.loss(sample), loss)
 

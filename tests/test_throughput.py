@@ -81,6 +81,7 @@ class SlowMasks(LightningDataModule, DescribedData):
     """Batches at once; between the loader and the step, a pause."""
 
     latents = None
+    has_masks = True
 
     def __init__(self, clock: Clock):
         super().__init__()
