@@ -10,8 +10,17 @@ from typing import Any
 from lightning.pytorch.utilities import rank_zero_info
 from torch import nn
 
-from datamodules import checks
 from datamodules import order as orders
+from datamodules.checks import (
+    check_at_least,
+    check_batch,
+    check_colour,
+    check_image_size,
+    check_masks,
+    check_share,
+    check_trainer,
+    memory_of,
+)
 from datamodules.decode import MaskSource, PolarityWatch, SampleDecoder, check_use, find_tag
 from datamodules.shards import Shard, ShardCache, ShardSet, aside_line, find_shards
 from datamodules.stream_datamodule import StreamDataModule
@@ -127,23 +136,21 @@ class WebDatasetDataModule(StreamDataModule, DescribedData):
         cache_bytes: int = 50_000_000_000,
     ) -> None:
         super().__init__()
-        size = checks.check_image_size(image_size)
-        checks.check_at_least(1, batch_size=batch_size, window=window, max_pixels=max_pixels, reducing_gap=reducing_gap)
-        checks.check_at_least(1, val_batch_size=batch_size if val_batch_size is None else val_batch_size)
-        checks.check_at_least(
-            0, num_workers=num_workers, max_caption_bytes=max_caption_bytes, stall_timeout=stall_timeout
-        )
-        checks.check_share(min_scale=min_scale, flip=flip, max_bad_share=max_bad_share)
-        checks.check_share(own_mask_probability=own_mask_probability, transfer_probability=transfer_probability)
-        checks.check_at_least(0, padding_mask_crop=padding_mask_crop or 0)
-        checks.check_colour(background)
+        size = check_image_size(image_size)
+        val_batch_size = batch_size if val_batch_size is None else val_batch_size
+        check_at_least(1, batch_size=batch_size, val_batch_size=val_batch_size, window=window)
+        check_at_least(1, max_pixels=max_pixels, reducing_gap=reducing_gap)
+        check_at_least(0, num_workers=num_workers, stall_timeout=stall_timeout)
+        check_at_least(0, max_caption_bytes=max_caption_bytes, padding_mask_crop=padding_mask_crop or 0)
+        check_share(min_scale=min_scale, flip=flip, max_bad_share=max_bad_share)
+        check_share(own_mask_probability=own_mask_probability, transfer_probability=transfer_probability)
+        check_colour(background)
         if mask_generator is None:
-            checks.check_masks(mask_sources=mask_sources, transfer_probability=transfer_probability)
-            checks.check_masks(padding_mask_crop=padding_mask_crop, graph_masks=graph_masks)
+            check_masks(mask_sources=mask_sources, transfer_probability=transfer_probability)
+            check_masks(padding_mask_crop=padding_mask_crop, graph_masks=graph_masks)
             mask_sources = []
         self.train_shards, self.val_shards = train_shards, val_shards
-        self.batch_size = batch_size
-        self.val_batch_size = batch_size if val_batch_size is None else val_batch_size
+        self.batch_size, self.val_batch_size = batch_size, val_batch_size
         self.mask_generator = masks.graph_masks(mask_generator) if graph_masks and mask_generator else mask_generator
         self.seed, self.window, self.source_weights = seed, window, source_weights
         self.buckets = (
@@ -154,9 +161,9 @@ class WebDatasetDataModule(StreamDataModule, DescribedData):
         self.cache = ShardCache(cache_dir, max_bytes=cache_bytes)
         common: dict[str, Any] = {"upscale": upscale, "background": tuple(background), "max_pixels": max_pixels}
         common |= {"image_size": size, "seed": seed, "max_caption_bytes": max_caption_bytes}
-        common["reducing_gap"] = reducing_gap
         common |= {"caption_key": caption_key, "label_key": label_key, "mask_sources": mask_sources}
         common |= {"own_mask_probability": own_mask_probability, "allow_empty_masks": allow_empty_masks}
+        common["reducing_gap"] = reducing_gap
         self.train_decoder = SampleDecoder(
             augment=True, min_scale=min_scale, flip=flip, transforms=transforms, **common
         )
@@ -240,9 +247,9 @@ class WebDatasetDataModule(StreamDataModule, DescribedData):
     def train_dataloader(self) -> orders.StreamLoader:
         """An endless loader that starts at the stream's position."""
         if self.trainer is not None:
-            checks.check_trainer(self.trainer)
-            memory = checks.memory_of(self.trainer.strategy.root_device)
-            checks.check_batch(self.batch_size, sum(self.train_set.counts), self.train_decoder.image_size, memory)
+            check_trainer(self.trainer)
+            memory = memory_of(self.trainer.strategy.root_device)
+            check_batch(self.batch_size, sum(self.train_set.counts), self.train_decoder.image_size, memory)
             self._watch_polarity.begin(self.train_set, self.train_decoder.masks)
         self.begin()
         loader = orders.StreamLoader(

@@ -163,28 +163,25 @@ class InpaintDiffusion(ScheduledModule):
         huber = self.objective.thresholds(example.timesteps)
         return weighted_loss(prediction, example.target, cells, example.weight, huber)
 
-    def encode(self, batch: Batch) -> InpaintLatents:
-        """Latents of the masked and the whole images of a batch; those of the whole may be in it as `latents`."""
-        keys = key(self.seed, batch["position"], Stream.POSTERIOR)
-        if self.layout.blends:
-            return encode_whole(self.encoder, batch["image"], batch["mask"], batch.get("latents"), keys)
-        if "latents" in batch:
-            return encode_beside(self.encoder, batch["image"], batch["mask"], batch["latents"])
-        return self.encoder(batch["image"], batch["mask"], target=True, generator=keys)
+    def encode(self, batch: Batch, target: bool = True) -> InpaintLatents:
+        """Latents of the masked images of a batch; with `target`, or where a layout blends, of the whole ones too.
 
-    def _encode_known(self, batch: Batch) -> InpaintLatents:
-        """What is known of images to inpaint: their masked latents, or whole ones where the known part is put back."""
-        keys = key(self.seed, batch["position"], Stream.POSTERIOR)
+        Those of the whole images may be in the batch as `latents`, which only a `target` is taken from.
+        """
+        images, masks, clean = batch["image"], batch["mask"], batch.get("latents") if target else None
+        keys = key(self.seed, batch["position"], Stream.POSTERIOR) if clean is None else None
         if self.layout.blends:
-            return encode_whole(self.encoder, batch["image"], batch["mask"], generator=keys)
-        return self.encoder(batch["image"], batch["mask"], generator=keys)
+            return encode_whole(self.encoder, images, masks, clean, keys)
+        if clean is not None:
+            return encode_beside(self.encoder, images, masks, clean)
+        return self.encoder(images, masks, target=target, generator=keys)
 
     @torch.no_grad()
     def inpaint(self, batch: Batch, call: DenoiserCall | None = None) -> InpaintedImages:
         """Fill the holes of a batch; `call` is how the denoiser is called, such as in tiles, if not as in training."""
         positions, guided = batch["position"], self.guidance_scale != 1
         served = without_sizes(batch)  # as a pipeline, to which a picture is whole
-        latents = self._encode_known(batch)
+        latents = self.encode(batch, target=False)
         filled = inpaint_latents(
             self.denoiser,
             self.scheduler,

@@ -23,7 +23,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from inpaint_module import comfyui_files
-from inpaint_module.base_models.family import ATTENTION
+from inpaint_module.base_models.lora import ATTENTION
 
 _SD15 = {
     "block_out_channels": (320, 640, 1280, 1280),

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 from inpaint_module.base_models.denoiser_call import DenoiserCall
 from inpaint_module.base_models.layout import DenoiserLayout
 from inpaint_module.base_models.text import FrozenTextEncoder, TextConditioning
 
-ATTENTION = ("to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out")
 WAYS = {
     "plain": "the base model as it is, for the pipelines that blend",
     "channels": "the denoiser's first layer grows and eats the mask and the masked image too",
@@ -85,7 +84,6 @@ class Family:
         read_text: makes that of a pipeline's folder.
         call: how its denoiser is called.
         ways: how it can be trained, by the words of `WAYS`.
-        lora_targets: ends of the names of layers that a LoRA changes if its config names none.
     """
 
     name: str
@@ -94,7 +92,6 @@ class Family:
     read_text: Callable[[TextFolder, TextOptions], TextConditioning]
     call: DenoiserCall
     ways: Mapping[str, Way]
-    lora_targets: tuple[str, ...] = field(default=ATTENTION)
 
     def way(self, train: str) -> Way:
         """How it is trained in the way that a config names `train`.

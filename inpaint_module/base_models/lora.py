@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from inpaint_module.base_models.expand_input import GrownConv2d, GrownLinear, first_layer
-from inpaint_module.base_models.family import ATTENTION
 
+ATTENTION = ("to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out")
 FROZEN_SHA256 = "frozen_sha256"
 _SAMPLES = 64  # values of each frozen tensor that enter the hash
 

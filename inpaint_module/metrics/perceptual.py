@@ -93,7 +93,6 @@ class PerceptualMetrics(Callback):
         if lpips is None and fid_folder is None:
             raise ValueError("PerceptualMetrics: expected lpips, fid_folder or both, got neither")
         self.lpips, self.fid = lpips, None if fid_folder is None else _fid(fid_folder)
-        self._distances: list[Tensor] = []
 
     def on_validation_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, *args: Any, **kwargs: Any
