@@ -54,6 +54,7 @@ def export(
     The folder is whole or not there: until all is written its name is another one.
 
     Of a model without text encoders, for which diffusers has no pipeline, the parts alone: unet, vae and scheduler.
+    Where a ControlNet trains it alone, which `from_pretrained(out)` of its class loads.
 
     Args:
         module: with its trained weights.
@@ -84,7 +85,10 @@ def export(
         if not lora_only:
             for parameter in denoiser.parameters():  # channels_last is no order that safetensors writes
                 parameter.data = parameter.data.to(DTYPES.get(dtype or "", base), memory_format=torch.contiguous_format)
-            _save_parts(module, pipeline, folder)
+            if module.control is None:
+                _save_parts(module, pipeline, folder)
+            else:
+                denoiser.save_pretrained(folder, max_shard_size="999GB")
         _record(module, pipeline, folder, trained)
 
 
@@ -113,8 +117,12 @@ def _record(module: InpaintDiffusion, pipeline: Any, out: Path, trained: dict[st
             warnings.warn(each, stacklevel=3)
         differ += [told] if (told := served.posterior_difference(encoder)) else []
         differ.append(served.dtype_difference(encoder))
-        files = comfyui_files.places(out, _folder(pipeline))
-        notes = comfyui_files.limits(denoiser, module.scheduler)
+        if module.control is None:
+            files = comfyui_files.places(out, _folder(pipeline))
+            notes = comfyui_files.limits(denoiser, module.scheduler)
+        else:
+            differ += served.controlnet_call(module.control, pipeline)
+            files, notes = {"diffusion_pytorch_model.safetensors": "models/controlnet"}, []
         record |= {"pipeline": pipeline.__name__, "differences": differ, "comfyui": {"files": files, "limits": notes}}
     atomic_write_text(out / RECORD, json.dumps(record, indent=1) + "\n")
 
@@ -161,6 +169,8 @@ def _check(module: InpaintDiffusion, out: Path, fuse: bool, lora_only: bool, dty
         raise ValueError(f"dtype must be one of {', '.join(DTYPES)}; got {dtype!r}")
     if (fuse or lora_only) and not has_lora(module.denoiser):
         raise ValueError("fuse and lora_only: expected a denoiser with LoRA, got one without")
+    if module.control is not None and has_lora(module.denoiser) and not fuse:
+        raise ValueError("fuse: expected true for a ControlNet, whose LoRA no pipeline loads; got false")
     if fuse and lora_only:
         raise ValueError("fuse and lora_only: expected one of them, got both")
     if lora_only and trains_first_layer(module.denoiser):

@@ -9,10 +9,11 @@ import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.plugins.precision import MixedPrecision, Precision
 from lightning.pytorch.utilities import GradClipAlgorithmType
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from inpaint_module.base_models import (
+    CONDITION,
     CompiledForward,
     Conditioning,
     DenoiserCall,
@@ -84,7 +85,7 @@ class InpaintDiffusion(ScheduledModule):
         super().__init__()
         self.denoiser: Any = base.denoiser
         self.encoder, self.layout, self.scheduler = base.encoder, base.layout, base.scheduler
-        self.conditioning, self.call, self.base = base.conditioning, base.call, base
+        self.conditioning, self.call, self.base, self.control = base.conditioning, base.call, base, base.control
         check_captions(base.conditioning, caption_dropout, guidance_scale)
         self.objective = (objective or objective_for)(base.scheduler)
         self.loss_weights, self.caption_dropout = loss_weights, caption_dropout
@@ -96,7 +97,7 @@ class InpaintDiffusion(ScheduledModule):
 
     def setup(self, stage: str) -> None:
         """Refuse ranks with different frozen models, cached latents of another VAE, and sizes that do not fit."""
-        for name, frozen in (("VAE", self.encoder.vae), ("conditioning", self.conditioning)):
+        for name, frozen in self._frozen():
             digest = torch.tensor(list(frozen.fingerprint()), device=self.trainer.strategy.root_device)
             check_ranks(name, cast(Tensor, self.all_gather(digest)).reshape(-1, len(digest)).tolist())
         data = self.trainer.datamodule  # type: ignore[attr-defined]
@@ -108,7 +109,16 @@ class InpaintDiffusion(ScheduledModule):
                 )
             if stage == "fit" and data.latents is not None:
                 check_clean(data.latents, self.encoder)
-            check_image_sizes(self.denoiser, self.layout, self.encoder.vae.ratio, data.image_sizes(stage))
+            check_image_sizes(self._sized(), self.layout, self.encoder.vae.ratio, data.image_sizes(stage))
+
+    def _frozen(self) -> list[tuple[str, Any]]:
+        """All that has a fingerprint, by name."""
+        found = [("VAE", self.encoder.vae), ("conditioning", self.conditioning)]
+        return found if self.control is None else [*found, ("base model", self.control.base)]
+
+    def _sized(self) -> nn.Module:
+        """The denoiser; beside a ControlNet it is frozen."""
+        return self.denoiser if self.control is None else self.control.base.model
 
     def configure_model(self) -> None:
         """Under a sharding strategy, split the denoiser's weights over the ranks."""
@@ -122,12 +132,16 @@ class InpaintDiffusion(ScheduledModule):
         device = self.encoder.kernel.device
         if device.type != "meta":
             self.conditioning.to(device)
+            if self.control is not None:
+                self.control.base.to(device)
         return self
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep the frozen models' fingerprints; beside the state dict, whose extra state FSDP2 does not load."""
         checkpoint["encoder"] = self.encoder.get_extra_state()
         checkpoint["conditioning_sha256"] = self.conditioning.fingerprint().hex()
+        if self.control is not None:
+            checkpoint["base_sha256"] = self.control.base.fingerprint().hex()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse another VAE, other text encoders or another denoiser, whatever the strategy."""
@@ -135,6 +149,9 @@ class InpaintDiffusion(ScheduledModule):
             self.encoder.set_extra_state(checkpoint["encoder"])
         here = self.conditioning.fingerprint().hex()
         check_saved("conditioning", checkpoint.get("conditioning_sha256", here), here)
+        if self.control is not None:
+            here = self.control.base.fingerprint().hex()
+            check_saved("base model", checkpoint.get("base_sha256", here), here)
         if checkpoint.get("state_dict"):
             check_weights(checkpoint["state_dict"], self.state_dict())
 
@@ -147,6 +164,8 @@ class InpaintDiffusion(ScheduledModule):
     def loss(self, batch: Batch) -> Tensor:
         """Encode, add noise, denoise, compare: the mean squared error over the batch, float32 ()."""
         positions = batch["position"]
+        if self.control is not None:
+            batch = {**batch, "mask": self.control.masks(batch["mask"], self.seed, positions)}
         latents = self.encode(batch)
         assert latents.target is not None
         noise = normal(key(self.seed, positions, Stream.NOISE), latents.target.shape[1:])
@@ -155,7 +174,7 @@ class InpaintDiffusion(ScheduledModule):
         size = (noise.shape[-2], noise.shape[-1])
         inputs = self.layout(example.noisy, latents)
         sized = resized_sizes(batch, self.encoder.vae.ratio) if self.encoder.sizing == "diffusers" else batch
-        conditions = self.conditioning(sized, dropped)
+        conditions = {**self.conditioning(sized, dropped), **self._controlled(batch, latents)}
         with self.compiled.within(self.denoiser):
             prediction = self.call(self.denoiser, inputs, example.timesteps, conditions, size)
         weigh = self.loss_weights
@@ -170,11 +189,19 @@ class InpaintDiffusion(ScheduledModule):
         """
         images, masks, clean = batch["image"], batch["mask"], batch.get("latents") if target else None
         keys = key(self.seed, batch["position"], Stream.POSTERIOR) if clean is None else None
-        if self.layout.blends:
+        if not (self.layout.eats_masked or (self.control and self.control.condition.eats_masked)):
             return encode_whole(self.encoder, images, masks, clean, keys)
         if clean is not None:
             return encode_beside(self.encoder, images, masks, clean)
-        return self.encoder(images, masks, target=target, generator=keys)
+        return self.encoder(images, masks, target=target or self.layout.blends, generator=keys)
+
+    def _controlled(self, batch: Batch, latents: InpaintLatents) -> dict[str, Tensor]:
+        """What a ControlNet is told of a batch; nothing without one."""
+        if self.control is None:
+            return {}
+        with torch.no_grad():
+            told = self.control.condition.from_batch(self.encoder, batch["image"], batch["mask"], latents)
+        return {CONDITION: told}
 
     @torch.no_grad()
     def inpaint(self, batch: Batch, call: DenoiserCall | None = None) -> InpaintedImages:
@@ -182,6 +209,8 @@ class InpaintDiffusion(ScheduledModule):
         positions, guided = batch["position"], self.guidance_scale != 1
         served = without_sizes(batch)  # as a pipeline, to which a picture is whole
         latents = self.encode(batch, target=False)
+        told = self._controlled(batch, latents)
+        free = self.conditioning(served, torch.ones_like(positions, dtype=torch.bool)) if guided else None
         filled = inpaint_latents(
             self.denoiser,
             self.scheduler,
@@ -190,8 +219,8 @@ class InpaintDiffusion(ScheduledModule):
             normal(key(self.seed, positions, Stream.SAMPLER), latents.samples.shape[1:]),
             self.sampling_steps,
             call=call or self.call,
-            conditions=self.conditioning(served),
-            unconditional=self.conditioning(served, torch.ones_like(positions, dtype=torch.bool)) if guided else None,
+            conditions={**self.conditioning(served), **told},
+            unconditional=None if free is None else {**free, **told},
             guidance_scale=self.guidance_scale,
         )
         image = self.encoder.crop(to_unit_float(batch["image"]))

@@ -20,7 +20,7 @@ from PIL import Image
 from run_processes import child
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from tiny_folders import BASES, PLAIN_BASES, config_over
+from tiny_folders import BASES, CONTROLNET_BASES, PLAIN_BASES, config_over
 
 import train
 from datamodules import cache_latents, doctor, index_shards, make_shards, predict
@@ -148,14 +148,19 @@ def test_an_overlay_trains_two_steps(name: str, lora: bool, run_folder: Path, tm
 @pytest.mark.filterwarnings("ignore:a caption fills all")
 @pytest.mark.filterwarnings("ignore:StableDiffusion3InpaintPipeline of the installed")
 @pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=[] if name == "sd15_plain" else pytest.mark.slow) for name in PLAIN_BASES]
+    "name",
+    [
+        pytest.param(name, marks=[] if name in ("sd15_plain", "sd15_controlnet") else pytest.mark.slow)
+        for name in PLAIN_BASES | CONTROLNET_BASES
+    ],
 )
-def test_an_overlay_of_a_plain_model_trains_two_steps(name: str, run_folder: Path, tmp_path: Path) -> None:
+def test_an_overlay_of_another_way_trains_two_steps(name: str, run_folder: Path, tmp_path: Path) -> None:
     few = ["--data.val_batch_size=4", "--model.sampling_steps=2", "--trainer.limit_val_batches=1"]
     run("fit", ROOT / "configs" / "quickstart.yaml", f"--config={config_over(name, tmp_path)}", *QUICK, *few)
     state = VerifiedCheckpointIO().load_checkpoint(tmp_path / "runs" / name / "checkpoints" / "last.ckpt")
-    factors = {key: value for key, value in state["state_dict"].items() if "lora_B" in key}
-    assert max(value.abs().max() for value in factors.values()) > 0
+    zero_at_first = ("lora_B", "controlnet_down_blocks", "controlnet_blocks")
+    trained = [value for key, value in state["state_dict"].items() if any(part in key for part in zero_at_first)]
+    assert max(value.abs().max() for value in trained) > 0
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
@@ -168,7 +173,7 @@ def test_every_config_is_thin_says_its_command_and_is_trained(path: Path) -> Non
     assert isinstance(yaml.safe_load(text), dict)
     if path.stem not in COMPLETE:
         assert len([line for line in text.splitlines() if line and not line.startswith("#")]) <= 15
-    assert path.stem in [*COMPLETE, *PLAIN, *BASES, *PLAIN_BASES, "lora", *ELSEWHERE]
+    assert path.stem in [*COMPLETE, *PLAIN, *BASES, *PLAIN_BASES, *CONTROLNET_BASES, "lora", *ELSEWHERE]
     assert path.stem not in ELSEWHERE or path.name in (ROOT / "tests" / ELSEWHERE[path.stem]).read_text()
 
 

@@ -163,11 +163,15 @@ PLAIN_BASES: dict[str, Callable[[], DiffusionPipeline]] = {
     "sd3_plain": stable_diffusion_3,
     "flux_plain": flux,
 }
+CONTROLNET_BASES: dict[str, Callable[[], DiffusionPipeline]] = {
+    "sd15_controlnet": stable_diffusion,
+    "sdxl_controlnet": stable_diffusion_xl,
+}
 
 
 def config_over(name: str, folder: Path) -> Path:
     """A copy of configs/<name>.yaml in `folder`, its base model a tiny one, which is written beside it."""
-    base = saved((BASES | PLAIN_BASES)[name](), folder / f"{name}_base")
+    base = saved((BASES | PLAIN_BASES | CONTROLNET_BASES)[name](), folder / f"{name}_base")
     text, count = re.subn(r"(?<=base: \{path: )[^,]+", base, (CONFIGS / f"{name}.yaml").read_text())
     assert count == 1
     config = folder / f"{name}.yaml"

@@ -3,6 +3,7 @@
 from inpaint_module.base_models.base_model import BaseModel, EncoderOptions, ModelParts, VAEOptions, encoder_for
 from inpaint_module.base_models.compile_and_shard import CompiledForward, blocks, shard
 from inpaint_module.base_models.conditioning import Conditioning, NoConditioning, check_captions, drop_mask
+from inpaint_module.base_models.controlnet import CONDITION, Control, ControlNetKind, ControlNetOptions, FrozenBase
 from inpaint_module.base_models.denoiser_call import (
     DenoiserCall,
     TiledCall,
@@ -23,10 +24,12 @@ from inpaint_module.base_models.flux import (
     token_places,
 )
 from inpaint_module.base_models.layout import (
+    Condition,
     ControlNetCondition,
     DenoiserLayout,
     Layout,
     PackedPlainLayout,
+    PixelCondition,
     PlainLayout,
     denoiser_layout,
     pack,
@@ -54,13 +57,18 @@ from inpaint_module.base_models.text import FrozenTextEncoder, TextConditioning
 from inpaint_module.base_models.z_image import ZImageControlNetLayout
 
 __all__ = [
+    "CONDITION",
     "DTYPES",
     "FAMILIES",
     "BaseModel",
     "BrushNetLayout",
     "CompiledForward",
+    "Condition",
     "Conditioning",
+    "Control",
     "ControlNetCondition",
+    "ControlNetKind",
+    "ControlNetOptions",
     "DenoiserCall",
     "DenoiserLayout",
     "EncoderOptions",
@@ -70,6 +78,7 @@ __all__ = [
     "FluxFillLayout",
     "FluxInpaintControlNetLayout",
     "FluxText",
+    "FrozenBase",
     "FrozenTextEncoder",
     "LatentDiffusionLayout",
     "Layout",
@@ -77,6 +86,7 @@ __all__ = [
     "ModelParts",
     "NoConditioning",
     "PackedPlainLayout",
+    "PixelCondition",
     "PlainLayout",
     "PowerPaintLayout",
     "QwenImageControlNetLayout",

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
+from functools import partial
 from inspect import signature
 from typing import Any
 
@@ -10,11 +12,12 @@ from diffusers import SchedulerMixin
 from torch import nn
 
 from inpaint_module.base_models.conditioning import Conditioning, NoConditioning
+from inpaint_module.base_models.controlnet import Control, ControlNetCall, ControlNetOptions, FrozenBase
 from inpaint_module.base_models.denoiser_call import DenoiserCall
 from inpaint_module.base_models.expand_input import check_input_channels
 from inpaint_module.base_models.families import family_of, serving_pipeline
 from inpaint_module.base_models.family import TextOptions
-from inpaint_module.base_models.layout import DenoiserLayout, Layout, denoiser_layout
+from inpaint_module.base_models.layout import Condition, DenoiserLayout, Layout, denoiser_layout
 from inpaint_module.base_models.loading import load_denoiser, load_scheduler, pipeline_index, text_of
 from inpaint_module.base_models.lora import LoRA
 from inpaint_module.encoder import InpaintEncoder
@@ -31,6 +34,9 @@ class ModelParts:
         scheduler: diffusers scheduler, for the noise in training and for sampling in validation.
         conditioning: frozen text encoders; null for a denoiser that takes input and timestep alone.
         call: how the denoiser is called; null for a U-Net.
+
+    Attributes:
+        control: where `denoiser` is a ControlNet, the frozen base model and what the ControlNet is told.
 
     Raises:
         ValueError: the layout is a ControlNet's or for a loop of your own, the encoder's fill or space is not the
@@ -50,6 +56,7 @@ class ModelParts:
         self.denoiser: Any = denoiser
         self.encoder, self.layout, self.scheduler = encoder, denoiser_layout(layout), scheduler
         self.conditioning, self.call = conditioning or NoConditioning(), call or DenoiserCall()
+        self.control: Control | None = None
         if self.layout.own_loop:
             raise ValueError(
                 f"layout: {type(layout).__name__} is for a loop of your own: its model learns more than "
@@ -137,8 +144,8 @@ class EncoderOptions:
 
 def encoder_for(path: str, train: str = "channels", options: EncoderOptions | None = None) -> InpaintEncoder:
     """The encoder alone of `BaseModel(path, train, encoder=options)`."""
-    layout = family_of(pipeline_index(path), path).way(train).layout
-    return (options or EncoderOptions()).make(path, layout.fill)
+    way = family_of(pipeline_index(path), path).way(train)
+    return (options or EncoderOptions()).make(path, (way.controlnet.condition if way.controlnet else way.layout).fill)
 
 
 class BaseModel(ModelParts):
@@ -151,9 +158,11 @@ class BaseModel(ModelParts):
         path: a pipeline's folder or hub name.
         train: channels: the first layer grows, its new channels at zero, and eats the mask and the masked image too.
             plain: the base model as it is, for the pipelines that blend; validation and prediction blend as they do.
+            controlnet: a ControlNet, which is told the mask and the masked image, beside the frozen base model.
         dtype: of the denoiser's weights: float32 to train them all, bfloat16 to halve the memory of those that LoRA
-            freezes. What the step computes in is the trainer's `precision`.
-        lora: train low-rank factors instead of the weights.
+            or a ControlNet leaves frozen. What the step computes in is the trainer's `precision`.
+        lora: train low-rank factors instead of the weights; with `controlnet` those of a ControlNet that is loaded.
+        controlnet: of `train: controlnet`: which one, and how strong.
         gradient_checkpointing: compute activations again in the backward pass instead of keeping them.
         channels_last: memory format of convolutions. Measure it.
         encoder: how images and masks come to latents, where it is to be otherwise than in the pipeline.
@@ -179,29 +188,56 @@ class BaseModel(ModelParts):
         reduce: str | None = None,
         scheduler_changes: dict[str, Any] | None = None,
         text: TextOptions | None = None,
+        controlnet: ControlNetOptions | None = None,
     ):
         self.family = family_of(pipeline_index(path), path)
         self.way = self.family.way(train)
-        layout = _layout(self.way.layout, reduce)
-        made = (encoder or EncoderOptions()).make(path, layout.fill)
-        denoiser = load_denoiser(
-            path,
-            in_channels=layout.in_channels(made.vae.channels),
-            dtype=dtype,
-            gradient_checkpointing=gradient_checkpointing,
-            channels_last=channels_last,
-            lora=lora,
+        if self.way.controlnet is None and controlnet is not None:
+            raise ValueError(f"base.controlnet: expected null with train: {train}, which trains none; got options")
+        layout, condition = _layout(self.way.layout, reduce), self.way.condition(reduce)
+        made = (encoder or EncoderOptions()).make(path, (condition or layout).fill)
+        load = partial(
+            load_denoiser, dtype=dtype, gradient_checkpointing=gradient_checkpointing, channels_last=channels_last
         )
-        scheduler = load_scheduler(path, changes=scheduler_changes)
-        options = copy.copy(text) if text else TextOptions()
-        options.guidance = self.way.guidance if options.guidance is None else options.guidance
-        conditioning = text_of(path, options)
-        super().__init__(denoiser, made, layout, scheduler, conditioning=conditioning, call=self.family.call)
+        channels = layout.in_channels(made.vae.channels)
+        denoiser = load(path, in_channels=channels, lora=None if condition else lora)
+        super().__init__(
+            denoiser,
+            made,
+            layout,
+            load_scheduler(path, changes=scheduler_changes),
+            conditioning=_text(path, text, self.way.guidance),
+            call=self.family.call,
+        )
+        if condition is not None:
+            self._put_controlnet_beside(condition, controlnet or ControlNetOptions(), lora, load)
+
+    def _put_controlnet_beside(
+        self, condition: Condition, options: ControlNetOptions, lora: LoRA | None, load: Callable[..., nn.Module]
+    ) -> None:
+        """Freeze the denoiser, and put a new or a loaded ControlNet in its place."""
+        condition.check(self.encoder)
+        kind, base = self.way.controlnet, FrozenBase(self.denoiser)
+        assert kind is not None
+        self.control = Control(condition, base, options.scale, options.dropout)
+        self.call = ControlNetCall(self.call, self.control)
+        if options.path is None:
+            self.denoiser = kind.new(base.model, options, lora)
+            return
+        changes = {} if lora else {"dtype": "float32"}
+        self.denoiser = load(options.path, subfolder=options.subfolder, lora=lora, **changes)
+        kind.check(self.denoiser, condition.in_channels(self.encoder.vae.channels), options.path)
 
     @property
     def pipeline(self) -> str:
         """The name of the diffusers class that serves it."""
         return self.way.pipeline
+
+
+def _text(path: str, text: TextOptions | None, guidance: float) -> Conditioning:
+    options = copy.copy(text) if text else TextOptions()
+    options.guidance = guidance if options.guidance is None else options.guidance
+    return text_of(path, options)
 
 
 def _layout(kind: type[DenoiserLayout], reduce: str | None) -> DenoiserLayout:

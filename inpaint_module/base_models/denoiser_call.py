@@ -39,15 +39,44 @@ class DenoiserCall:
         told = matched(conditions, denoiser.dtype)
         return denoiser(inputs.to(denoiser.dtype), timesteps, **told).sample
 
+    def residuals(
+        self,
+        controlnet: Any,
+        inputs: Tensor,
+        timesteps: Tensor,
+        conditions: Mapping[str, Any],
+        condition: Tensor,
+        scale: float,
+        size: tuple[int, int],
+    ) -> dict[str, Any]:
+        """What a ControlNet tells the denoiser, as further conditions of it.
+
+        Args:
+            controlnet: a diffusers ControlNet of this base model.
+            inputs: as above; the noisy latents, which come first, are what it takes.
+            timesteps: as above.
+            conditions: what the denoiser is told.
+            condition: what the ControlNet is told beside that.
+            scale: what its residuals are multiplied by.
+            size: as above.
+        """
+        told = matched({**conditions, "controlnet_cond": condition}, controlnet.dtype)
+        noisy = inputs[:, : controlnet.config.in_channels].to(controlnet.dtype)
+        said = controlnet(noisy, timesteps, conditioning_scale=scale, **told)
+        down, mid = said.down_block_res_samples, said.mid_block_res_sample
+        return {"down_block_additional_residuals": tuple(down), "mid_block_additional_residual": mid}
+
 
 def matched(conditions: Mapping[str, Any], dtype: Any) -> dict[str, Any]:
-    """Conditions whose floating-point tensors have this dtype, through nested mappings."""
+    """Conditions whose floating-point tensors have this dtype, through nested mappings and lists."""
     return {name: _matched(value, dtype) for name, value in conditions.items()}
 
 
 def _matched(value: Any, dtype: Any) -> Any:
     if isinstance(value, Mapping):
         return matched(value, dtype)
+    if isinstance(value, list | tuple):
+        return type(value)(_matched(each, dtype) for each in value)
     return value.to(dtype) if isinstance(value, Tensor) and value.is_floating_point() else value
 
 
@@ -161,7 +190,8 @@ class TiledCall(DenoiserCall):
         for top, left in product(*starts):
             box = (..., slice(top, top + self.tile), slice(left, left + self.tile))
             part = inputs[box]
-            said = self.call(denoiser, part, timesteps, conditions, (part.shape[-2], part.shape[-1])).float()
+            told = _cut(conditions, box, size)
+            said = self.call(denoiser, part, timesteps, told, (part.shape[-2], part.shape[-1])).float()
             weight = tile_weight(*said.shape[-2:]).to(said.device)
             weights[box] += weight
             parts.append((box, said * weight))
@@ -169,3 +199,13 @@ class TiledCall(DenoiserCall):
         for box, said in parts:
             total[box] += said
         return total / weights
+
+
+def _cut(conditions: Mapping[str, Any], box: tuple[Any, ...], size: tuple[int, int]) -> Mapping[str, Any]:
+    """Conditions of one tile: of a ControlNet's condition, in pixels or latents, what lies in the box."""
+    whole = conditions.get("controlnet_cond")
+    if whole is None:
+        return conditions
+    ratio = whole.shape[-2] // size[0]
+    sides = [slice(side.start * ratio, side.stop * ratio) for side in box[1:]]
+    return {**conditions, "controlnet_cond": whole[..., sides[0], sides[1]]}

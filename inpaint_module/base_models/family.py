@@ -4,15 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from inspect import signature
 from typing import Any, Protocol
 
+from inpaint_module.base_models.controlnet import ControlNetKind
 from inpaint_module.base_models.denoiser_call import DenoiserCall
-from inpaint_module.base_models.layout import DenoiserLayout
+from inpaint_module.base_models.layout import Condition, DenoiserLayout
 from inpaint_module.base_models.text import FrozenTextEncoder, TextConditioning
 
 WAYS = {
     "plain": "the base model as it is, for the pipelines that blend",
     "channels": "the denoiser's first layer grows and eats the mask and the masked image too",
+    "controlnet": "the base model is frozen, and a ControlNet trains that is told the mask and the masked image",
 }
 
 
@@ -65,11 +68,20 @@ class Way:
         layout: what the denoiser eats.
         pipeline: the class of diffusers that serves what was trained.
         guidance: what a guidance-distilled model is told, if the config does not say.
+        controlnet: what trains instead of the denoiser; None for the denoiser.
     """
 
     layout: type[DenoiserLayout]
     pipeline: str
     guidance: float = 30.0
+    controlnet: ControlNetKind | None = None
+
+    def condition(self, reduce: str | None) -> Condition | None:
+        """What the ControlNet is told; None without one."""
+        kind = None if self.controlnet is None else self.controlnet.condition
+        if kind is None or reduce is None or "reduce" not in signature(kind).parameters:
+            return None if kind is None else kind()
+        return kind(reduce)  # type: ignore[call-arg]
 
 
 @dataclass(frozen=True)

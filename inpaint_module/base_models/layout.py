@@ -14,6 +14,68 @@ from inpaint_module.morphology import REDUCTIONS, reduce_mask
 GREY, BLACK = 0.5, 0.0
 
 
+class Condition(ABC):
+    """What a ControlNet, or a network like it, is told beside a denoiser; it gets the noisy latents apart from this.
+
+    Attributes:
+        fill: what the encoder fills holes with, in pixel space 0..1.
+        eats_masked: whether it is made of the masked image's latents.
+        multiple: latent rows and columns must be multiples of it.
+        call_with: how a pipeline is called that makes the same condition, of an image and a mask in 0..1.
+    """
+
+    fill = GREY
+    eats_masked = True
+    multiple = 1
+    call_with = ""
+
+    @abstractmethod
+    def from_batch(self, encoder: InpaintEncoder, images: Tensor, masks: Tensor, latents: InpaintLatents) -> Tensor:
+        """The condition of a batch.
+
+        Args:
+            encoder: what made `latents`.
+            images: (B, 3, H, W), uint8 or float in 0..1.
+            masks: (B, 1, H, W), bool.
+            latents: of the images and masks.
+        """
+
+    @abstractmethod
+    def in_channels(self, channels: int) -> int:
+        """Channels of what comes out, over latents of C = `channels`."""
+
+    @abstractmethod
+    def check(self, encoder: InpaintEncoder) -> None:
+        """Refuse an encoder whose latents are not what this condition's models know.
+
+        Raises:
+            ValueError: another fill, or latents that are not in the denoiser's space.
+        """
+
+
+class PixelCondition(Condition):
+    """The image in 0..1, its grown mask at -1, 3 channels: of inpaint ControlNets of Stable Diffusion 1.x, 2.x and XL.
+
+    Follows lllyasviel/control_v11p_sd15_inpaint and its successors: so is `control_image` to be made for
+    `StableDiffusionControlNetInpaintPipeline` and `StableDiffusionXLControlNetInpaintPipeline` of diffusers.
+    """
+
+    eats_masked = False
+    call_with = "control_image=torch.where(mask > 0.5, -1.0, image), a tensor (B, 3, H, W)"
+
+    def from_batch(self, encoder: InpaintEncoder, images: Tensor, masks: Tensor, latents: InpaintLatents) -> Tensor:
+        """To (B, 3, H, W)."""
+        filled = encoder.fill_hole(images, masks)
+        return torch.where(filled.noise_mask > 0.5, -1.0, filled.image)
+
+    def in_channels(self, channels: int) -> int:
+        """3."""
+        return 3
+
+    def check(self, encoder: InpaintEncoder) -> None:
+        """Nothing: it takes no latents."""
+
+
 def pack(latents: Tensor) -> Tensor:
     """Fold 2 x 2 latents into a token, row by row: (B, C, h, w) -> (B, h/2 * w/2, 4 C), as Flux and Qwen-Image do.
 
@@ -44,6 +106,7 @@ class Layout(ABC):
     Attributes:
         fill: what the encoder must fill holes with, in pixel space 0..1.
         multiple: latent rows and columns must be multiples of it, for models that take latents in patches.
+        eats_masked: whether the masked image's latents are in it.
 
     Raises:
         ValueError: an unknown reduction.
@@ -51,6 +114,7 @@ class Layout(ABC):
 
     fill = GREY
     multiple = 1
+    eats_masked = True
 
     def __init__(self, reduce: str = "nearest"):
         known = [name for name in REDUCTIONS if name != "space-to-depth"]
@@ -79,7 +143,7 @@ class Layout(ABC):
             ValueError: another fill, or latents that are not in the denoiser's space.
         """
         name = type(self).__name__
-        if encoder.fill != self.fill:
+        if self.eats_masked and encoder.fill != self.fill:
             raise ValueError(f"{name} expects an encoder with fill={self.fill}, got fill={encoder.fill}")
         if not encoder.normalize:
             raise ValueError(f"{name} expects an encoder with normalize=True, got normalize=False")
@@ -126,6 +190,7 @@ class PlainLayout(DenoiserLayout):
     """
 
     blends = True
+    eats_masked = False
 
     def assemble(self, noisy: Tensor, cells: Tensor, masked: Tensor) -> Tensor:
         """To (B, C, h, w), as they are."""
@@ -150,8 +215,12 @@ class PackedPlainLayout(PlainLayout):
         return 4 * channels
 
 
-class ControlNetCondition(Layout):
-    """What a ControlNet, or a network like it, is told beside a denoiser; it gets the noisy latents apart from this."""
+class ControlNetCondition(Layout, Condition):
+    """A condition made of latents and mask cells."""
+
+    def from_batch(self, encoder: InpaintEncoder, images: Tensor, masks: Tensor, latents: InpaintLatents) -> Tensor:
+        """Of the latents alone, in their dtype."""
+        return self(latents.samples, latents)
 
     def __call__(self, noisy: Tensor, latents: InpaintLatents) -> Tensor:
         """The condition, from the encoder's result; of the noisy latents (B, C, h, w) it takes dtype and device."""

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from inpaint_module.base_models.conditioning import Conditioning
+from inpaint_module.base_models.controlnet import Control
 from inpaint_module.base_models.layout import Layout
 from inpaint_module.base_models.stable_diffusion import StableDiffusionText
 from inpaint_module.base_models.text import TextConditioning
@@ -48,6 +49,15 @@ def posterior_difference(encoder: InpaintEncoder) -> str | None:
         "trained with the mode of the VAE's posterior (posterior: mode), but the pipeline samples it: the masked "
         "image's latents differ by noise of the posterior's standard deviation; posterior: sample trains with it"
     )
+
+
+def controlnet_call(control: Control, pipeline: Any) -> list[str]:
+    """How a pipeline's class has to be called for its ControlNet to be told what it was told in training."""
+    name, found = "controlnet_conditioning_scale", []
+    default = inspect.signature(pipeline.__call__).parameters[name].default
+    if default != control.scale:
+        found.append(f"trained with {name} {control.scale}, but the pipeline's default is {default}: call it with ours")
+    return [*found, f"the pipeline makes no condition of image and mask: call it with {control.condition.call_with}"]
 
 
 def clip_skip_difference(conditioning: Conditioning) -> str | None:

@@ -5,11 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from inpaint_module.base_models.controlnet import ControlNetKind
 from inpaint_module.base_models.denoiser_call import DenoiserCall
 from inpaint_module.base_models.family import Family, TextFolder, TextOptions, Way
-from inpaint_module.base_models.layout import BLACK, DenoiserLayout, KeptMaskCondition, PlainLayout
+from inpaint_module.base_models.layout import BLACK, DenoiserLayout, KeptMaskCondition, PixelCondition, PlainLayout
 from inpaint_module.base_models.text import FrozenTextEncoder, TextConditioning, checked_clip_skip
 
 
@@ -96,6 +97,19 @@ def _text(folder: TextFolder, options: TextOptions) -> StableDiffusionText:
     return StableDiffusionText(folder.encoder(1), clip_skip=options.clip_skip)
 
 
+def _new_controlnet(unet: Any, layers: int | None) -> nn.Module:
+    from diffusers import ControlNetModel
+
+    if layers is not None:
+        raise ValueError(
+            f"base.controlnet.layers: expected null, as a ControlNet of a U-Net has all its blocks; got {layers}"
+        )
+    return ControlNetModel.from_unet(unet)
+
+
+UNET_CONTROLNET = ControlNetKind(
+    "ControlNetModel", _new_controlnet, PixelCondition, "controlnet_cond_embedding.conv_in"
+)
 STABLE_DIFFUSION = Family(
     name="Stable Diffusion 1.x and 2.x",
     pipelines=("StableDiffusion",),
@@ -105,5 +119,6 @@ STABLE_DIFFUSION = Family(
     ways={
         "channels": Way(StableDiffusionLayout, "StableDiffusionInpaintPipeline"),
         "plain": Way(PlainLayout, "StableDiffusionInpaintPipeline"),
+        "controlnet": Way(PlainLayout, "StableDiffusionControlNetInpaintPipeline", controlnet=UNET_CONTROLNET),
     },
 )

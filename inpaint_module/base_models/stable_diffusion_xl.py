@@ -11,7 +11,7 @@ from torch import Tensor
 from inpaint_module.base_models.denoiser_call import DenoiserCall
 from inpaint_module.base_models.family import Family, TextFolder, TextOptions, Way
 from inpaint_module.base_models.layout import PlainLayout
-from inpaint_module.base_models.stable_diffusion import StableDiffusionLayout
+from inpaint_module.base_models.stable_diffusion import UNET_CONTROLNET, StableDiffusionLayout
 from inpaint_module.base_models.text import FrozenTextEncoder, TextConditioning, checked_clip_skip
 from inpaint_module.batch import Batch
 
@@ -115,5 +115,6 @@ STABLE_DIFFUSION_XL = Family(
     ways={
         "channels": Way(StableDiffusionLayout, "StableDiffusionXLInpaintPipeline"),
         "plain": Way(PlainLayout, "StableDiffusionXLInpaintPipeline"),
+        "controlnet": Way(PlainLayout, "StableDiffusionXLControlNetInpaintPipeline", controlnet=UNET_CONTROLNET),
     },
 )

@@ -1,0 +1,175 @@
+"""A ControlNet beside a frozen base model: its options, how it is made or loaded, and how both are called."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from inpaint_module.base_models.denoiser_call import DenoiserCall
+from inpaint_module.base_models.layout import Condition
+from inpaint_module.base_models.lora import LoRA, frozen_sha256
+from inpaint_module.randomness import Stream, key, uniform
+
+CONDITION = "controlnet_cond"  # the condition, among what a denoiser is told
+
+
+class ControlNetOptions:
+    """A ControlNet beside a frozen base model.
+
+    Args:
+        path: a ControlNet's folder or hub name, to go on from; None for a new one, made from the base model's weights.
+        subfolder: folder inside `path`.
+        scale: what its residuals are multiplied by, in training and sampling; call the pipeline with the same
+            `controlnet_conditioning_scale`.
+        dropout: share of samples, 0..1, whose mask covers the whole picture: the condition tells nothing of it.
+        layers: blocks of a new ControlNet of a transformer; None for all of the base model's, but at most 12 for SD3, 4
+            and 10 single ones for Flux, and 5 for Qwen-Image, as diffusers' scripts take. A U-Net's has all.
+        seed: of what the base model has no weights for.
+
+    Raises:
+        ValueError: a share outside 0..1, or fewer than 1 layer.
+    """
+
+    # no dataclass: jsonargparse does not parse one twice, as overlays need
+    def __init__(
+        self,
+        path: str | None = None,
+        subfolder: str | None = None,
+        *,
+        scale: float = 1.0,
+        dropout: float = 0.0,
+        layers: int | None = None,
+        seed: int = 0,
+    ):
+        if not 0 <= dropout <= 1:
+            raise ValueError(f"base.controlnet.dropout: expected a share in 0..1, got {dropout}")
+        if layers is not None and layers < 1:
+            raise ValueError(f"base.controlnet.layers: expected at least 1, or null, got {layers}")
+        self.path, self.subfolder, self.scale, self.dropout = path, subfolder, scale, dropout
+        self.layers, self.seed = layers, seed
+
+
+@dataclass(frozen=True)
+class ControlNetKind:
+    """What a family says of its ControlNets.
+
+    Attributes:
+        class_name: of diffusers.
+        make: a new one from the base model, with the given number of layers; its outputs start at zero.
+        condition: what it is told.
+        first_layer: the layer that takes the condition, by its name.
+    """
+
+    class_name: str
+    make: Callable[[Any, int | None], nn.Module]
+    condition: type[Condition]
+    first_layer: str
+
+    def new(self, base: Any, options: ControlNetOptions, lora: LoRA | None = None) -> nn.Module:
+        """A new ControlNet in float32, ready to train, with the base model's memory format and checkpointing.
+
+        It draws no random numbers but those of its seed.
+
+        Raises:
+            ValueError: LoRA, which could teach it nothing.
+        """
+        if lora is not None:
+            raise ValueError(
+                "base.lora: expected null for a new ControlNet, whose outputs start at zero and must train whole; got "
+                "LoRA: name a trained ControlNet with controlnet: {path: FOLDER}"
+            )
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(options.seed)
+            controlnet: Any = self.make(base, options.layers).float().train()
+        if base.is_gradient_checkpointing:
+            controlnet.enable_gradient_checkpointing()
+        last = any(weight.ndim == 4 and not weight.is_contiguous() for weight in base.parameters())
+        return controlnet.to(memory_format=torch.channels_last) if last else controlnet
+
+    def check(self, controlnet: nn.Module, channels: int, path: str | None) -> None:
+        """Refuse another kind, or one that is told something else.
+
+        Raises:
+            ValueError: naming both.
+        """
+        name = type(controlnet).__name__
+        if name != self.class_name:
+            raise ValueError(f"base.controlnet.path: expected a {self.class_name}, got a {name} at {path!r}")
+        found: Any = controlnet.get_submodule(self.first_layer)
+        if found.weight.shape[1] != channels:
+            raise ValueError(
+                f"base.controlnet.path: expected a condition of {channels} channels, that of inpainting, in "
+                f"{self.first_layer}, got {found.weight.shape[1]} at {path!r}: a ControlNet for something else"
+            )
+
+
+class FrozenBase:
+    """A base model that a ControlNet trains beside: without updates, in eval mode, in its own dtype.
+
+    It is no `nn.Module`, for the reasons of `FrozenVAE`. Gradients go through it to the ControlNet.
+
+    Args:
+        model: a diffusers denoiser; frozen in place.
+    """
+
+    def __init__(self, model: nn.Module):
+        self.model: Any = model.eval().requires_grad_(False)
+
+    def to(self, device: torch.device) -> None:
+        """Move the weights; their dtype stays."""
+        self.model.to(device)
+
+    def fingerprint(self) -> bytes:
+        """A sha256 over names, shapes, dtypes and evenly spaced values of all weights, 32 bytes."""
+        return frozen_sha256(self.model)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> FrozenBase:
+        return self
+
+
+class Control:
+    """What a ControlNet needs beside itself.
+
+    Args:
+        condition: what it is told.
+        base: the frozen base model.
+        scale: what its residuals are multiplied by.
+        dropout: share of samples that it is told nothing of.
+    """
+
+    def __init__(self, condition: Condition, base: FrozenBase, scale: float = 1.0, dropout: float = 0.0):
+        self.condition, self.base, self.scale, self.dropout = condition, base, scale, dropout
+
+    def masks(self, masks: Tensor, seed: int, positions: Tensor) -> Tensor:
+        """The masks (B, 1, H, W), bool, of a training batch: of dropped samples over the whole picture.
+
+        Which ones is a function of (seed, position) alone.
+        """
+        if not self.dropout:
+            return masks
+        dropped = uniform(key(seed, positions, Stream.CONDITION_DROP), 1)[:, 0] < self.dropout
+        return masks | dropped.view(-1, 1, 1, 1)
+
+
+class ControlNetCall(DenoiserCall):
+    """Calls a ControlNet, and then the frozen base model with what it said.
+
+    Args:
+        call: how the base model is called.
+        control: it, and how strong the ControlNet is.
+    """
+
+    def __init__(self, call: DenoiserCall, control: Control):
+        self.call, self.control = call, control
+
+    def __call__(
+        self, denoiser: Any, inputs: Tensor, timesteps: Tensor, conditions: Mapping[str, Any], size: tuple[int, int]
+    ) -> Tensor:
+        """See `DenoiserCall`; `denoiser` is the ControlNet, and `conditions` hold its condition too."""
+        told = {name: value for name, value in conditions.items() if name != CONDITION}
+        said = self.call.residuals(denoiser, inputs, timesteps, told, conditions[CONDITION], self.control.scale, size)
+        return self.call(self.control.base.model, inputs, timesteps, {**told, **said}, size)

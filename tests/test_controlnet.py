@@ -1,0 +1,249 @@
+"""`train: controlnet`: the loss of diffusers' example scripts, and the real pipelines, step by step."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import diffusers
+import pytest
+import torch
+import torch.nn.functional as F
+from diffusers import DiffusionPipeline
+from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
+from quiet_trainer import QUIET
+from test_base_models import CAPTIONS, assert_same_call, caught, fit
+from tiny_folders import BASES, saved
+from tiny_models import tiny_batch
+from torch import Tensor
+
+from inpaint_module.base_models import BaseModel, ControlNetOptions, LoRA
+from inpaint_module.export import export
+from inpaint_module.lightning_module import InpaintDiffusion
+from inpaint_module.randomness import Stream, key, normal
+from inpaint_module.trained import load_weights
+
+pytestmark = [
+    *QUIET,
+    pytest.mark.filterwarnings("ignore:You.re resuming from a checkpoint that ended"),
+    pytest.mark.filterwarnings("ignore:Checkpoint directory .*not empty"),
+    pytest.mark.filterwarnings("ignore:a caption fills all 77 tokens"),
+]
+HEIGHT, WIDTH = 32, 48
+
+
+class Served(NamedTuple):
+    """A family's pipeline, and what it is called with beside the common."""
+
+    base: str
+    pipeline: str
+    call: Callable[[Tensor, Tensor], dict[str, Any]]
+
+
+def pixels_with_a_hole(image: Tensor, mask: Tensor) -> dict[str, Any]:
+    """As https://huggingface.co/lllyasviel/control_v11p_sd15_inpaint makes it."""
+    control_image = image.clone()
+    control_image[mask.expand_as(image) > 0.5] = -1.0
+    return {"image": image, "mask_image": mask, "control_image": control_image, "strength": 1.0, "guidance_scale": 1.0}
+
+
+SERVED = {
+    "sd": Served("sd15", "StableDiffusionControlNetInpaintPipeline", pixels_with_a_hole),
+    "sdxl": Served("sdxl", "StableDiffusionXLControlNetInpaintPipeline", pixels_with_a_hole),
+}
+FIRST = "sd"
+DEEP = [FIRST, *(pytest.param(name, marks=pytest.mark.slow) for name in SERVED if name != FIRST)]
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    folder = tmp_path_factory.mktemp("controlnet")
+    return {name: saved(BASES[served.base](), folder / name) for name, served in SERVED.items()}
+
+
+def module_of(path: str, moved: bool = True, **options: Any) -> InpaintDiffusion:
+    """With weights that tell something, if `moved`, as those of a new ControlNet's outputs are zero."""
+    module = InpaintDiffusion(BaseModel(path, train="controlnet", **options), sampling_steps=3)
+    if moved:
+        generator = torch.Generator().manual_seed(0)
+        with torch.no_grad():
+            for weight in module.denoiser.parameters():
+                weight += 0.05 * torch.randn(weight.shape, generator=generator)
+    return module
+
+
+def sample() -> dict[str, Any]:
+    return tiny_batch(2, HEIGHT, WIDTH) | {"caption": CAPTIONS}
+
+
+def loss_by_hand(name: str, module: InpaintDiffusion, batch: dict[str, Any]) -> Tensor:
+    """As train_controlnet.py, train_controlnet_sdxl.py."""
+    vae, base = module.encoder.vae, module.control.base.model  # type: ignore[union-attr]
+    image, mask = batch["image"].float() / 255, batch["mask"].float()
+    latents = vae.normalize(vae.posterior(image).mean)
+    noise = normal(key(module.seed, batch["position"], Stream.NOISE), latents.shape[1:])
+    timesteps = module.objective(latents, noise, key(module.seed, batch["position"], Stream.TIMESTEP)).timesteps
+    told, controlnet = module.conditioning(batch), module.denoiser
+    condition = pixels_with_a_hole(image, mask)["control_image"]
+    noisy = module.scheduler.add_noise(latents, noise, timesteps)
+    down, mid = controlnet(noisy, timesteps, controlnet_cond=condition, return_dict=False, **told)
+    residuals = {"down_block_additional_residuals": down, "mid_block_additional_residual": mid}
+    prediction = base(noisy, timesteps, **residuals, return_dict=False, **told)[0]
+    return F.mse_loss(prediction.float(), noise.float(), reduction="mean")
+
+
+@pytest.mark.parametrize("name", SERVED)
+def test_the_loss_is_that_of_the_example_scripts(name: str, folders: dict[str, str]) -> None:
+    module = module_of(folders[name])
+    assert torch.equal(module.loss(sample()), loss_by_hand(name, module, sample()))  # type: ignore[arg-type]
+
+
+def answer(pipeline: Any, name: str, batch: dict[str, Any], noise: Tensor) -> Tensor:
+    """The pipeline's latents, from this noise."""
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline(
+        prompt=batch["caption"],
+        latents=noise,
+        height=HEIGHT,
+        width=WIDTH,
+        num_inference_steps=3,
+        output_type="latent",
+        **{"controlnet_conditioning_scale": 1.0}
+        | SERVED[name].call(batch["image"].float() / 255, batch["mask"].float()),
+    ).images
+
+
+def pipeline_of(name: str, base: str, controlnet: Path) -> DiffusionPipeline:
+    """The real pipeline over the base model's folder, with an exported ControlNet."""
+    loaded = diffusers.AutoModel.from_pretrained(str(controlnet))
+    return getattr(diffusers, SERVED[name].pipeline).from_pretrained(base, controlnet=loaded)
+
+
+@pytest.mark.parametrize("name", SERVED)
+def test_validation_is_the_pipeline(
+    name: str, folders: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What ControlNet and base are fed at each step, and the picture."""
+    module, batch = module_of(folders[name]), sample()
+    assert module.control
+    filled: list[Any] = []
+    networks = (module.denoiser, module.control.base.model)
+    ours = caught(networks[0], lambda: filled.append(caught(networks[1], lambda: filled.append(module.inpaint(batch)))))  # type: ignore[arg-type]
+    export(module, tmp_path / "out")
+    pipeline: Any = pipeline_of(name, folders[name], tmp_path / "out")
+    assert type(pipeline).__name__ == module.base.pipeline
+    pipeline.vae.to(memory_format=torch.channels_last)
+    monkeypatch.setattr(DiagonalGaussianDistribution, "sample", lambda self, generator=None: self.mode())
+    noise = normal(key(module.seed, batch["position"], Stream.SAMPLER), (module.encoder.vae.channels, 4, 6))
+    denoiser = pipeline.unet if hasattr(pipeline, "unet") else pipeline.transformer
+    found: list[Any] = []
+    theirs = caught(
+        pipeline.controlnet,
+        lambda: found.append(caught(denoiser, lambda: found.append(answer(pipeline, name, batch, noise)))),
+    )
+    (result, our_base), (latents, their_base) = filled, found
+    assert len(ours) == len(theirs) == len(our_base) == len(their_base) == 3
+    for number in range(3):
+        for mine, other in ((ours, theirs), (our_base, their_base)):
+            assert_same_call(mine[number], other[number], atol=1e-6 if number == 0 else 1e-5)
+    decoded = module.encoder.decode(latents)
+    torch.testing.assert_close(result.inpainted, decoded, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", SERVED)
+def test_training_feeds_what_the_pipeline_feeds(name: str, folders: dict[str, str]) -> None:
+    """The condition of training is that of sampling, which the test above compares with the pipeline's."""
+    module, batch = module_of(folders[name]), sample()
+    trained = caught(module.denoiser, lambda: module.loss(batch))[0]  # type: ignore[arg-type]
+    sampled = caught(module.denoiser, lambda: module.inpaint(batch))[0]  # type: ignore[arg-type]
+    assert torch.equal(trained["controlnet_cond"], sampled["controlnet_cond"])
+    assert trained["conditioning_scale"] == sampled["conditioning_scale"] == 1.0
+
+
+@pytest.mark.parametrize("name", DEEP)
+def test_resumes_to_the_bit_and_keeps_the_base(name: str, folders: dict[str, str], tmp_path: Path) -> None:
+    once, again = (module_of(folders[name], moved=False) for _ in range(2))
+    before = once.control.base.fingerprint()  # type: ignore[union-attr]
+    checkpoint = fit(once, tmp_path / "once", 2, ema=False)
+    first = fit(module_of(folders[name], moved=False), tmp_path / "twice", 1, ema=False)
+    fit(again, tmp_path / "twice", 2, first, ema=False)
+    weights, resumed = once.denoiser.state_dict(), again.denoiser.state_dict()
+    assert weights.keys() == resumed.keys()
+    assert all(torch.equal(weights[each], resumed[each]) for each in weights)
+    start = module_of(folders[name], moved=False).denoiser.state_dict()
+    assert any(not torch.equal(start[each], weights[each]) for each in weights)
+    assert once.control.base.fingerprint() == before  # type: ignore[union-attr]
+    saved_names = {
+        each for each in torch.load(checkpoint, weights_only=True)["state_dict"] if each.startswith("denoiser.")
+    }
+    assert saved_names == {f"denoiser.{each}" for each in weights}
+    other = module_of(folders[name], moved=False)
+    with torch.no_grad():
+        next(other.control.base.model.parameters()).add_(1)  # type: ignore[union-attr]
+    with pytest.raises(ValueError, match="this checkpoint was trained with a base model whose weights have sha256"):
+        load_weights(other, checkpoint)
+
+
+def test_a_new_controlnet_tells_nothing_and_is_always_the_same(folders: dict[str, str]) -> None:
+    module, same = (module_of(folders["sd"], moved=False) for _ in range(2))
+    plain = InpaintDiffusion(BaseModel(folders["sd"], train="plain"))
+    batch: Any = sample()
+    torch.testing.assert_close(module.loss(batch), plain.loss(batch), rtol=0, atol=0)
+    weights, others = module.denoiser.state_dict(), same.denoiser.state_dict()
+    assert all(torch.equal(weights[each], others[each]) for each in weights)
+    assert not any(name.startswith(("base", "control.")) for name in module.state_dict())
+    assert {id(weight) for weight in module.parameters()} == {id(weight) for weight in module.denoiser.parameters()}
+
+
+def test_scale_and_dropout(folders: dict[str, str]) -> None:
+    scaled = module_of(folders["sd"], controlnet=ControlNetOptions(scale=0.0))
+    plain = InpaintDiffusion(BaseModel(folders["sd"], train="plain"))
+    batch: Any = sample()
+    torch.testing.assert_close(scaled.loss(batch), plain.loss(batch), rtol=0, atol=0)
+    dropped = module_of(folders["sd"], controlnet=ControlNetOptions(dropout=1.0))
+    assert (caught(dropped.denoiser, lambda: dropped.loss(batch))[0]["controlnet_cond"] == -1).all()
+    some = module_of(folders["sd"], controlnet=ControlNetOptions(dropout=0.5)).control
+    assert some
+    empty, positions = torch.zeros(400, 1, 2, 2, dtype=torch.bool), torch.arange(400)
+    masks = some.masks(empty, 0, positions)
+    assert 150 < int(masks[:, 0, 0, 0].sum()) < 250
+    assert torch.equal(masks[7:9], some.masks(empty[:2], 0, positions[7:9]))
+    assert not caught(dropped.denoiser, lambda: dropped.inpaint(batch))[0]["controlnet_cond"].eq(-1).all()
+
+
+def test_goes_on_from_an_exported_one_also_with_lora(folders: dict[str, str], tmp_path: Path) -> None:
+    module = module_of(folders["sd"])
+    export(module, tmp_path / "first")
+    options = ControlNetOptions(str(tmp_path / "first"))
+    loaded = module_of(folders["sd"], moved=False, controlnet=options)
+    batch: Any = sample()
+    torch.testing.assert_close(loaded.loss(batch), module.loss(batch), rtol=0, atol=0)
+    with_lora = module_of(folders["sd"], moved=False, controlnet=options, lora=LoRA(2))
+    checkpoint = fit(with_lora, tmp_path / "run", 1, ema=False)
+    names = torch.load(checkpoint, weights_only=True)["state_dict"]
+    assert all("lora" in name or name.endswith("sha256") for name in names if name.startswith("denoiser."))
+    expected = with_lora.loss(batch)
+    with pytest.raises(ValueError, match="fuse: expected true for a ControlNet, whose LoRA no pipeline loads"):
+        export(with_lora, tmp_path / "none")
+    export(with_lora, tmp_path / "second", fuse=True)
+    fused = module_of(folders["sd"], moved=False, controlnet=ControlNetOptions(str(tmp_path / "second")))
+    torch.testing.assert_close(fused.loss(batch), expected, rtol=1e-5, atol=1e-6)
+
+
+def test_mistakes_are_named(folders: dict[str, str]) -> None:
+    path = folders["sd"]
+    with pytest.raises(ValueError, match=r"base.controlnet: expected null with train: plain, which trains none"):
+        BaseModel(path, train="plain", controlnet=ControlNetOptions())
+    with pytest.raises(ValueError, match=r"base.controlnet.dropout: expected a share in 0..1, got 2"):
+        ControlNetOptions(dropout=2)
+    with pytest.raises(ValueError, match=r"base.controlnet.layers: expected at least 1, or null, got 0"):
+        ControlNetOptions(layers=0)
+    with pytest.raises(ValueError, match=r"base.lora: expected null for a new ControlNet"):
+        BaseModel(path, train="controlnet", lora=LoRA(2))
+    with pytest.raises(
+        ValueError, match=r"base.controlnet.path: expected a ControlNetModel, got a UNet2DConditionModel"
+    ):
+        BaseModel(path, train="controlnet", controlnet=ControlNetOptions(path))
+    with pytest.raises(ValueError, match=r"base.controlnet.layers: expected null, as a ControlNet of a U-Net has all"):
+        BaseModel(path, train="controlnet", controlnet=ControlNetOptions(layers=2))
