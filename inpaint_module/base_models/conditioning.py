@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from inpaint_module.batch import Batch
 from inpaint_module.randomness import Stream, key, uniform
@@ -46,6 +46,10 @@ class Conditioning(ABC):
     @abstractmethod
     def fingerprint(self) -> bytes:
         """The sha256 of all weights, 32 bytes, computed once; device and memory format do not change it."""
+
+    def models(self) -> list[nn.Module]:
+        """The frozen models whose weights it holds."""
+        return []
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Conditioning:
         return self

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from inpaint_module.base_models.families import family_of
 from inpaint_module.base_models.family import TextOptions
 from inpaint_module.base_models.lora import LoRA, add_lora
 from inpaint_module.base_models.text import FrozenTextEncoder, TextConditioning
-from inpaint_module.embedded import loading_options, local_folder
+from inpaint_module.embedded import config_model, loading_options, local_folder, runnable, weightless
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -39,7 +40,8 @@ def new_model(class_name: str, config: dict[str, Any]) -> nn.Module:
     if not (isinstance(model_class, type) and issubclass(model_class, nn.Module)):
         raise ValueError(f"class_name must name a model class of diffusers, got {class_name!r}")
     try:
-        return model_class(**config)
+        with torch.device("meta") if weightless() else nullcontext():
+            return model_class(**config)
     except TypeError as error:
         raise ValueError(f"diffusers.{class_name} does not take this config: {error}") from error
 
@@ -181,11 +183,9 @@ class FolderOfText:
         end = "" if number == 1 else f"_{number}"
         names = [f"tokenizer{end}", f"text_encoder{end}"]
         tokenizer, model = (getattr(transformers, self.index[name][1]) for name in names)
-        return FrozenTextEncoder(
-            _loaded(tokenizer, self.path, names[0], "tokenizer"),
-            _loaded(model, self.path, names[1], "text encoder", dtype=self.dtype),
-            length,
-        )
+        made = _loaded(model, self.path, names[1], "text encoder", dtype=self.dtype)
+        made = runnable(made) if weightless() else made
+        return FrozenTextEncoder(_loaded(tokenizer, self.path, names[0], "tokenizer"), made, length)
 
     def transformer(self) -> dict[str, Any]:
         """What the config of the pipeline's transformer says."""
@@ -211,8 +211,11 @@ def pipeline_index(path: str) -> dict[str, Any] | None:
 def _loaded(
     source: Any, path: str, subfolder: str | None, what: str, call: str = "from_pretrained", **options: Any
 ) -> Any:
-    options |= loading_options(path, what)
+    local = loading_options(path, what)
     try:
+        if weightless() and (dtype := options.get("torch_dtype", options.get("dtype"))) is not None:
+            return config_model(path, subfolder, dtype, **local)
+        options |= local
         return getattr(source, call)(path, subfolder=subfolder or "", **options)
     except (OSError, ValueError) as error:
         raise ValueError(f"no {what} at {path!r}, subfolder {subfolder!r}: {error}") from error

@@ -69,18 +69,17 @@ class FrozenTextEncoder:
 
     def _tokens(self, captions: list[str]) -> tuple[Tensor, Tensor]:
         """Ids and attention mask, int64 (B, length)."""
-        tokens = self.tokenizer(
-            captions, padding="max_length", max_length=self.length, truncation=True, return_tensors="pt"
-        )
-        full = tokens.attention_mask.all(dim=1)
-        if full.any():
-            longest = captions[int(full.int().argmax())]
+        tokens = self.tokenizer(captions, padding="max_length", max_length=self.length, truncation=True)
+        ids, mask = tokens["input_ids"], tokens["attention_mask"]
+        full = [caption for caption, read in zip(captions, mask, strict=True) if all(read)]
+        if full:
+            longest = full[0]
             warnings.warn(
                 f"a caption fills all {self.length} tokens of {type(self.model).__name__}, and what goes beyond is not "
                 f"read: {longest[:80]!r}",
                 stacklevel=2,
             )
-        return self._sent(tokens.input_ids), self._sent(tokens.attention_mask)
+        return self._sent(torch.tensor(ids)), self._sent(torch.tensor(mask))
 
     def _sent(self, x: Tensor) -> Tensor:
         """On the model's device; a GPU with work before this is not waited for."""
@@ -149,6 +148,10 @@ class TextConditioning(Conditioning):
     def fingerprint(self) -> bytes:
         """See `Conditioning.fingerprint`."""
         return hashlib.sha256(b"".join(encoder.digest for encoder in self._present)).digest()
+
+    def models(self) -> list[nn.Module]:
+        """See `Conditioning.models`."""
+        return [encoder.model for encoder in self._present]
 
     def components(self) -> dict[str, Any]:
         """Tokenizers, text encoders and options by the names that the pipeline gives them."""

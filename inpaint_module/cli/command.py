@@ -55,6 +55,7 @@ COMMANDS = {
     "compare": Command("lay runs side by side", "inpaint_module.compare_runs", "compare"),
 }
 _HELP = ("--help", "-h")
+_ESTIMATE = "--estimate"  # of fit
 _HEAD = """usage: inpaint COMMAND [options]
 
 Train inpainting models, and use them.
@@ -73,6 +74,7 @@ options:
                         again for an overlay, which goes over those before it
   --ckpt_path FILE      the checkpoint (default: the newest of the run folder that verifies)
   --print_config        print the whole config that these options make, and end
+  --estimate            of fit: print what memory it would take, computed without weights, and end
   --debug               show where in the code an error comes from
   --help-all            every option of trainer, model and data, from their classes; takes some seconds
   --data.help CLASS     the options of one class, such as datamodules.WebDatasetDataModule
@@ -180,8 +182,12 @@ def _run_verb(verb: str, rest: list[str]) -> int:
     if not rest:
         sys.stderr.write(f"expected --config FILE, such as: inpaint {verb} --config configs/quickstart.yaml\n")
         return 2
-    sys.argv = [sys.argv[0], verb, *("--help" if each == "--help-all" else each for each in rest)]
-    return exit_code_of(lambda: import_module(_TRAINING).run("inpaint"), GOES_ON if verb == "fit" else "stopped")
+    estimates = verb == "fit" and _ESTIMATE in rest
+    words = ("--help" if each == "--help-all" else each for each in rest if not (estimates and each == _ESTIMATE))
+    sys.argv = [sys.argv[0], verb, *words]
+    return exit_code_of(
+        lambda: import_module(_TRAINING).run("inpaint", estimates), GOES_ON if verb == "fit" else "stopped"
+    )
 
 
 def help_text(group: str = "") -> str:

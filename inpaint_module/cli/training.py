@@ -20,14 +20,18 @@ from lightning.pytorch.plugins import CheckpointIO
 from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.model_helpers import is_overridden
 
+from inpaint_module.batch import DescribedData
 from inpaint_module.cli.config_option import ConfigFile, split_pieces
 from inpaint_module.cli.terminal import RunProgress, quiet
 from inpaint_module.commands.older_configs import today, today_options
 from inpaint_module.commands.parser import OneParagraph
+from inpaint_module.embedded import without_weights
+from inpaint_module.lightning_module import InpaintDiffusion
 from inpaint_module.training.changes import settings_of
 from inpaint_module.training.checkpoints import VerifiedCheckpointIO
 from inpaint_module.training.leftovers import Leftovers
 from inpaint_module.training.lightning_private import names_versions
+from inpaint_module.training.memory import MemoryReport, estimate
 from inpaint_module.training.nonfinite_guard import NonFiniteGuard
 from inpaint_module.training.rank_checks import LIGHTNINGS_WORDS
 from inpaint_module.training.resume import (
@@ -119,6 +123,7 @@ class ResumingCLI(LightningCLI):
         callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
         if not any(isinstance(callback, NonFiniteGuard) for callback in callbacks):
             callbacks.insert(0, NonFiniteGuard())
+        callbacks.append(MemoryReport())
         self.exact_resume, self.leftovers = ExactResume(), Leftovers()
         callbacks[:0] = [self.leftovers, self.exact_resume]
         return trainer
@@ -202,14 +207,38 @@ class ResumingCLI(LightningCLI):
             self.trainer.validate(self.model, datamodule=self.datamodule)
 
 
-def run(program: str) -> int:
+class EstimatingCLI(ResumingCLI):
+    """Prints what memory `fit` would take, computed from configs alone: no weights are read, no data, no GPU."""
+
+    def instantiate_classes(self) -> None:
+        """As Lightning, with models that have shapes but no weights."""
+        with without_weights():
+            super().instantiate_classes()
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        """Print the table instead.
+
+        Raises:
+            ValueError: a model or data of other classes than ours.
+        """
+        if not (isinstance(self.model, InpaintDiffusion) and isinstance(self.datamodule, DescribedData)):
+            raise ValueError(
+                "--estimate: expected the model to be an InpaintDiffusion, and data that say their images' sizes, got "
+                f"{type(self.model).__name__} and {type(self.datamodule).__name__}"
+            )
+        size = self._get(self.config, "data")["init_args"]["batch_size"]
+        sys.stdout.write(estimate(self.model, self.datamodule, self.trainer, size) + "\n")
+
+
+def run(program: str, estimates: bool = False) -> int:
     """Do what `sys.argv` says: fit, validate, test or predict, with the model and the data that the config names.
 
     Args:
         program: what starts it, for its help.
+        estimates: only print what memory `fit` would take.
     """
     quiet()
-    ResumingCLI(
+    (EstimatingCLI if estimates else ResumingCLI)(
         LightningModule,
         LightningDataModule,
         subclass_mode_model=True,

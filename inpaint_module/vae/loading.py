@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from inpaint_module.embedded import loading_options, local_folder
+from inpaint_module.embedded import config_model, loading_options, local_folder, runnable, weightless
 from inpaint_module.vae.comfy_vae import ComfyVAE
 from inpaint_module.vae.diffusers_vae import DiffusersVAE
 from inpaint_module.vae.frozen_vae import FrozenVAE, Posterior
@@ -61,6 +61,8 @@ def load_vae(
         raise ValueError(f"vae dtype must be one of {', '.join(_DTYPES)}; got {dtype!r}")
     path = local_folder(path)
     options = loading_options(path, "VAE")
+    if weightless():
+        return as_vae(runnable(config_model(path, subfolder, _DTYPES[dtype], **options)))
     try:
         # low_cpu_mem_usage needs accelerate, which a VAE does not
         module = AutoModel.from_pretrained(

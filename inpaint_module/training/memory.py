@@ -1,0 +1,278 @@
+"""Memory: what a run takes, computed before its first step, and what it took at its peak."""
+
+from __future__ import annotations
+
+import weakref
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import nullcontext
+from itertools import chain
+from typing import Any, NamedTuple
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import WeightAveraging
+from lightning.pytorch.strategies import DDPStrategy
+from lightning.pytorch.utilities import rank_zero_info
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import (
+    DataDependentOutputException,
+    DynamicOutputShapeException,
+    FakeTensorMode,
+)
+from torch.distributed.tensor import DTensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from inpaint_module.batch import Batch, DescribedData
+from inpaint_module.embedded import no_content, runnable
+from inpaint_module.lightning_module import InpaintDiffusion
+
+GIB = 2**30
+
+
+class Memory(NamedTuple):
+    """Bytes that a training run holds from its first step to its last, by what they are for.
+
+    Attributes:
+        weights: of the denoiser, frozen ones included.
+        gradients: of what trains; twice that with DDP, which keeps them in its buckets too.
+        optimizer: its state after the first step; None if it cannot be known before.
+        average: the second copy that EMA keeps of what trains.
+        vae: its weights.
+        text: the weights of all text encoders.
+    """
+
+    weights: int
+    gradients: int
+    optimizer: int | None
+    average: int
+    vae: int
+    text: int
+
+    @property
+    def held(self) -> int:
+        """All of it."""
+        return sum(part or 0 for part in self)
+
+    def parts(self) -> dict[str, int]:
+        """What there is of it, by the words that a table shows."""
+        words = {"average": "average (EMA)", "vae": "VAE", "text": "text encoders"}
+        return {words.get(name, name): part for name, part in self._asdict().items() if part}
+
+    def __str__(self) -> str:
+        parts = ", ".join(f"{name} {gib(part)}" for name, part in self.parts().items())
+        later = ", the optimizer's state is known after the first step" if self.optimizer is None else ""
+        return f"{parts}: {gib(self.held)} GiB, and activations{later}"
+
+
+def gib(size: int) -> str:
+    """Bytes as GiB, two digits after the point, or for small ones three that count."""
+    return f"{size / GIB:.2f}" if size >= GIB / 10 else f"{size / GIB:.2g}"
+
+
+def held_memory(module: InpaintDiffusion, trainer: Trainer | None = None) -> Memory:
+    """What a model and its training hold, computed from shapes and dtypes alone.
+
+    Args:
+        module: with weights or without their content.
+        trainer: whose strategy and callbacks count; None for one device and no average.
+    """
+    trained = module.optimized()
+    gradients, average = bytes_of(trained), 0
+    if trainer is not None:
+        averages = any(isinstance(each, WeightAveraging) for each in trainer.callbacks)  # type: ignore[attr-defined]
+        average = gradients if averages else 0
+        gradients *= 2 if isinstance(trainer.strategy, DDPStrategy) and trainer.world_size > 1 else 1
+    vae: nn.Module | None = getattr(module.encoder.vae, "module", None)
+    return Memory(
+        weights=bytes_of(chain(module.denoiser.parameters(), module.denoiser.buffers())),
+        gradients=gradients,
+        optimizer=optimizer_bytes(module.optimizer, trained),
+        average=average,
+        vae=0 if vae is None else bytes_of(chain(vae.parameters(), vae.buffers())),
+        text=bytes_of(tensor for model in module.conditioning.models() for tensor in model.parameters()),
+    )
+
+
+def bytes_of(tensors: Iterable[Tensor]) -> int:
+    """Bytes of the storages under tensors, each counted once; of this rank's part, where they are sharded."""
+    storages = {part.untyped_storage()._cdata: part.untyped_storage().nbytes() for part in _plain(tensors)}
+    return sum(storages.values())
+
+
+def _plain(tensors: Iterable[Tensor]) -> Iterator[Tensor]:
+    """The tensors that hold the numbers: of a sharded one this rank's part, of a quantized one its codes and scales."""
+    for each in tensors:
+        if isinstance(each, DTensor):
+            yield from _plain([each.to_local()])
+        elif hasattr(each, "__tensor_flatten__"):
+            yield from _plain(getattr(each, name) for name in each.__tensor_flatten__()[0])
+        else:
+            yield each
+
+
+def optimizer_bytes(optimizer: Callable[..., Any], trained: Iterable[Tensor]) -> int | None:
+    """Bytes of an optimizer's state after its first step, which is tried on one tensor of each shape without content.
+
+    Returns:
+        None if this optimizer has no such step.
+    """
+    counts = Counter((tuple(each.shape), each.dtype) for each in trained)
+    try:
+        with FakeTensorMode():
+            weights = {kind: nn.Parameter(torch.empty(kind[0], dtype=kind[1])) for kind in counts}
+            made = optimizer(list(weights.values()))
+            _pretend_step(made)
+            states = {kind: list(_tensors(made.state.get(weight))) for kind, weight in weights.items()}
+            return sum(count * bytes_of(states[kind]) for kind, count in counts.items())
+    except Exception:  # of any kind: kernels that know no tensors without content
+        return None
+
+
+def _pretend_step(optimizer: Any) -> None:
+    """One step on gradients without content, which leaves its state."""
+    if callable(getattr(optimizer, "train", None)):
+        optimizer.train()
+    for group in optimizer.param_groups:
+        for weight in group["params"]:
+            weight.grad = torch.empty_like(weight)
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+
+
+def _tensors(state: Any) -> Iterator[Tensor]:
+    """All tensors in nested mappings."""
+    if isinstance(state, Tensor):
+        yield state
+    elif isinstance(state, Mapping):
+        for value in state.values():
+            yield from _tensors(value)
+
+
+class LiveBytes(TorchDispatchMode):
+    """Counts the bytes of all tensors that operations make while it lasts, until they are freed.
+
+    Attributes:
+        now: that are alive.
+        peak: most that were alive at once.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = self.peak = 0
+        self._seen: weakref.WeakSet[torch.UntypedStorage] = weakref.WeakSet()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Run the operation and look at what it made."""
+        out = func(*args, **kwargs or {})
+        for each in torch.utils._pytree.tree_leaves(out):
+            if isinstance(each, Tensor):
+                self._count(each.untyped_storage())
+        return out
+
+    def _count(self, storage: torch.UntypedStorage) -> None:
+        if storage in self._seen:
+            return
+        self._seen.add(storage)
+        size = storage.nbytes()
+        self.now += size
+        self.peak = max(self.peak, self.now)
+        weakref.finalize(storage, self._free, size)
+
+    def _free(self, size: int) -> None:
+        self.now -= size
+
+
+def step_peak(module: InpaintDiffusion, batch: Batch, precision: str = "32-true", parts: int = 1) -> int:
+    """Bytes that a training step takes at its peak above weights, optimizer and frozen models: gradients, activations.
+
+    Forward, backward and optimizer go over tensors without content, so it needs no memory and no GPU. Kernels'
+    workspaces and the gaps that an allocator leaves are not in it.
+
+    Args:
+        module: made under `without_weights`.
+        batch: one training batch.
+        precision: of the trainer, such as bf16-mixed.
+        parts: batches of one optimizer step; from the second on gradients are held while activations are.
+    """
+    mixed = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}.get(precision)
+    module.log = lambda *_, **__: None  # type: ignore[method-assign]
+    runnable(module.denoiser)
+    with no_content() as mode:
+        optimizer = module.optimizer(module.optimized())
+        _pretend_step(optimizer)
+        faked = {name: mode.from_tensor(v) if isinstance(v, Tensor) else v for name, v in batch.items()}
+        with LiveBytes() as live:
+            for _ in range(min(parts, 2)):
+                with torch.autocast("cpu", mixed) if mixed else nullcontext():
+                    loss = module.loss(faked)  # type: ignore[arg-type]
+                loss.backward()
+                del loss
+            optimizer.step()
+    return live.peak
+
+
+def first_batch(data: DescribedData, batch_size: int) -> Batch:
+    """A batch as large as the largest of training; of its content nothing is known."""
+    sizes = [size for shapes in data.image_sizes("fit").values() for size in shapes]
+    height, width = max(sizes, key=lambda size: size[0] * size[1])
+    batch: Batch = {
+        "image": torch.zeros(batch_size, 3, height, width, dtype=torch.uint8),
+        "mask": torch.zeros(batch_size, 1, height, width, dtype=torch.bool),
+        "position": torch.arange(batch_size),
+        "caption": ["a photo"] * batch_size,
+    }
+    if data.latents is not None:
+        batch["latents"] = torch.zeros(batch_size, *data.latents.shape)
+    return batch
+
+
+def estimate_table(memory: Memory, peak: int | None, batch: Batch, precision: str) -> str:
+    """What `inpaint fit --estimate` prints: a line for each part, in GiB."""
+    count, _, height, width = batch["image"].shape
+    rows = dict(memory.parts())
+    if peak is not None:
+        rows["activations"] = max(0, peak - memory.gradients)
+        rows["peak"] = memory.held + rows["activations"]
+    lines = [f"Memory of a step, batch {count} of {height} x {width} pixels, {precision}, computed, in GiB"]
+    lines += [f"  {name:16}{gib(size):>8}" for name, size in rows.items()]
+    if memory.optimizer is None:
+        lines.append("  The optimizer's state is not in it: it cannot be known before its first step.")
+    if peak is None:
+        lines.append("  Activations are not in it: this model cannot go through a step without its weights.")
+    else:
+        lines.append("A GPU takes more on top: its context, about 0.5 GiB, kernels' workspaces and gaps, about 10 %.")
+    return "\n".join(lines)
+
+
+def estimate(module: InpaintDiffusion, data: DescribedData, trainer: Trainer, batch_size: int) -> str:
+    """The table of a run that a trainer would do."""
+    batch, precision = first_batch(data, batch_size), str(trainer.precision)
+    try:
+        peak = step_peak(module, batch, precision, trainer.accumulate_grad_batches)
+    except (DataDependentOutputException, DynamicOutputShapeException, NotImplementedError):
+        peak = None
+    return estimate_table(held_memory(module, trainer), peak, batch, precision)
+
+
+class MemoryReport(Callback):
+    """Says what the run holds, computed before the first step, and on a GPU what it took at its peak after it."""
+
+    def __init__(self) -> None:
+        self._measured = False
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Compute, and say it in one line."""
+        if isinstance(pl_module, InpaintDiffusion):
+            rank_zero_info(f"memory: {held_memory(pl_module, trainer)}")
+        device = trainer.strategy.root_device
+        if device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(device)
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
+        """After the first optimizer step, say the peak; the CPU's allocator tells none."""
+        if not self._measured and trainer.global_step > 0:
+            self._measured = True
+            device = trainer.strategy.root_device
+            if device.type == "cuda":
+                rank_zero_info(f"memory: {gib(torch.cuda.max_memory_allocated(device))} GiB at the peak, measured")
