@@ -14,7 +14,7 @@ from diffusers import DiffusionPipeline
 from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 from quiet_trainer import QUIET
 from test_base_models import CAPTIONS, assert_same_call, caught, fit
-from tiny_folders import BASES, saved
+from tiny_folders import CONTROLNET_BASES, saved
 from tiny_models import tiny_batch
 from torch import Tensor
 
@@ -29,6 +29,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:You.re resuming from a checkpoint that ended"),
     pytest.mark.filterwarnings("ignore:Checkpoint directory .*not empty"),
     pytest.mark.filterwarnings("ignore:a caption fills all 77 tokens"),
+    pytest.mark.filterwarnings("ignore:.FluxPosEmbed. is deprecated:FutureWarning"),  # FluxControlNetModel uses it
 ]
 HEIGHT, WIDTH = 32, 48
 
@@ -36,7 +37,6 @@ HEIGHT, WIDTH = 32, 48
 class Served(NamedTuple):
     """A family's pipeline, and what it is called with beside the common."""
 
-    base: str
     pipeline: str
     call: Callable[[Tensor, Tensor], dict[str, Any]]
 
@@ -48,18 +48,30 @@ def pixels_with_a_hole(image: Tensor, mask: Tensor) -> dict[str, Any]:
     return {"image": image, "mask_image": mask, "control_image": control_image, "strength": 1.0, "guidance_scale": 1.0}
 
 
+def picture_and_mask(image: Tensor, mask: Tensor) -> dict[str, Any]:
+    """Tensors, which these pipelines take as they are: -1..1."""
+    return {"control_image": image * 2 - 1, "control_mask": mask, "guidance_scale": 1.0}
+
+
+def grey_hole(image: Tensor, mask: Tensor) -> dict[str, Any]:
+    control_image = torch.where(mask > 0.5, 0.0, image * 2 - 1)
+    return {"image": image, "mask_image": mask, "control_image": control_image, "strength": 1.0, "guidance_scale": 3.5}
+
+
 SERVED = {
-    "sd": Served("sd15", "StableDiffusionControlNetInpaintPipeline", pixels_with_a_hole),
-    "sdxl": Served("sdxl", "StableDiffusionXLControlNetInpaintPipeline", pixels_with_a_hole),
+    "sd15_controlnet": Served("StableDiffusionControlNetInpaintPipeline", pixels_with_a_hole),
+    "sdxl_controlnet": Served("StableDiffusionXLControlNetInpaintPipeline", pixels_with_a_hole),
+    "sd3_controlnet": Served("StableDiffusion3ControlNetInpaintingPipeline", picture_and_mask),
+    "flux_controlnet": Served("FluxControlNetInpaintPipeline", grey_hole),
 }
-FIRST = "sd"
+FIRST = "sd15_controlnet"
 DEEP = [FIRST, *(pytest.param(name, marks=pytest.mark.slow) for name in SERVED if name != FIRST)]
 
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     folder = tmp_path_factory.mktemp("controlnet")
-    return {name: saved(BASES[served.base](), folder / name) for name, served in SERVED.items()}
+    return {name: saved(CONTROLNET_BASES[name](), folder / name) for name in SERVED}
 
 
 def module_of(path: str, moved: bool = True, **options: Any) -> InpaintDiffusion:
@@ -78,19 +90,44 @@ def sample() -> dict[str, Any]:
 
 
 def loss_by_hand(name: str, module: InpaintDiffusion, batch: dict[str, Any]) -> Tensor:
-    """As train_controlnet.py, train_controlnet_sdxl.py."""
+    """As train_controlnet.py, train_controlnet_sdxl.py, train_controlnet_sd3.py, train_controlnet_flux.py."""
     vae, base = module.encoder.vae, module.control.base.model  # type: ignore[union-attr]
     image, mask = batch["image"].float() / 255, batch["mask"].float()
-    latents = vae.normalize(vae.posterior(image).mean)
+    fill = 0.0 if name == "sd3_controlnet" else 0.5
+    # in one pass: in batches of another size sums are rounded otherwise
+    both = vae.normalize(vae.posterior(torch.cat([torch.where(mask > 0.5, fill, image), image])).mean)
+    masked, latents = both.chunk(2)
+    if name in ("sd15_controlnet", "sdxl_controlnet"):
+        latents = vae.normalize(vae.posterior(image).mean)
     noise = normal(key(module.seed, batch["position"], Stream.NOISE), latents.shape[1:])
     timesteps = module.objective(latents, noise, key(module.seed, batch["position"], Stream.TIMESTEP)).timesteps
-    told, controlnet = module.conditioning(batch), module.denoiser
-    condition = pixels_with_a_hole(image, mask)["control_image"]
-    noisy = module.scheduler.add_noise(latents, noise, timesteps)
-    down, mid = controlnet(noisy, timesteps, controlnet_cond=condition, return_dict=False, **told)
-    residuals = {"down_block_additional_residuals": down, "mid_block_additional_residual": mid}
-    prediction = base(noisy, timesteps, **residuals, return_dict=False, **told)[0]
-    return F.mse_loss(prediction.float(), noise.float(), reduction="mean")
+    told, controlnet = module.conditioning(batch), module.denoiser  # type: ignore[arg-type]
+    if name in ("sd15_controlnet", "sdxl_controlnet"):
+        condition = pixels_with_a_hole(image, mask)["control_image"]
+        noisy = module.scheduler.add_noise(latents, noise, timesteps)
+        down, mid = controlnet(noisy, timesteps, controlnet_cond=condition, return_dict=False, **told)
+        residuals = {"down_block_additional_residuals": down, "mid_block_additional_residual": mid}
+        prediction = base(noisy, timesteps, **residuals, return_dict=False, **told)[0]
+        return F.mse_loss(prediction.float(), noise.float(), reduction="mean")
+    sigmas = (timesteps / 1000).reshape(-1, 1, 1, 1)
+    noisy, target = (1.0 - sigmas) * latents + sigmas * noise, noise - latents
+    if name == "sd3_controlnet":  # but for the pooled text, which the script gives the ControlNet and no pipeline does
+        condition = torch.cat([masked, 1 - F.interpolate(mask, size=(4, 6))], dim=1)
+        pooled = {"pooled_projections": torch.zeros_like(told["pooled_projections"])}
+        named = {"hidden_states": noisy, "timestep": timesteps, "return_dict": False}
+        residuals = controlnet(**named, controlnet_cond=condition, **{**told, **pooled})[0]
+        prediction = base(**named, block_controlnet_hidden_states=residuals, **told)[0]
+        return F.mse_loss(prediction.float(), target.float())
+    pipeline, (height, width) = diffusers.FluxPipeline, noisy.shape[-2:]
+    packed, condition = (pipeline._pack_latents(each, 2, 16, height, width) for each in (noisy, masked))
+    ids = pipeline._prepare_latent_image_ids(2, height // 2, width // 2, noisy.device, noisy.dtype)
+    named = {"hidden_states": packed, "timestep": timesteps / 1000, "img_ids": ids, "return_dict": False, **told}
+    assert told["guidance"].tolist() == [3.5, 3.5]
+    double, single = controlnet(controlnet_cond=condition, **named)
+    prediction = base(**named, controlnet_block_samples=double, controlnet_single_block_samples=single)[0]
+    # the script takes the mean over tokens: the same number, summed in another order; this is ours
+    prediction = pipeline._unpack_latents(prediction, 8 * height, 8 * width, 8).to(memory_format=torch.channels_last)
+    return F.mse_loss(prediction.float(), target.float(), reduction="mean")
 
 
 @pytest.mark.parametrize("name", SERVED)
@@ -147,6 +184,8 @@ def test_validation_is_the_pipeline(
     for number in range(3):
         for mine, other in ((ours, theirs), (our_base, their_base)):
             assert_same_call(mine[number], other[number], atol=1e-6 if number == 0 else 1e-5)
+    if latents.ndim == 3:
+        latents = pipeline._unpack_latents(latents, HEIGHT, WIDTH, 8)
     decoded = module.encoder.decode(latents)
     torch.testing.assert_close(result.inpainted, decoded, rtol=0, atol=1e-5)
 
@@ -186,8 +225,8 @@ def test_resumes_to_the_bit_and_keeps_the_base(name: str, folders: dict[str, str
 
 
 def test_a_new_controlnet_tells_nothing_and_is_always_the_same(folders: dict[str, str]) -> None:
-    module, same = (module_of(folders["sd"], moved=False) for _ in range(2))
-    plain = InpaintDiffusion(BaseModel(folders["sd"], train="plain"))
+    module, same = (module_of(folders[FIRST], moved=False) for _ in range(2))
+    plain = InpaintDiffusion(BaseModel(folders[FIRST], train="plain"))
     batch: Any = sample()
     torch.testing.assert_close(module.loss(batch), plain.loss(batch), rtol=0, atol=0)
     weights, others = module.denoiser.state_dict(), same.denoiser.state_dict()
@@ -197,13 +236,13 @@ def test_a_new_controlnet_tells_nothing_and_is_always_the_same(folders: dict[str
 
 
 def test_scale_and_dropout(folders: dict[str, str]) -> None:
-    scaled = module_of(folders["sd"], controlnet=ControlNetOptions(scale=0.0))
-    plain = InpaintDiffusion(BaseModel(folders["sd"], train="plain"))
+    scaled = module_of(folders[FIRST], controlnet=ControlNetOptions(scale=0.0))
+    plain = InpaintDiffusion(BaseModel(folders[FIRST], train="plain"))
     batch: Any = sample()
     torch.testing.assert_close(scaled.loss(batch), plain.loss(batch), rtol=0, atol=0)
-    dropped = module_of(folders["sd"], controlnet=ControlNetOptions(dropout=1.0))
+    dropped = module_of(folders[FIRST], controlnet=ControlNetOptions(dropout=1.0))
     assert (caught(dropped.denoiser, lambda: dropped.loss(batch))[0]["controlnet_cond"] == -1).all()
-    some = module_of(folders["sd"], controlnet=ControlNetOptions(dropout=0.5)).control
+    some = module_of(folders[FIRST], controlnet=ControlNetOptions(dropout=0.5)).control
     assert some
     empty, positions = torch.zeros(400, 1, 2, 2, dtype=torch.bool), torch.arange(400)
     masks = some.masks(empty, 0, positions)
@@ -213,13 +252,13 @@ def test_scale_and_dropout(folders: dict[str, str]) -> None:
 
 
 def test_goes_on_from_an_exported_one_also_with_lora(folders: dict[str, str], tmp_path: Path) -> None:
-    module = module_of(folders["sd"])
+    module = module_of(folders[FIRST])
     export(module, tmp_path / "first")
     options = ControlNetOptions(str(tmp_path / "first"))
-    loaded = module_of(folders["sd"], moved=False, controlnet=options)
+    loaded = module_of(folders[FIRST], moved=False, controlnet=options)
     batch: Any = sample()
     torch.testing.assert_close(loaded.loss(batch), module.loss(batch), rtol=0, atol=0)
-    with_lora = module_of(folders["sd"], moved=False, controlnet=options, lora=LoRA(2))
+    with_lora = module_of(folders[FIRST], moved=False, controlnet=options, lora=LoRA(2))
     checkpoint = fit(with_lora, tmp_path / "run", 1, ema=False)
     names = torch.load(checkpoint, weights_only=True)["state_dict"]
     assert all("lora" in name or name.endswith("sha256") for name in names if name.startswith("denoiser."))
@@ -227,12 +266,12 @@ def test_goes_on_from_an_exported_one_also_with_lora(folders: dict[str, str], tm
     with pytest.raises(ValueError, match="fuse: expected true for a ControlNet, whose LoRA no pipeline loads"):
         export(with_lora, tmp_path / "none")
     export(with_lora, tmp_path / "second", fuse=True)
-    fused = module_of(folders["sd"], moved=False, controlnet=ControlNetOptions(str(tmp_path / "second")))
+    fused = module_of(folders[FIRST], moved=False, controlnet=ControlNetOptions(str(tmp_path / "second")))
     torch.testing.assert_close(fused.loss(batch), expected, rtol=1e-5, atol=1e-6)
 
 
 def test_mistakes_are_named(folders: dict[str, str]) -> None:
-    path = folders["sd"]
+    path = folders[FIRST]
     with pytest.raises(ValueError, match=r"base.controlnet: expected null with train: plain, which trains none"):
         BaseModel(path, train="plain", controlnet=ControlNetOptions())
     with pytest.raises(ValueError, match=r"base.controlnet.dropout: expected a share in 0..1, got 2"):
@@ -247,3 +286,21 @@ def test_mistakes_are_named(folders: dict[str, str]) -> None:
         BaseModel(path, train="controlnet", controlnet=ControlNetOptions(path))
     with pytest.raises(ValueError, match=r"base.controlnet.layers: expected null, as a ControlNet of a U-Net has all"):
         BaseModel(path, train="controlnet", controlnet=ControlNetOptions(layers=2))
+    with pytest.raises(ValueError, match=r"base.controlnet.layers: expected at most 1, those of the base model, got 2"):
+        BaseModel(folders["sd3_controlnet"], train="controlnet", controlnet=ControlNetOptions(layers=2))
+
+
+def test_a_controlnet_for_something_else_is_refused(folders: dict[str, str], tmp_path: Path) -> None:
+    kind = BaseModel(folders["sd3_controlnet"], train="controlnet").denoiser
+    config = {**kind.config, "extra_conditioning_channels": 0}
+    type(kind).from_config(config).save_pretrained(tmp_path / "canny")
+    message = "expected a condition of 17 channels, that of inpainting, in pos_embed_input.proj, got 16 at"
+    with pytest.raises(ValueError, match=message):
+        module_of(folders["sd3_controlnet"], controlnet=ControlNetOptions(str(tmp_path / "canny")))
+
+
+@pytest.mark.parametrize("name", ["sd3_controlnet", "flux_controlnet"])
+def test_sizes_that_do_not_fit_are_refused(name: str, folders: dict[str, str]) -> None:
+    batch: Any = tiny_batch(2, 32, 40) | {"caption": CAPTIONS}
+    with pytest.raises(ValueError, match="multiples of"):
+        module_of(folders[name]).loss(batch)

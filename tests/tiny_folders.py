@@ -111,11 +111,11 @@ def stable_diffusion_xl() -> StableDiffusionXLInpaintPipeline:
     )
 
 
-def stable_diffusion_3() -> StableDiffusion3InpaintPipeline:
+def stable_diffusion_3(num_layers: int = 1) -> StableDiffusion3InpaintPipeline:
     """Stable Diffusion 3, 16 channels."""
     return StableDiffusion3InpaintPipeline(
         vae=autoencoder(16, 1.5305, 0.0609),
-        transformer=tiny.sd3_transformer(pooled_projection_dim=2 * WIDTH),
+        transformer=tiny.sd3_transformer(pooled_projection_dim=2 * WIDTH, num_layers=num_layers),
         text_encoder=clip(WIDTH // 4, projected=True),
         tokenizer=clip_tokenizer(),
         text_encoder_2=clip(WIDTH // 4, projected=True, seed=1),
@@ -166,6 +166,8 @@ PLAIN_BASES: dict[str, Callable[[], DiffusionPipeline]] = {
 CONTROLNET_BASES: dict[str, Callable[[], DiffusionPipeline]] = {
     "sd15_controlnet": stable_diffusion,
     "sdxl_controlnet": stable_diffusion_xl,
+    "sd3_controlnet": lambda: stable_diffusion_3(num_layers=2),
+    "flux_controlnet": flux,
 }
 
 

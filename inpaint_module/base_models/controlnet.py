@@ -26,8 +26,8 @@ class ControlNetOptions:
         scale: what its residuals are multiplied by, in training and sampling; call the pipeline with the same
             `controlnet_conditioning_scale`.
         dropout: share of samples, 0..1, whose mask covers the whole picture: the condition tells nothing of it.
-        layers: blocks of a new ControlNet of a transformer; None for all of the base model's, but at most 12 for SD3, 4
-            and 10 single ones for Flux, and 5 for Qwen-Image, as diffusers' scripts take. A U-Net's has all.
+        layers: blocks of a new ControlNet of a transformer; None for 12 of SD3, and 4 of Flux, which has 2.5 times as
+            many single ones, as diffusers makes them; fewer if the base model has fewer. A U-Net's has all.
         seed: of what the base model has no weights for.
 
     Raises:
@@ -105,6 +105,17 @@ class ControlNetKind:
                 f"base.controlnet.path: expected a condition of {channels} channels, that of inpainting, in "
                 f"{self.first_layer}, got {found.weight.shape[1]} at {path!r}: a ControlNet for something else"
             )
+
+
+def layers_of(asked: int | None, usual: int, most: int) -> int:
+    """How many blocks a new ControlNet gets, of the `most` that its base model can give it.
+
+    Raises:
+        ValueError: more are asked for than there are.
+    """
+    if asked is not None and asked > most:
+        raise ValueError(f"base.controlnet.layers: expected at most {most}, those of the base model, got {asked}")
+    return min(usual, most) if asked is None else asked
 
 
 class FrozenBase:

@@ -6,8 +6,9 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from inpaint_module.base_models.controlnet import ControlNetKind, layers_of
 from inpaint_module.base_models.denoiser_call import DenoiserCall, matched
 from inpaint_module.base_models.family import Family, TextFolder, TextOptions, Way
 from inpaint_module.base_models.layout import (
@@ -59,6 +60,7 @@ class FluxControlNetLayout(ControlNetCondition):
     """
 
     multiple = 2
+    call_with = "control_image=torch.where(mask > 0.5, 0.0, image * 2 - 1), a tensor (B, 3, H, W)"
 
     def assemble(self, cells: Tensor, masked: Tensor) -> Tensor:
         """To (B, h/2 * w/2, 4 C)."""
@@ -83,11 +85,35 @@ class FluxCall(DenoiserCall):
         self, denoiser: Any, inputs: Tensor, timesteps: Tensor, conditions: Mapping[str, Any], size: tuple[int, int]
     ) -> Tensor:
         """See `DenoiserCall`."""
-        told = matched({**conditions, "img_ids": token_places(*size, inputs.device)}, denoiser.dtype)
-        # the pipeline, too, rounds the time to the model's precision before the division
-        time = timesteps.to(denoiser.dtype).expand(len(inputs)) / 1000
-        tokens = denoiser(hidden_states=inputs.to(denoiser.dtype), timestep=time, **told).sample
-        return unpack(tokens, *size)
+        return unpack(denoiser(**_named(denoiser, inputs, timesteps, conditions, size)).sample, *size)
+
+    def residuals(
+        self,
+        controlnet: Any,
+        inputs: Tensor,
+        timesteps: Tensor,
+        conditions: Mapping[str, Any],
+        condition: Tensor,
+        scale: float,
+        size: tuple[int, int],
+    ) -> dict[str, Any]:
+        """See `DenoiserCall.residuals`; guidance is told to a ControlNet that knows it."""
+        known = {**conditions, "controlnet_cond": condition}
+        if not controlnet.config.guidance_embeds:
+            known.pop("guidance", None)
+        said = controlnet(conditioning_scale=scale, **_named(controlnet, inputs, timesteps, known, size))
+        names = ("controlnet_block_samples", "controlnet_single_block_samples")
+        return {name: getattr(said, name) for name in names}
+
+
+def _named(
+    model: Any, inputs: Tensor, timesteps: Tensor, conditions: Mapping[str, Any], size: tuple[int, int]
+) -> dict[str, Any]:
+    """The arguments that a transformer and its ControlNet share, by name."""
+    told = matched({**conditions, "img_ids": token_places(*size, inputs.device)}, model.dtype)
+    # the pipeline, too, rounds the time to the model's precision before the division
+    time = timesteps.to(model.dtype).expand(len(inputs)) / 1000
+    return {"hidden_states": inputs.to(model.dtype), "timestep": time, **told}
 
 
 def token_places(height: int, width: int, device: torch.device) -> Tensor:
@@ -136,6 +162,21 @@ def _text(folder: TextFolder, options: TextOptions) -> FluxText:
     return FluxText(folder.encoder(1), folder.encoder(2, options.length or 512), guidance=guidance)
 
 
+def _new_controlnet(transformer: Any, layers: int | None) -> nn.Module:
+    from diffusers import FluxControlNetModel
+
+    config = transformer.config
+    count = layers_of(layers, 4, config.num_layers)
+    return FluxControlNetModel.from_transformer(
+        transformer,
+        num_layers=count,
+        num_single_layers=min(count * 5 // 2, config.num_single_layers),
+        attention_head_dim=config.attention_head_dim,
+        num_attention_heads=config.num_attention_heads,
+    )
+
+
+_CONTROLNET = ControlNetKind("FluxControlNetModel", _new_controlnet, FluxControlNetLayout, "controlnet_x_embedder")
 FLUX = Family(
     name="Flux.1",
     pipelines=("Flux",),
@@ -145,5 +186,6 @@ FLUX = Family(
     ways={
         "channels": Way(FluxFillLayout, "FluxFillPipeline"),
         "plain": Way(PackedPlainLayout, "FluxInpaintPipeline", guidance=3.5),
+        "controlnet": Way(PackedPlainLayout, "FluxControlNetInpaintPipeline", guidance=3.5, controlnet=_CONTROLNET),
     },
 )

@@ -7,8 +7,9 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
+from inpaint_module.base_models.controlnet import ControlNetKind, layers_of
 from inpaint_module.base_models.denoiser_call import DenoiserCall, matched
 from inpaint_module.base_models.family import Family, TextFolder, TextOptions, Way
 from inpaint_module.base_models.layout import KeptMaskCondition, PlainLayout
@@ -31,6 +32,15 @@ class StableDiffusion3PlainLayout(PlainLayout):
     multiple = 2  # patches of 2 x 2
 
 
+class StableDiffusion3NoisyLayout(StableDiffusion3PlainLayout):
+    """The same for a transformer beside a ControlNet, whose pipeline does not blend.
+
+    Matches `StableDiffusion3ControlNetInpaintingPipeline`.
+    """
+
+    blends = False
+
+
 class StableDiffusion3ControlNetLayout(KeptMaskCondition):
     """Condition of the Stable Diffusion 3 inpaint ControlNet, 17 channels: masked image, mask (1 = keep), hole black.
 
@@ -38,6 +48,7 @@ class StableDiffusion3ControlNetLayout(KeptMaskCondition):
     """
 
     multiple = 2
+    call_with = "control_image=image * 2 - 1 and control_mask=mask, tensors (B, 3, H, W) and (B, 1, H, W)"
 
 
 class StableDiffusion3Call(DenoiserCall):
@@ -49,6 +60,23 @@ class StableDiffusion3Call(DenoiserCall):
         """See `DenoiserCall`."""
         told = matched(conditions, denoiser.dtype)
         return denoiser(hidden_states=inputs.to(denoiser.dtype), timestep=timesteps, **told).sample
+
+    def residuals(
+        self,
+        controlnet: Any,
+        inputs: Tensor,
+        timesteps: Tensor,
+        conditions: Mapping[str, Any],
+        condition: Tensor,
+        scale: float,
+        size: tuple[int, int],
+    ) -> dict[str, Any]:
+        """See `DenoiserCall.residuals`; the pooled text is zeros, as in the pipeline."""
+        pooled = torch.zeros_like(conditions["pooled_projections"])
+        told = matched({**conditions, "pooled_projections": pooled, "controlnet_cond": condition}, controlnet.dtype)
+        noisy = inputs.to(controlnet.dtype)
+        said = controlnet(hidden_states=noisy, timestep=timesteps, conditioning_scale=scale, **told)
+        return {"block_controlnet_hidden_states": said.controlnet_block_samples}
 
 
 class StableDiffusion3Text(TextConditioning):
@@ -106,6 +134,24 @@ def _text(folder: TextFolder, options: TextOptions) -> StableDiffusion3Text:
     )
 
 
+def _new_controlnet(transformer: Any, layers: int | None) -> nn.Module:
+    from diffusers import SD3ControlNetModel
+
+    # the last block of the transformer makes no text, and so has other weights than a ControlNet's
+    count = layers_of(layers, 12, transformer.config.num_layers - 1)
+    config = {**transformer.config, "num_layers": count, "extra_conditioning_channels": 1}
+    controlnet = SD3ControlNetModel.from_config(config)
+    for name in ("pos_embed", "time_text_embed", "context_embedder"):
+        getattr(controlnet, name).load_state_dict(getattr(transformer, name).state_dict())
+    controlnet.transformer_blocks.load_state_dict(transformer.transformer_blocks[:count].state_dict())
+    for weight in controlnet.pos_embed_input.parameters():
+        nn.init.zeros_(weight)
+    return controlnet
+
+
+_CONTROLNET = ControlNetKind(
+    "SD3ControlNetModel", _new_controlnet, StableDiffusion3ControlNetLayout, "pos_embed_input.proj"
+)
 STABLE_DIFFUSION_3 = Family(
     name="Stable Diffusion 3",
     pipelines=("StableDiffusion3",),
@@ -115,5 +161,8 @@ STABLE_DIFFUSION_3 = Family(
     ways={
         "channels": Way(StableDiffusion3Layout, "StableDiffusion3InpaintPipeline"),
         "plain": Way(StableDiffusion3PlainLayout, "StableDiffusion3InpaintPipeline"),
+        "controlnet": Way(
+            StableDiffusion3NoisyLayout, "StableDiffusion3ControlNetInpaintingPipeline", controlnet=_CONTROLNET
+        ),
     },
 )
