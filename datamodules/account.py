@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 WIDTH = 80  # columns of a terminal
-FOUND = ("captions", "masks", "labels", "json")  # told even where there are none
+FOUND = ("captions", "masks", "labels", "json")  # told even where there are none; targets only where there are some
 SHOWN = 3  # names of each kind
 _REFUSED = 10  # reasons
 _LONGEST = 48  # characters of a name
@@ -18,12 +18,12 @@ _LONGEST = 48  # characters of a name
 class Account:
     """What became of files or samples: counts by kind, each with its first names.
 
-    Kinds of `found` are those of FOUND; kinds of `noted` are worth a look (an empty mask), those of `aside` say why a
-    file was left out. Accounts of parts add up.
+    Kinds of `found` are those of FOUND, and targets where there are some; kinds of `noted` are worth a look (an empty
+    mask), those of `aside` say why a file was left out. Accounts of parts add up.
 
     Attributes:
         taken: how many files or samples were taken.
-        found: how many of them have a caption, a mask, labels, a json.
+        found: how many of them have a caption, a mask, labels, a json, a target.
         noted: kind -> (count, first names).
         aside: kind -> (count, first names).
         refused: a line for each that was meant to be taken and cannot be: its name and the reason.
@@ -40,7 +40,7 @@ class Account:
         """Count one that is taken, with the kinds that were found of it, and notes (kind, name)."""
         self.taken += 1
         for kind in found:
-            self.found[kind] += 1
+            self.found[kind] = self.found.get(kind, 0) + 1
         for kind, name in notes:
             self.note(kind, name)
 
@@ -56,7 +56,7 @@ class Account:
         """Count what another account has counted."""
         self.taken += other.taken
         for kind, count in other.found.items():
-            self.found[kind] += count
+            self.found[kind] = self.found.get(kind, 0) + count
         for mine, theirs in ((self.noted, other.noted), (self.aside, other.aside)):
             for kind, (count, names) in theirs.items():
                 _count(mine, kind, count, names)

@@ -1,7 +1,8 @@
 """Encode the training images once: inpaint shards cache-latents runs/latents --config configs/quickstart.yaml
 
 Writes shards of what the config's data module makes of the training images (cropped, flipped, augmented, lossless),
-with caption, class number, own mask, what was cut from which photo, and the clean latents of the config's VAE. Train
+with caption, class number, own mask, what was cut from which photo, and the clean latents of the config's VAE, of a
+pair those of its target. Train
 from them with data.train_shards=runs/latents and the same model: masks are painted anew at every step, and the VAE
 encodes the masked images alone, half of its work. With --crops 4 every image is there four times, in other crops.
 
@@ -39,7 +40,7 @@ from inpaint_module.files import atomic_write_text
 from inpaint_module.redaction import redacted
 
 RECORD = "latents.json"
-_FORMAT = 2  # 1 had no sizes and crops; an unfinished cache is not gone on with in another
+_FORMAT = 3  # 1 had no sizes and crops, 2 no targets; an unfinished cache is not gone on with in another
 _OF_LOADING = ("num_workers", "stall_timeout", "val_shards", "val_batch_size", "cache_dir", "cache_bytes")
 _OF_TRAINING = ("mask_generator", "graph_masks", "own_mask_probability", "allow_empty_masks", "transfer_probability")
 

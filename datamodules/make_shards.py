@@ -1,11 +1,12 @@
 """Make webdataset shards from images: inpaint shards make photos data/train
 
 SOURCE is a folder (with its subfolders, linked ones too), a text file with one path a line, or a table: csv, tsv,
-jsonl, ndjson or parquet with a column of paths or of pictures and, if you like, columns of captions, masks and class
-numbers. Paths in a list are relative to its folder.
+jsonl, ndjson or parquet with a column of paths or of pictures and, if you like, columns of captions, masks, targets and
+class numbers. Paths in a list are relative to its folder.
 
-Beside an image NAME.jpg may lie its caption NAME.txt or NAME.caption, its mask NAME.mask.png (white = inpaint), class
-numbers NAME.label.png or NAME.seg.png, its class NAME.cls, and NAME.json with annotations of COCO or LabelMe; a table
+Beside an image NAME.jpg may lie its caption NAME.txt or NAME.caption, its mask NAME.mask.png (white = inpaint), the
+picture that it should become NAME.target.png, class numbers NAME.label.png or NAME.seg.png, its class NAME.cls, and
+NAME.json with annotations of COCO or LabelMe; a table
 metadata.csv or metadata.jsonl in the folder may say more. Names fit in any case, and what a table says wins. Masks with
 other names are taken with --masks.
 
@@ -163,7 +164,7 @@ def make_shards(
 
 def _columns(chosen: dict[str, Any]) -> Columns:
     """Columns from the command's options; an empty name stands for no column."""
-    names = {purpose: chosen.pop(f"{purpose}_column") for purpose in ("image", "caption", "mask", "label")}
+    names = {purpose: chosen.pop(f"{purpose}_column") for purpose in ("image", "caption", "mask", "label", "target")}
     given = {purpose: (name,) if name else () for purpose, name in names.items() if name is not None}
     return Columns(**given, json=tuple(filter(None, chosen.pop("json_columns").split(","))))
 

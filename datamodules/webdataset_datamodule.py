@@ -22,7 +22,7 @@ from datamodules.checks import (
     memory_of,
 )
 from datamodules.decode import MaskSource, PolarityWatch, SampleDecoder, check_use, find_tag
-from datamodules.shards import Shard, ShardCache, ShardSet, aside_line, find_shards
+from datamodules.shards import Shard, ShardCache, ShardSet, aside_line, find_shards, look_into
 from datamodules.stream_datamodule import StreamDataModule
 from inpaint_module import masks
 from inpaint_module.batch import DescribedData, LatentsTag
@@ -45,7 +45,8 @@ class WebDatasetDataModule(StreamDataModule, DescribedData):
 
     A batch is {"image": uint8 (B,3,H,W), "mask": bool (B,1,H,W) with 1 = inpaint, "position": int64 (B,),
     "caption": list of B texts, "__key__": list of B texts}; in training also "original_size", "crop" and "target_size",
-    what was cut from which photo, and from a latent cache "latents" (B,C,h,w). See `inpaint_module.batch.Batch`.
+    what was cut from which photo, and from a latent cache "latents" (B,C,h,w); where samples have targets, "target"
+    uint8 (B,3,H,W), what their images should become. See `inpaint_module.batch.Batch`.
 
     Args:
         train_shards: A folder of tars, a path, a pattern such as data/{000..099}.tar or data/*.tar, the same at
@@ -251,6 +252,7 @@ class WebDatasetDataModule(StreamDataModule, DescribedData):
             memory = memory_of(self.trainer.strategy.root_device)
             check_batch(self.batch_size, sum(self.train_set.counts), self.train_decoder.image_size, memory)
             self._watch_polarity.begin(self.train_set, self.train_decoder.masks)
+        self._expect_pairs(self.train_decoder, self.train_set)
         self.begin()
         loader = orders.StreamLoader(
             self._stream(self.train_set, self.train_order, batch_size=self.batch_size),
@@ -265,12 +267,19 @@ class WebDatasetDataModule(StreamDataModule, DescribedData):
         self._loaders["train"] = loader
         return loader
 
+    def _expect_pairs(self, decoder: SampleDecoder, shards: ShardSet) -> None:
+        """Where samples have targets, give every batch some, and refuse transforms that do not fit."""
+        decoder.pairs = look_into(shards).account.found.get("targets", 0) > 0
+        if decoder.pairs:
+            decoder.augmentations.check_pairs(decoder.image_size)
+
     def _run_folder(self) -> Path | None:
         """Where `quarantine.jsonl` and `crashes.jsonl` go: beside the logs; nowhere without a trainer."""
         return run_folder(self.trainer) if self.trainer else None
 
     def val_dataloader(self) -> orders.EvaluationLoader:
         """The validation samples in their order, equally many batches on every rank."""
+        self._expect_pairs(self.val_decoder, self.val_set)
         order = orders.SampleOrder(self.val_set.counts, shuffle=False)
         steps = orders.evaluation_steps(len(order), batch_size=self.val_batch_size, world=self.rank_and_world()[1])
         stream = self._stream(self.val_set, order, batch_size=self.val_batch_size, steps=steps)

@@ -23,7 +23,10 @@ class Batch(TypedDict, total=False):
         caption: B texts.
         __key__: the samples' names.
         label: int64 (B,), class numbers, if they are asked for.
-        latents: (B, C, h, w) of the whole images, unscaled, from a latent cache.
+        target: uint8 (B, 3, H, W), what the images should become inside and outside of their holes, where the set has
+            pairs; those of samples without are their images.
+        has_target: bool (B,), in a batch of which some samples have a target and others do not.
+        latents: (B, C, h, w) of the whole images, or of their targets, unscaled, from a latent cache.
         original_size: int64 (B, 2), rows and columns of the upright photo before anything was done to it; this and the
             next two in training alone, together.
         crop: int64 (B, 2), rows above and columns left of `image` in the photo, once it is resized to the scale of
@@ -39,6 +42,8 @@ class Batch(TypedDict, total=False):
     caption: list[str]
     __key__: list[str]
     label: Tensor
+    target: Tensor
+    has_target: Tensor
     latents: Tensor
     original_size: Tensor
     crop: Tensor
@@ -76,6 +81,7 @@ class LatentsTag(NamedTuple):
         shape: (C, h, w).
         dtype: in which they are kept, such as "float32".
         has_sizes: whether each sample has the `original_size` and `crop` of its image.
+        target: whether they are of the target, not of the image; of a set, whether those of some samples are.
     """
 
     vae_sha256: str
@@ -83,11 +89,13 @@ class LatentsTag(NamedTuple):
     shape: tuple[int, ...]
     dtype: str
     has_sizes: bool = False
+    target: bool = False
 
     def __str__(self) -> str:
         height, width = self.image_size
         sizes = ", with original sizes and crops" if self.has_sizes else ""
-        return f"{self.dtype} {self.shape} of {height} x {width} pixels by VAE {self.vae_sha256[:16]}...{sizes}"
+        of = " of targets" if self.target else ""
+        return f"{self.dtype} {self.shape}{of} of {height} x {width} pixels by VAE {self.vae_sha256[:16]}...{sizes}"
 
 
 class DescribedData(ABC):

@@ -28,7 +28,8 @@ def check_clean(tag: LatentsTag, encoder: InpaintEncoder) -> None:
 
 
 def encode_clean(encoder: InpaintEncoder, images: Tensor) -> Tensor:
-    """Whole images, uint8 (B, 3, H, W), to their unscaled latents, float32 (B, C, h, w): the posterior's mode."""
+    """Whole images, or targets, uint8 (B, 3, H, W), to their unscaled latents, float32 (B, C, h, w): the posterior's
+    mode."""
     pixels = centre_crop(to_unit_float(images), encoder.vae.ratio)
     parts = pixels.split(encoder.max_batch or len(pixels))
     return torch.cat([encoder.vae.posterior(part).mean for part in parts])
@@ -64,7 +65,7 @@ def encode_whole(
 
     Args:
         encoder: any.
-        images: uint8 (B, 3, H, W).
+        images: uint8 (B, 3, H, W); in training of a pair its target.
         masks: bool (B, 1, H, W).
         clean: of `encode_clean`, (B, C, h, w), any dtype; None to encode the images.
         generator: int64 keys (B,), as of the encoder.

@@ -27,7 +27,7 @@ class InpaintLatents(NamedTuple):
     Attributes:
         samples: float32 (B, C, h, w), latents of the image with its hole filled.
         noise_mask: float32 (B, 1, H', W') of 0 and 1, the grown mask on the cropped image; its batch is the mask's.
-        target: float32 (B, C, h, w), latents of the whole image, or None.
+        target: float32 (B, C, h, w), latents of the whole image or of the picture that it should become, or None.
     """
 
     samples: Tensor
@@ -123,7 +123,11 @@ class InpaintEncoder(nn.Module):
             self.vae.normalize(torch.zeros(1, self.vae.channels, 1, 1))  # a VAE that cannot says so now
 
     def forward(
-        self, pixels: Tensor, mask: Tensor, target: bool = False, generator: torch.Generator | Tensor | None = None
+        self,
+        pixels: Tensor,
+        mask: Tensor,
+        target: bool | Tensor = False,
+        generator: torch.Generator | Tensor | None = None,
     ) -> InpaintLatents:
         """Encode a batch.
 
@@ -131,7 +135,7 @@ class InpaintEncoder(nn.Module):
             pixels: (B, 3 or 4, H, W), uint8 or float in 0..1; a fourth channel (alpha) is dropped.
             mask: (H, W), (B, H, W) or (B, 1, H, W), any dtype, in 0..1; over 0.5 = inpaint. Another size than the
                 image's is resized, see `sizing`. Either batch may be 1.
-            target: also encode the whole image, in the same VAE pass.
+            target: also encode the whole image, in the same VAE pass; or what it should become, a tensor as `pixels`.
             generator: for posterior="sample": int64 keys (B,), which give the same noise on every device and in any
                 batch, or a `torch.Generator`.
 
@@ -142,11 +146,26 @@ class InpaintEncoder(nn.Module):
                 pixels and bool masks never are, nor anything under `torch.compile`.
         """
         image, masked_image, noise_mask = self.fill_hole(pixels, mask)
-        if not target:
+        if isinstance(target, Tensor):
+            image = self._checked_target(target, pixels)
+        elif not target:
             (samples,) = self._encode([masked_image], generator)
             return InpaintLatents(samples, noise_mask)
         samples, whole = self._encode([masked_image, image], generator)
         return InpaintLatents(samples, noise_mask, whole.expand_as(samples))
+
+    def _checked_target(self, target: Tensor, pixels: Tensor) -> Tensor:
+        """A target as the VAE is given it.
+
+        Raises:
+            ValueError: another size or batch than the pixels'.
+        """
+        if target.ndim != 4 or (len(target), *target.shape[-2:]) != (len(pixels), *pixels.shape[-2:]):
+            raise ValueError(
+                f"target must be true, false or a picture for each of pixels, of their size {tuple(pixels.shape)}; "
+                f"got {tuple(target.shape)}"
+            )
+        return self.crop(to_unit_float(checked_pixels(target, self.vae.ratio)))
 
     def fill_hole(self, pixels: Tensor, mask: Tensor) -> FilledImages:
         """All that `forward` does before the VAE; arguments and errors are those of `forward`."""

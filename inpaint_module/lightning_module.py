@@ -185,15 +185,18 @@ class InpaintDiffusion(ScheduledModule):
     def encode(self, batch: Batch, target: bool = True) -> InpaintLatents:
         """Latents of the masked images of a batch; with `target`, or where a layout blends, of the whole ones too.
 
-        Those of the whole images may be in the batch as `latents`, which only a `target` is taken from.
+        With `target` these are of the batch's targets if it has such. They may be in the batch as `latents`, which
+        only a `target` is taken from.
         """
         images, masks, clean = batch["image"], batch["mask"], batch.get("latents") if target else None
+        wanted = batch.get("target") if target else None
         keys = key(self.seed, batch["position"], Stream.POSTERIOR) if clean is None else None
         if not (self.layout.eats_masked or (self.control and self.control.condition.eats_masked)):
-            return encode_whole(self.encoder, images, masks, clean, keys)
+            return encode_whole(self.encoder, images if wanted is None else wanted, masks, clean, keys)
         if clean is not None:
             return encode_beside(self.encoder, images, masks, clean)
-        return self.encoder(images, masks, target=target or self.layout.blends, generator=keys)
+        whole = target or self.layout.blends if wanted is None else wanted
+        return self.encoder(images, masks, target=whole, generator=keys)
 
     def _controlled(self, batch: Batch, latents: InpaintLatents) -> dict[str, Tensor]:
         """What a ControlNet is told of a batch; nothing without one."""
@@ -223,11 +226,13 @@ class InpaintDiffusion(ScheduledModule):
             unconditional=None if free is None else {**free, **told},
             guidance_scale=self.guidance_scale,
         )
-        image = self.encoder.crop(to_unit_float(batch["image"]))
+        image, truth = (
+            self.encoder.crop(to_unit_float(batch.get(name, batch["image"]))) for name in ("image", "target")
+        )
         hole = self.encoder.crop(batch["mask"])
         inpainted = self.encoder.decode(filled)
         return InpaintedImages(
-            image=image,
+            image=truth,
             mask=hole,
             noise_mask=latents.noise_mask,
             masked_image=torch.where(hole, self.encoder.fill, image),

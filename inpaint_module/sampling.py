@@ -20,12 +20,12 @@ class InpaintedImages(NamedTuple):
     """Photos on their way through inpainting; float32 (B, 3, H, W) in 0..1, but for the masks (B, 1, H, W).
 
     Attributes:
-        image: the truth, cropped to the VAE's ratio.
+        image: the truth, cropped to the VAE's ratio: the photo, or of a pair its target.
         mask: bool, the hole.
         noise_mask: float, the grown mask.
         masked_image: the hole filled, what the VAE saw.
         inpainted: what the model made, all of it decoded.
-        composite: `inpainted` inside the grown mask, the image's own pixels outside.
+        composite: `inpainted` inside the grown mask, the photo's own pixels outside.
     """
 
     image: Tensor

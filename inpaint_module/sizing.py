@@ -85,7 +85,7 @@ def resized_sizes(batch: Batch, ratio: int) -> Batch:
 
 
 def padding_mask_crop(batch: Batch, padding: int) -> Batch:
-    """Every image cut to the surroundings of its hole and enlarged to its old size, and the mask with it.
+    """Every image cut to the surroundings of its hole and enlarged to its old size; mask and target with it.
 
     As a diffusers pipeline called with `padding_mask_crop` does with PIL images before it encodes them: the box around
     the hole, `padding` pixels more on each side, widened to the image's proportions, by Lanczos in bytes; its own image
@@ -105,26 +105,28 @@ def padding_mask_crop(batch: Batch, padding: int) -> Batch:
             "padding_mask_crop: expected images without cached latents, which are of whole images, got a batch with "
             "latents: train from the images themselves, or leave padding_mask_crop out"
         )
-    images, masks = batch["image"].cpu(), batch["mask"].cpu()
-    parts = [_around_hole(image, mask[0], padding) for image, mask in zip(images, masks, strict=True)]
+    names = [name for name in ("image", "target") if name in batch]
+    images = torch.stack([batch[name].cpu() for name in names], 1)  # type: ignore[literal-required]
+    parts = [_around_hole(*sample, padding) for sample in zip(images, batch["mask"][:, 0].cpu(), strict=True)]
     device, size = batch["image"].device, (images.shape[-2], images.shape[-1])
     start, scale = (torch.stack([part[field] for part in parts]).to(device) for field in (2, 3))
-    cut: Batch = {**batch, "image": torch.stack([part.image for part in parts]).to(device)}
+    pictures = torch.stack([part.images for part in parts], 1).to(device)
+    cut: Batch = {**batch, **dict(zip(names, pictures, strict=True))}  # type: ignore[typeddict-item]
     cut["mask"] = torch.stack([part.mask for part in parts]).to(device)
     return rescaled_sizes(cut, start, scale, size)
 
 
 class _Part(NamedTuple):
-    image: Tensor
+    images: Tensor
     mask: Tensor
     start: Tensor
     scale: Tensor
 
 
-def _around_hole(image: Tensor, mask: Tensor, padding: int) -> _Part:
-    """Of uint8 (3, H, W) and bool (H, W)."""
+def _around_hole(images: Tensor, mask: Tensor, padding: int) -> _Part:
+    """Of uint8 (N, 3, H, W) and bool (H, W)."""
     if not mask.any():
-        return _Part(image, mask[None], torch.zeros(2), torch.ones(2))
+        return _Part(images, mask[None], torch.zeros(2), torch.ones(2))
     import numpy as np
     from diffusers.image_processor import VaeImageProcessor
     from PIL import Image
@@ -132,12 +134,12 @@ def _around_hole(image: Tensor, mask: Tensor, padding: int) -> _Part:
     height, width = mask.shape
     processor, hole = VaeImageProcessor(), Image.fromarray(mask.numpy().astype(np.uint8) * 255)
     box = processor.get_crop_region(hole, width, height, padding)
-    picture = Image.fromarray(np.ascontiguousarray(image.movedim(0, -1).numpy()))
-    cut = [processor.resize(each.crop(box), height, width, "fill") for each in (picture, hole)]
-    pixels, grey = (torch.from_numpy(np.array(each)).movedim(-1, 0) for each in cut)
+    pictures = [Image.fromarray(np.ascontiguousarray(image.movedim(0, -1).numpy())) for image in images]
+    cut = [processor.resize(each.crop(box), height, width, "fill") for each in (*pictures, hole)]
+    *pixels, grey = (torch.from_numpy(np.array(each)).movedim(-1, 0) for each in cut)
     left, top, right, bottom = box
     scale = torch.tensor([height / (bottom - top), width / (right - left)])
-    return _Part(pixels, grey[:1] >= 128, torch.tensor([top, left]), scale)
+    return _Part(torch.stack(pixels), grey[:1] >= 128, torch.tensor([top, left]), scale)
 
 
 SIZINGS = {"comfyui": Sizing(centre_crop, _cropped_hole), "diffusers": Sizing(_resized_images, _resized_hole)}

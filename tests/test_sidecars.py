@@ -6,7 +6,7 @@ import unicodedata
 
 import pytest
 
-from datamodules.writing.sidecars import NO_PHOTO, TARGETS, TWICE, Folder, mask_by_name, sort_folder
+from datamodules.writing.sidecars import NO_PHOTO, TWICE, Folder, mask_by_name, sort_folder
 
 
 def test_usual_names_in_any_case() -> None:
@@ -49,13 +49,13 @@ def test_of_several_the_first_is_used_and_the_others_are_told() -> None:
 
 
 def test_what_belongs_to_no_photo_is_told() -> None:
-    names = ["a.jpg", "readme.txt", "b.mask.png", "a.target.png", "a.xmp", "a.heic.zip", "c.mp4"]
+    names = ["a.jpg", "readme.txt", "b.mask.png", "b.target.png", "a.xmp", "a.heic.zip", "c.mp4"]
     folder = sort_folder(names)
     assert sorted(folder.left) == [
         ("a.heic.zip", ""),
-        ("a.target.png", TARGETS),
         ("a.xmp", ""),
         ("b.mask.png", NO_PHOTO),
+        ("b.target.png", NO_PHOTO),
         ("c.mp4", ""),
         ("readme.txt", ""),
     ]

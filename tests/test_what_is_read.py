@@ -79,6 +79,7 @@ def test_beside_a_photo(file: str, member: str, tmp_path: Path) -> None:
     content = {
         "a.mask.bmp": encode(Image.open(io.BytesIO(BLACK)), "BMP"),
         "a.mask.jpg": encode(Image.open(io.BytesIO(BLACK)), "JPEG"),
+        "a.target.jpg": picture("a.jpg"),
         "a.seg.tif": encode(Image.open(io.BytesIO(BLACK)), "TIFF"),
         "metadata.jsonl": b'{"file_name": "a.jpg", "text": "text"}',
         "metadata.csv": b"file_name,text\na.jpg,text\n",
@@ -148,6 +149,7 @@ REFUSED: dict[str, tuple[str, Callable[[], bytes]]] = {
     ),
     "run lengths that do not fit": ("a.json", lambda: b'{"segmentation": {"counts": [3], "size": [2, 2]}}'),
     "a mask of another shape": ("a.mask.png", lambda: encode(Image.new("L", (40, 40)))),
+    "a target of another size": ("a.target.png", lambda: encode(photo(0, 40, 40))),
     "a label map in colours": ("a.label.png", lambda: picture("a.png")),
     "what is no picture": ("a.jpg", lambda: b"text"),
     "half a picture": ("a.jpg", lambda: picture("a.jpg")[:-200]),

@@ -16,6 +16,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from inpaint_module.randomness import Stream, fork, key, uniform
@@ -197,6 +198,7 @@ class Augmentations:
     def __init__(self, transforms: Sequence[nn.Module], *, seed: int) -> None:
         self.transforms = list(transforms)
         self.seed = seed
+        self._alike: set[tuple[int, int]] = set()  # sizes of pairs that the transforms were tried on
 
     def __call__(self, image: Tensor, mask: Tensor | None, position: int) -> Augmented:
         """As `augment`, the same bits in any worker, order or restart."""
@@ -204,3 +206,54 @@ class Augmentations:
             return Augmented(image, mask)
         with seeded(position_seed(self.seed, position, Stream.CROP, _BRANCH)):
             return augment(image, mask, self.transforms)
+
+    def target(self, target: Tensor, mask: Tensor | None, position: int) -> Tensor:
+        """What the image of this position should become, uint8 (3, H, W), with the image's draws.
+
+        Raises:
+            ValueError: as `augment` and `check_pairs`.
+        """
+        if self.transforms:
+            self.check_pairs((target.shape[-2], target.shape[-1]))
+        return self(target, mask, position).image
+
+    def check_pairs(self, size: tuple[int, int]) -> None:
+        """Refuse transforms that would not do the same to an image and its target of `size` (H, W).
+
+        Each is tried with 8 seeds on two pictures that differ in one place: if they come out different far from it, as
+        where a contrast is taken around each picture's own mean, the model would learn that difference.
+
+        Raises:
+            ValueError: naming the transform.
+        """
+        if size in self._alike:
+            return
+        for transform in self.transforms:
+            for number in range(_TRIES):
+                if _differs(transform, size, seed=number):
+                    raise ValueError(
+                        f"data.transforms: {type(transform).__name__} changes an image and its target in different "
+                        "ways where both are alike, as what it does depends on the whole picture or draws of its own; "
+                        "the model would learn that as its task. Leave it out with pairs (of ColorJitter the contrast)"
+                    )
+        self._alike.add(size)
+
+
+_TRIES = 8
+
+
+def _differs(transform: nn.Module, size: tuple[int, int], seed: int) -> bool:
+    """Whether two pictures that are equal but for a block come out different far from it, with the same seed."""
+    height, width = size
+    generator = torch.Generator().manual_seed(seed)
+    one = torch.randint(64, 192, (3, height, width), dtype=torch.uint8, generator=generator)  # no value is the extreme
+    other, where = one.clone(), torch.zeros(1, height, width, dtype=torch.bool)
+    block = slice(height // 3, height // 3 + max(1, height // 8)), slice(width // 3, width // 3 + max(1, width // 8))
+    other[:, *block], where[:, *block] = 0, True
+    other[:, block[0].start, block[1]] = 255
+    made = []
+    for picture in (one, other):
+        with seeded(seed):
+            made.append(augment(picture, where, [transform]))
+    near = F.max_pool2d(made[0].mask.float(), 2 * (min(size) // 4) + 1, 1, min(size) // 4) > 0  # type: ignore[union-attr]
+    return bool(((made[0].image != made[1].image).any(0, keepdim=True) & ~near).any())

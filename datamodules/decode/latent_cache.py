@@ -6,14 +6,15 @@ So the digest of a tar covers VAE, size and crop, and any part of a cache can be
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import accumulate, pairwise
 
 from safetensors.torch import load, save
 from torch import Tensor
 
+from datamodules.decode.mask_sources import naming
 from datamodules.shards.shard_set import ShardSet
-from datamodules.shards.tar_index import LATENTS_FIELD
+from datamodules.shards.tar_index import LATENTS_FIELD, TARGET_FIELDS
 from inpaint_module.batch import LatentsTag
 from inpaint_module.parsing import Parsed, parse_json
 
@@ -25,7 +26,12 @@ Pair = tuple[int, int]
 
 
 def pack_latents(
-    latents: Tensor, *, vae_sha256: str, image_size: Pair, sizes: Mapping[str, Sequence[int]] | None = None
+    latents: Tensor,
+    *,
+    vae_sha256: str,
+    image_size: Pair,
+    sizes: Mapping[str, Sequence[int]] | None = None,
+    target: bool = False,
 ) -> bytes:
     """A safetensors file of one image's latents.
 
@@ -34,8 +40,10 @@ def pack_latents(
         vae_sha256: of the weights of the VAE that made them, in hex.
         image_size: (H, W) pixels.
         sizes: its `original_size` and `crop`, see `Batch`; None for a file that does not say.
+        target: whether they are of the image's target.
     """
-    about = json.dumps({"vae_sha256": vae_sha256, "image_size": image_size, **(sizes or {})})
+    of_target = {"target": True} if target else {}  # others have the bytes that they had before there were targets
+    about = json.dumps({"vae_sha256": vae_sha256, "image_size": image_size, **(sizes or {}), **of_target})
     return save({_NAME: latents.contiguous()}, {_ABOUT: about})  # one entry: safetensors shuffles several
 
 
@@ -57,9 +65,23 @@ def read_latents(fields: Mapping[str, bytes], tag: LatentsTag) -> Tensor:
     if LATENTS_FIELD not in fields:
         raise ValueError(f"expected {LATENTS_FIELD}, as the first sample of data.train_shards has it, got none")
     found = read_tag(fields[LATENTS_FIELD])
-    if found._replace(has_sizes=found.has_sizes and tag.has_sizes) != tag:
+    check_pair(fields, found)
+    if found._replace(has_sizes=found.has_sizes and tag.has_sizes, target=tag.target) != tag:
         raise ValueError(f"expected latents like the first sample's of data.train_shards, {tag}, got {found}")
     return load(fields[LATENTS_FIELD])[_NAME]
+
+
+def check_pair(fields: Iterable[str], found: LatentsTag) -> None:
+    """Refuse latents of the image where a target lies beside it: the model would learn the image.
+
+    Raises:
+        ValueError: saying what to do.
+    """
+    if not found.target and (wanted := sorted(set(fields) & set(TARGET_FIELDS))):
+        raise ValueError(
+            f"expected latents of the target, as the sample has {wanted[0]}, got latents of its image; make the cache "
+            "again, from the shards with their targets"
+        )
 
 
 def read_sizes(data: bytes) -> dict[str, Pair]:
@@ -87,7 +109,8 @@ def find_tag(shards: ShardSet, sources: Sequence[int]) -> LatentsTag | None:
         if filled:
             tags[shards.shards[filled[0]].path] = _tag_of(shards, filled[0])
     has_sizes = all(tag is None or tag.has_sizes for tag in tags.values())
-    kinds = {tag and tag._replace(has_sizes=has_sizes) for tag in tags.values()}
+    target = any(tag is not None and tag.target for tag in tags.values())
+    kinds = {tag and tag._replace(has_sizes=has_sizes, target=target) for tag in tags.values()}
     if len(kinds) > 1:
         found = "; ".join(f"{path}: {tag or 'none'}" for path, tag in tags.items())
         raise ValueError(f"data.train_shards: expected cached latents of one kind everywhere, or nowhere, got {found}")
@@ -112,7 +135,11 @@ def _tag_of(shards: ShardSet, number: int) -> LatentsTag | None:
     """By the first sample of one shard; the shard itself is read only if its index says that there are latents."""
     if LATENTS_FIELD not in shards.index(number).fields[0]:
         return None
-    return read_tag(shards.read(shards.starts[number]).fields[LATENTS_FIELD])
+    fields = shards.read(shards.starts[number]).fields
+    tag = read_tag(fields[LATENTS_FIELD])
+    with naming(f"data.train_shards: {shards.shards[number].path}"):
+        check_pair(fields, tag)
+    return tag
 
 
 def _read_header(data: bytes) -> tuple[LatentsTag, dict[str, Pair]]:
@@ -125,12 +152,13 @@ def _read_header(data: bytes) -> tuple[LatentsTag, dict[str, Pair]]:
         if dtype.text() not in DTYPES:
             raise dtype.refuse(f"one of {', '.join(DTYPES)}")
         sides = tuple(side.whole(1) for side in shape.items(3))
+        target = (said := about.get("target")) is not None and said.value is True
         of = about["vae_sha256"].text(), _pair(about["image_size"]), sides, DTYPES[dtype.text()]
     except ValueError as error:
         raise ValueError(
             f"expected {LATENTS_FIELD} as datamodules.cache_latents writes it, got {data[:64]!r}: {error}"
         ) from error
-    return LatentsTag(*of, has_sizes=len(sizes) == len(KEPT_SIZES)), sizes
+    return LatentsTag(*of, has_sizes=len(sizes) == len(KEPT_SIZES), target=target), sizes
 
 
 def _pair(values: Parsed) -> Pair:

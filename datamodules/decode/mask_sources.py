@@ -7,7 +7,8 @@ photo's own crop and flip and is cut above one half, so that soft edges and JPEG
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import NamedTuple
 
 import numpy as np
@@ -15,7 +16,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from datamodules.decode.mask_files import mask_turn, read_mask, turned
 from datamodules.decode.reading import Turn, has_alpha, open_image, read_turn, upright
-from datamodules.shards.tar_index import IMAGE_FIELDS, LABEL_FIELDS, MASK_FIELDS
+from datamodules.shards.tar_index import IMAGE_FIELDS, LABEL_FIELDS, MASK_FIELDS, TARGET_FIELDS
 
 _GREY_STEPS = {2: 85, 4: 17}  # Pillow stretches grey PNGs of 2 and 4 bits to 0..255
 
@@ -67,6 +68,22 @@ def image_bytes(fields: dict[str, bytes]) -> bytes:
     return next(fields[name] for name in IMAGE_FIELDS if name in fields)
 
 
+@contextmanager
+def naming(part: str) -> Iterator[None]:
+    """Any error as a ValueError that names the part of the sample, its mask say."""
+    try:
+        yield
+    except UnidentifiedImageError as error:  # its own text ends in a memory address
+        raise ValueError(f"{part}: cannot identify it as a JPEG, PNG or WEBP") from error
+    except Exception as error:  # Pillow raises many kinds on damaged files, SyntaxError among them
+        raise ValueError(f"{part}: {error}") from error
+
+
+def target_bytes(fields: dict[str, bytes]) -> bytes | None:
+    """The file of the picture that a sample's image should become; None if it has none."""
+    return _first(fields, TARGET_FIELDS)
+
+
 class FileMask(MaskSource):
     """A picture beside the image: `mask.png`, `mask.webp`, `mask.jpg` or `mask.jpeg`, white = inpaint.
 
@@ -87,12 +104,8 @@ class FileMask(MaskSource):
         if data is None:
             return None
         ways = {"inverted": self.inverted, "transparent": self.transparent}
-        try:
+        with naming("mask"):
             return read_mask(data, request.size, request.turn, request.max_pixels, **ways)
-        except UnidentifiedImageError as error:  # its own text ends in a memory address
-            raise ValueError("mask: cannot identify it as a JPEG, PNG or WEBP") from error
-        except Exception as error:  # Pillow raises many kinds on damaged files, SyntaxError among them
-            raise ValueError(f"mask: {error}") from error
 
 
 class AlphaMask(MaskSource):

@@ -57,7 +57,9 @@ class OwnMasks:
                 return crop_mask(mask, crop, size, frame)
         return None
 
-    def own(self, raw: RawSample, crop: Crop, size: Size, frame: Size, turn: Turn) -> Tensor | None:
+    def own(
+        self, raw: RawSample, crop: Crop, size: Size, frame: Size, turn: Turn, *, always: bool = False
+    ) -> Tensor | None:
         """The sample's own mask at `size` (H, W), bool (1, H, W), as often as it is wanted.
 
         Args:
@@ -66,9 +68,10 @@ class OwnMasks:
             size: the target, (H, W) pixels.
             frame: width and height of the upright image.
             turn: what its EXIF says.
+            always: whatever the probability.
         """
         use, draw = position_draws(self.seed, raw.position, Stream.OWN_MASK, 2)
-        own = self._find(raw, crop, size, frame, turn, draw) if use < self.probability else None
+        own = self._find(raw, crop, size, frame, turn, draw) if always or use < self.probability else None
         return own if own is not None and (self.allow_empty or own.any()) else None
 
     def donated(self, donor: RawSample, position: int, size: Size, choose_crop: ChooseCrop) -> Tensor | None:

@@ -8,6 +8,7 @@ applied before anything is resized, so that the pixels are those of a file that 
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 from io import BytesIO
 from typing import NamedTuple
 
@@ -81,6 +82,19 @@ def upright_size(image: Image.Image) -> tuple[int, int]:
     return (image.height, image.width) if read_turn(image).swap else (image.width, image.height)
 
 
+def check_pair(target: tuple[int, int], photo: tuple[int, int]) -> None:
+    """Refuse a target of another upright (width, height) than its photo: no pixel of it would lie on the photo's.
+
+    Raises:
+        ValueError: naming both sizes.
+    """
+    if target != photo:
+        raise ValueError(
+            f"expected a target of the photo's size, {photo[0]} x {photo[1]} pixels once both are upright "
+            f"by their EXIF rotation, got {target[0]} x {target[1]}; save it at that size"
+        )
+
+
 def has_alpha(image: Image.Image) -> bool:
     """Whether some pixels may be transparent, by the header."""
     return image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info
@@ -114,7 +128,8 @@ class View(NamedTuple):
     """How a crop is read from a file.
 
     `box` is the crop in pixels of the file, `scale` (1, 2, 4 or 8) how many of these become one while a JPEG is
-    decoded, `coarse` whether its chroma may be, `turn` makes it upright, `flip` mirrors it then.
+    decoded, `coarse` whether its chroma may be, `turn` makes it upright, `flip` mirrors it then. `upright_first` swaps
+    rows and columns before the resize, which rounds columns first.
     """
 
     box: Box
@@ -122,6 +137,7 @@ class View(NamedTuple):
     coarse: bool
     turn: Turn
     flip: bool
+    upright_first: bool = False
 
 
 def _stored_box(box: Box, upright: tuple[int, int], turn: Turn) -> Box:
@@ -145,6 +161,15 @@ def plan_view(image: Image.Image, crop: Crop, size: tuple[int, int], reducing_ga
     while any(side % scale for side in box):
         scale //= 2
     return View(box, scale, factor >= reducing_gap, turn, crop.flip)
+
+
+def plan_pair(
+    images: Sequence[Image.Image], crop: Crop, size: tuple[int, int], reducing_gap: float = 2.0
+) -> list[View]:
+    """`plan_view` for pictures that are to lie on each other: decoded at the finest of their scales, resized alike."""
+    views = [plan_view(image, crop, size, reducing_gap) for image in images]
+    scale, mixed = min(view.scale for view in views), len({view.turn.swap for view in views}) > 1
+    return [view._replace(scale=scale, upright_first=mixed) for view in views]
 
 
 def _read_box(image: Image.Image, data: bytes, view: View, background: tuple[int, int, int] | None) -> np.ndarray:
@@ -181,10 +206,12 @@ def read_view(
         background: RGB, 0..255, under transparent pixels; None shows the colours that they hide.
     """
     pixels = torch.from_numpy(_read_box(image, data, view, background)).permute(2, 0, 1)
-    target = size[::-1] if view.turn.swap else size
+    early, late = view.turn.swap and view.upright_first, view.turn.swap and not view.upright_first
+    pixels = pixels.transpose(1, 2) if early else pixels
+    target = size[::-1] if late else size
     if pixels.shape[1:] != target:
         pixels = F.interpolate(pixels[None], target, mode="bicubic", antialias=True)[0]
-    pixels = pixels.transpose(1, 2) if view.turn.swap else pixels
+    pixels = pixels.transpose(1, 2) if late else pixels
     mirrored = [axis for axis, wanted in ((1, view.turn.y), (2, view.turn.x != view.flip)) if wanted]
     return (pixels.flip(mirrored) if mirrored else pixels).contiguous()
 

@@ -11,15 +11,24 @@ from collections.abc import Sequence
 from typing import Any
 
 from PIL import Image
-from torch import nn
+from torch import Tensor, nn
 
 from datamodules.decode.augmentations import Augmentations, Crop, centre_crop, crop_draws, random_crop
 from datamodules.decode.captions import parse_caption, parse_label
-from datamodules.decode.latent_cache import read_latents, read_sizes
-from datamodules.decode.mask_sources import FileMask, MaskSource, image_bytes
+from datamodules.decode.latent_cache import read_latents, read_sizes, read_tag
+from datamodules.decode.mask_sources import FileMask, MaskSource, image_bytes, naming, target_bytes
 from datamodules.decode.own_masks import OwnMasks
 from datamodules.decode.profiles import profile_fault
-from datamodules.decode.reading import is_animated, open_image, plan_view, read_view, upright_size
+from datamodules.decode.reading import (
+    Turn,
+    View,
+    check_pair,
+    is_animated,
+    open_image,
+    plan_pair,
+    read_view,
+    upright_size,
+)
 from datamodules.shards.shard_set import RawSample
 from datamodules.shards.tar_index import LATENTS_FIELD
 from inpaint_module.batch import LatentsTag
@@ -31,7 +40,11 @@ class SampleDecoder:
     """Decode raw samples; picklable, without state.
 
     The mask is the donor's if the sample has one that hits the crop; else, with `own_mask_probability`, its own; else
-    there is none, and the batch paints a random one.
+    there is none, and the batch paints a random one. A sample with a target keeps its own mask, which says what is to
+    be taken away: it neither gets a donor's nor lends its own.
+
+    Attributes:
+        pairs: whether samples without a target take their image for it, as in a set of which some have one.
 
     Args:
         image_size: the target, (H, W) pixels, of samples that do not ask for another.
@@ -83,12 +96,13 @@ class SampleDecoder:
         self.masks = OwnMasks(mask_sources, seed=seed, max_pixels=max_pixels, **options)
         self.background = None if self.masks.shows_hidden else background
         self.latents: LatentsTag | None = None
+        self.pairs = False
 
     def for_cache(self, latents: LatentsTag) -> SampleDecoder:
         """This decoder for the samples of a latent cache, which hold all that was done to image and mask."""
         twin = copy.copy(self)
         twin.augment, twin.latents, twin.augmentations = False, latents, Augmentations((), seed=self.seed)
-        twin.masks = copy.copy(self.masks)
+        twin.masks, twin.pairs = copy.copy(self.masks), False
         twin.masks.sources = [FileMask()]
         return twin
 
@@ -120,14 +134,14 @@ class SampleDecoder:
             return centre_crop(*frame, size)
         return random_crop(*frame, size, draws, self.min_scale, self.flip)
 
-    def _note(self, raw: RawSample, image: Image.Image, frame: Size, size: Size) -> list[tuple[str, str]]:
-        """What is worth counting, (kind, key): an animated image, one smaller than its target, an unusable profile."""
+    def _note(self, raw: RawSample, images: Sequence[Image.Image], frame: Size, size: Size) -> list[tuple[str, str]]:
+        """What is worth counting, (kind, key): an animated image, one smaller than its size, an unusable profile."""
         small = frame[0] < size[1] or frame[1] < size[0]
         if small and not self.upscale:
             need, got = f"{size[1]} x {size[0]}", f"{frame[0]} x {frame[1]}"
             raise ValueError(f"expected an image of at least {need} pixels (upscale: false), got {got}")
-        fault = profile_fault(image) is not None
-        kinds = (("animated", is_animated(image)), ("upscaled", small), ("bad_profile", fault))
+        fault = any(profile_fault(image) is not None for image in images)
+        kinds = (("animated", any(map(is_animated, images))), ("upscaled", small), ("bad_profile", fault))
         return [(kind, raw.key) for kind, true in kinds if true]
 
     def _texts(self, raw: RawSample) -> dict[str, Any]:
@@ -135,25 +149,64 @@ class SampleDecoder:
         texts = {"caption": parse_caption(raw.fields, self.max_caption_bytes, self.caption_key), "__key__": raw.key}
         return texts if self.label_key is None else {**texts, "label": parse_label(raw.fields, self.label_key)}
 
-    def _decode(self, raw: RawSample) -> dict[str, Any]:
-        texts = self._texts(raw)
-        data, size = image_bytes(raw.fields), raw.size or self.image_size
+    def _is_pair(self, raw: RawSample) -> bool:
+        """Whether the sample has a target, or cached latents of one."""
+        cached = self.latents is not None and LATENTS_FIELD in raw.fields
+        return target_bytes(raw.fields) is not None or (cached and read_tag(raw.fields[LATENTS_FIELD]).target)
+
+    def _mask(self, raw: RawSample, crop: Crop, size: Size, frame: Size, turn: Turn) -> Tensor | None:
+        """The donor's or the sample's own mask; None to paint one."""
+        pair = self._is_pair(raw)
+        if raw.donor and not pair and not self._is_pair(raw.donor):
+            mask = self.masks.donated(raw.donor, raw.position, size, self._crop)
+            if mask is not None:
+                return mask
+        return self.masks.own(raw, crop, size, frame, turn, always=pair)
+
+    def _open(self, raw: RawSample) -> list[tuple[Image.Image, bytes]]:
+        """The image, and its target if it has one that is to be read: the opened file of each, and its bytes."""
+        data, target = image_bytes(raw.fields), target_bytes(raw.fields)
         image = open_image(data, self.max_pixels)
-        frame = upright_size(image)
-        notes = self._note(raw, image, frame, size)
+        if target is None or self.latents is not None:
+            return [(image, data)]
+        with naming("target"):
+            wanted = open_image(target, self.max_pixels)
+            check_pair(upright_size(wanted), upright_size(image))
+        return [(image, data), (wanted, target)]
+
+    def _read(self, files: Sequence[tuple[Image.Image, bytes]], views: Sequence[View], size: Size) -> list[Tensor]:
+        """The pixels of image and target, uint8 (3, H, W) each."""
+        pixels = [read_view(*files[0], views[0], size, self.background)]
+        with naming("target"):
+            return pixels + [
+                read_view(*file, view, size, self.background) for file, view in zip(files[1:], views[1:], strict=True)
+            ]
+
+    def _decode(self, raw: RawSample) -> dict[str, Any]:
+        texts, size = self._texts(raw), raw.size or self.image_size
+        files = self._open(raw)
+        images = [image for image, _ in files]
+        frame = upright_size(images[0])
+        notes = self._note(raw, images, frame, size)
         crop = self._crop(frame, size, crop_draws(self.seed, raw.position) if self.augment else ())
-        view = plan_view(image, crop, size, self.reducing_gap)
-        mask = self.masks.donated(raw.donor, raw.position, size, self._crop) if raw.donor else None
-        mask = self.masks.own(raw, crop, size, frame, view.turn) if mask is None else mask
-        pixels = read_view(image, data, view, size, self.background)
-        pixels, mask = self.augmentations(pixels, mask, raw.position)
+        views = plan_pair(images, crop, size, self.reducing_gap)
+        mask = self._mask(raw, crop, size, frame, views[0].turn)
+        pixels, *target = self._read(files, views, size)
+        augmented = self.augmentations(pixels, mask, raw.position)
         sizes = self._sizes(frame, crop, size) | self._cached(raw, frame)
-        sample = {"image": pixels, "position": raw.position, **texts, **sizes}
-        return sample | ({} if mask is None else {"mask": mask}) | ({"notes": notes} if notes else {})
+        sample = {"image": augmented.image, "position": raw.position, **texts, **sizes}
+        if target:
+            sample["target"] = self.augmentations.target(target[0], mask, raw.position)
+        elif self.pairs:
+            sample |= {"target": augmented.image, "has_target": False}
+        sample |= {} if augmented.mask is None else {"mask": augmented.mask}
+        return sample | ({"notes": notes} if notes else {})
 
     def __call__(self, raw: RawSample) -> dict[str, Any]:
         """-> {"image": uint8 (3,H,W), "position", "caption", "__key__" [, "mask": bool (1,H,W)] [, "label": int]}.
 
+        "target" uint8 (3,H,W) is there of a sample that has one, and with `pairs` of all, "has_target" false of those
+        whose image it is.
         "original_size" (rows, columns) and "crop" (top, left) of `Batch` are there in training, from a cache if it has
         them; "latents" (C,h,w) of the whole image with `for_cache`.
         "notes", a list of (kind, key), is there if the image is "animated", has been "upscaled", or has

@@ -21,6 +21,7 @@ from datamodules.doctor.data_measures import Captions, Masks, Pixels, Sizes, Sto
 from datamodules.doctor.findings import ERROR, Finding
 from datamodules.doctor.inputs import StalledError, data_from_configs, items_in_time, precision_of
 from datamodules.doctor.model_measures import Encoded, Grid, Latents, Speeds, autocast
+from datamodules.doctor.pairs import Pairs, check_pairs, measure_pairs
 from datamodules.order.sample_stream import SampleStream
 from datamodules.shards.shard_set import Contents, RawSample
 from datamodules.webdataset_datamodule import WebDatasetDataModule
@@ -49,6 +50,7 @@ class Examination:
     pixels: Pixels | None = None
     masks: Masks | None = None
     captions: Captions | None = None
+    pairs: Pairs | None = None
     stored: StoredSamples | None = None
     contents: Contents | None = None
     latents: Latents | None = None
@@ -193,6 +195,7 @@ def _measure_batches(exam: Examination, own: list[Tensor], module: InpaintDiffus
     exam.sizes = Sizes(seen, ratio, factor)
     exam.pixels = data_measures.measure_pixels(exam.batches)
     exam.masks = data_measures.measure_masks(exam.batches, own)
+    exam.pairs = measure_pairs(exam.batches, own)
     used = module is not None and not isinstance(module.conditioning, NoConditioning)
     exam.captions = data_measures.measure_captions(exam.batches, used)
     for batch in exam.batches:
@@ -201,7 +204,7 @@ def _measure_batches(exam: Examination, own: list[Tensor], module: InpaintDiffus
     exam.findings += findings.check_range(exam.pixels) + findings.check_constant(exam.pixels)
     exam.findings += findings.check_polarity(exam.masks) + findings.check_painted(exam.masks)
     exam.findings += findings.check_empty(exam.masks) + findings.check_sizes(exam.sizes)
-    exam.findings += findings.check_captions(exam.captions)
+    exam.findings += findings.check_captions(exam.captions) + (check_pairs(exam.pairs) if exam.pairs else [])
     exam.findings += findings.check_notes(exam.notes, exam.pixels.total)
 
 

@@ -20,7 +20,7 @@ T = TypeVar("T")
 class Encoded(NamedTuple):
     """A batch through the encoder, all on the CPU: pixels are float (B, 3, H, W) in 0..1, masks (B, 1, H, W).
 
-    `decoded` is the round trip of the whole picture through the VAE.
+    `decoded` is the round trip of the whole picture through the VAE, which is `image`; of a pair the target.
     """
 
     keys: list[str]
@@ -89,7 +89,8 @@ def encode(module: InpaintDiffusion, batch: Batch) -> tuple[Encoded, float]:
     assert latents.target is not None
     image, hole = encoder.crop(to_unit_float(batch["image"][:, :3])), encoder.crop(batch["mask"]) > 0.5
     masked = torch.where(hole, encoder.fill, image)
-    parts = (image, hole, latents.noise_mask, masked, latents.target, encoder.decode(latents.target))
+    whole = encoder.crop(to_unit_float(batch["target"])) if "target" in batch else image
+    parts = (whole, hole, latents.noise_mask, masked, latents.target, encoder.decode(latents.target))
     return Encoded(batch["__key__"], *(part.cpu() for part in parts)), seconds
 
 

@@ -14,6 +14,7 @@ from datamodules.doctor.data_measures import Captions, Masks, Pixels, StoredSamp
 from datamodules.doctor.examination import Examination
 from datamodules.doctor.findings import ERROR, Finding
 from datamodules.doctor.model_measures import Latents, Speeds
+from datamodules.doctor.pairs import told
 from datamodules.shards.shard_set import Contents
 from inpaint_module.pixels import to_unit_float
 from inpaint_module.report.pictures import SheetRow, fitted, masked_in_red, sheet, to_pil
@@ -40,6 +41,8 @@ def _rows(exam: Examination) -> Iterator[tuple[str, str]]:
         yield from _pixel_rows(exam.pixels, exam.sizes.seen)
         yield from _mask_rows(exam.masks)
         yield "captions", _captions(exam.captions)
+        if exam.pairs is not None:
+            yield "pairs", told(exam.pairs)
         yield "samples", _samples(exam.pixels.total, exam.notes, exam.stored)
     if exam.latents is not None:
         yield from _latent_rows(exam.latents)

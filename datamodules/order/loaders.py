@@ -21,7 +21,8 @@ from inpaint_module.randomness import Stream, key
 def collate(samples: list[dict[str, Any]]) -> Batch:
     """Samples -> one batch.
 
-    `has_mask` is there if some samples have own masks and others do not; `notes` if something was noted of a sample
+    `has_mask` is there if some samples have own masks and others do not, `target` if some samples have one (those of
+    the others are their images), and then `has_target` if not all have; `notes` if something was noted of a sample
     ("bad", "substituted" and what else the decoder tells).
     """
     batch: Batch = {
@@ -38,6 +39,11 @@ def collate(samples: list[dict[str, Any]]) -> Batch:
         batch["original_size"] = torch.tensor([sample["original_size"] for sample in samples])
         batch["crop"] = torch.tensor([sample["crop"] for sample in samples])
         batch["target_size"] = torch.tensor([sample["image"].shape[-2:] for sample in samples])
+    if any("target" in sample for sample in samples):
+        batch["target"] = torch.stack([sample.get("target", sample["image"]) for sample in samples])
+        has_target = torch.tensor([sample.get("has_target", "target" in sample) for sample in samples])
+        if not has_target.all():
+            batch["has_target"] = has_target
     has_mask = torch.tensor(["mask" in sample for sample in samples])
     if has_mask.any():
         empty = torch.zeros(1, *batch["image"].shape[-2:], dtype=torch.bool)

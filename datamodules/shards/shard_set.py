@@ -18,7 +18,7 @@ from datamodules.account import Account
 from datamodules.shards.local_files import OpenFiles, release
 from datamodules.shards.manifest import Shard, load_index
 from datamodules.shards.shard_cache import CacheFullError, ShardCache
-from datamodules.shards.tar_index import LABEL_FIELDS, MASK_FIELDS, ShardIndex
+from datamodules.shards.tar_index import LABEL_FIELDS, MASK_FIELDS, TARGET_FIELDS, ShardIndex
 from datamodules.shards.transports import RemoteError, file_name, is_remote
 from inpaint_module.redaction import redact
 
@@ -162,6 +162,7 @@ class ShardSet:
 
 _LOCAL, _REMOTE = 32, 2  # indexes that are read of a set of more shards
 _KINDS = {"captions": {"txt"}, "masks": {*MASK_FIELDS}, "labels": {*LABEL_FIELDS, "cls"}, "json": {"json"}}
+_KINDS["targets"] = {*TARGET_FIELDS}
 
 
 class Contents(NamedTuple):

@@ -18,9 +18,12 @@ from datamodules.shards.tar_members import Member, SequentialFile, read_members
 IMAGE_FIELDS = ("jpg", "jpeg", "png", "webp")
 MASK_FIELDS = ("mask.png", "mask.webp", "mask.jpg", "mask.jpeg")
 LABEL_FIELDS = ("label.png", "seg.png")
+TARGET_FIELDS = ("target.png", "target.webp", "target.jpg", "target.jpeg")  # what the image should become
 LATENTS_FIELD = "latents.safetensors"  # of cache_latents
 OTHER_FIELDS = ("txt", "json", "cls", LATENTS_FIELD)
-FIELDS = IMAGE_FIELDS + MASK_FIELDS + LABEL_FIELDS + OTHER_FIELDS  # never what a reader would have to execute
+FIELDS = (
+    IMAGE_FIELDS + MASK_FIELDS + LABEL_FIELDS + TARGET_FIELDS + OTHER_FIELDS
+)  # never what a reader would have to execute
 MAX_MEMBER_BYTES = 1 << 28
 _KNOWN = frozenset(FIELDS)
 _EXECUTABLE = frozenset(

@@ -54,7 +54,7 @@ def cached_samples(
     vae_sha256, device = encoder.vae.fingerprint().hex(), encoder.kernel.device
     with ThreadPoolExecutor() as pool:
         for batch in islice(_batches(data, begin, folder), -(-(positions.stop - begin) // data.batch_size)):
-            latents = encode_clean(encoder, batch["image"].to(device)).cpu()
+            latents = encode_clean(encoder, batch.get("target", batch["image"]).to(device)).cpu()
             _check_finite(latents, encoder.vae.name, batch["__key__"])
             latents = latents.to(dtype)
             _check_finite(latents, f"dtype {str(dtype).removeprefix('torch.')}", batch["__key__"])
@@ -104,7 +104,8 @@ def _encode_row(batch: Mapping[str, Any], vae_sha256: str, row: int) -> EncodedS
     # fastest to write and read, and three quarters of a PNG
     fields = {"webp": _file_of(image, "WEBP", lossless=True, quality=0, method=0)}
     sizes = {name: batch[name][row].tolist() for name in KEPT_SIZES}
-    of: dict[str, Any] = {"vae_sha256": vae_sha256, "image_size": (height, width), "sizes": sizes}
+    target = "target" in batch and bool(batch["has_target"][row] if "has_target" in batch else True)
+    of: dict[str, Any] = {"vae_sha256": vae_sha256, "image_size": (height, width), "sizes": sizes, "target": target}
     fields[LATENTS_FIELD] = pack_latents(batch["latents"][row], **of)
     if caption := batch["caption"][row]:
         fields["txt"] = caption.encode()

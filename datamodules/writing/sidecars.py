@@ -1,4 +1,4 @@
-"""What lies beside a photo, by name: captions, masks, label maps, class numbers, annotations; in any case.
+"""What lies beside a photo, by name: captions, masks, label maps, targets, class numbers, annotations; in any case.
 
 All of it is a function of the names in one folder.
 """
@@ -24,8 +24,7 @@ _MASK_NAMES = (
     re.compile(r"(?P<mark>masks?[ ._-])(?P<name>.+)", re.IGNORECASE),
 )
 TWICE = "beside a photo that has another such file"
-TARGETS = "the target of a pair, which is not read"
-NO_PHOTO = "a mask or label map beside no photo"
+NO_PHOTO = "a mask, label map or target beside no photo"
 
 
 class Sidecar(NamedTuple):
@@ -97,12 +96,12 @@ def sort_folder(names: Iterable[str], no_photos: Iterable[str] = ()) -> Folder:
     for name in sorted(sidecars, key=lambda name: (_rank(name), name)):
         stem, purpose = sidecars[name]
         owned = owners.of(stem)
-        wanted = [photo for photo in owned if purpose not in photos[photo]] if purpose != "target" else []
+        wanted = [photo for photo in owned if purpose not in photos[photo]]
         for photo in wanted:
             photos[photo][purpose] = name
         if not wanted:
             alone = NO_PHOTO if is_picture(name) else ""
-            left.append((name, alone if not owned else TARGETS if purpose == "target" else TWICE))
+            left.append((name, alone if not owned else TWICE))
     return Folder(photos, left)
 
 

@@ -30,7 +30,7 @@ class Source(NamedTuple):
     Attributes:
         key: of the sample.
         path: the file, or the cell of a table that holds it.
-        beside: purpose (txt, cls, json, mask, label, seg) -> file beside it, or cell.
+        beside: purpose (txt, cls, json, mask, label, seg, target) -> file beside it, or cell.
         given: fields that a table gives, with their bytes; they win.
         origin: where the table says it.
         name: what an account calls it.
@@ -149,18 +149,18 @@ class _Finder:
             source = Source(key, row.image, (), row.given, row.origin, f"row {number + 1}")
         else:
             source = self.file(row.image, given=row.given, origin=row.origin)
-        return source if row.mask is None else self.with_mask(source, row.mask)
+        return self.with_files(source, row)
 
-    def with_mask(self, source: Source, mask: str | Cell) -> Source:
-        """The source with the mask that a row names."""
-        place = mask if isinstance(mask, Cell) else _found(self.root / mask)
-        return source._replace(beside=tuple({**dict(source.beside), "mask": place}.items()))
+    def with_files(self, source: Source, row: Row) -> Source:
+        """The source with the mask and the target that a row names."""
+        places = {what: at if isinstance(at, Cell) else _found(self.root / at) for what, at in row.beside.items()}
+        return source._replace(beside=tuple({**dict(source.beside), **places}.items()))
 
     def folder(self) -> list[Source]:
         """The photos under the root, with what tables called metadata say of them."""
         names = dict(sorted(walk(self.root, self.account)))
         told = self.metadata(names)
-        known = [Path(row.mask) for row in told.values() if isinstance(row.mask, str)]
+        known = [Path(file) for row in told.values() for file in row.beside.values() if isinstance(file, str)]
         sources = {}
         for path, beside in find_photos(names, self.masks, known, self.account):
             files = tuple((purpose, self.root / file) for purpose, file in beside.items())
@@ -168,12 +168,12 @@ class _Finder:
         for name in _alike(sources, told):
             row = told.pop(name[1])
             source = sources[name[0]]._replace(given=row.given, origin=row.origin)
-            sources[name[0]] = source if row.mask is None else self.with_mask(source, row.mask)
+            sources[name[0]] = self.with_files(source, row)
         self.account.leave(NOT_THERE, *told)
         return list(sources.values())
 
     def metadata(self, names: dict[Path, list[str]]) -> dict[str, Row]:
-        """The rows of tables called metadata, by the photo's path from the root; masks likewise from there."""
+        """The rows of tables called metadata, by the photo's path from the root; their files likewise from there."""
         told: dict[str, Row] = {}
         for table in [folder / name for folder, files in names.items() for name in files if is_metadata(name)]:
             if not has_images(self.root / table, self.columns, self.encoding):
@@ -183,9 +183,12 @@ class _Finder:
             self.account.note(UNUSED_COLUMNS, *unused)
             for row in rows:
                 name = os.path.normpath(table.parent / str(row.image))
-                mask = os.path.normpath(table.parent / row.mask) if isinstance(row.mask, str) else row.mask
+                files = {
+                    what: os.path.normpath(table.parent / file) if isinstance(file, str) else file
+                    for what, file in row.beside.items()
+                }
                 self.account.leave("further rows of a photo", *[name] * (name in told))
-                told.setdefault(name, row._replace(mask=mask))
+                told.setdefault(name, row._replace(beside=files))
         return told
 
 

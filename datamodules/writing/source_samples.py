@@ -18,7 +18,7 @@ from datamodules.decode.conversion import ORIENTATION, StoredPicture, stored_pic
 from datamodules.decode.mask_files import mask_of, mask_turn
 from datamodules.decode.mask_sources import read_labels
 from datamodules.decode.own_masks import why_look
-from datamodules.decode.reading import Turn, image_size, read_turn, to_rgb, upright, upright_size
+from datamodules.decode.reading import Turn, check_pair, image_size, read_turn, to_rgb, upright, upright_size
 from datamodules.shards.shard_set import kinds_of
 from datamodules.writing.source_lists import Source
 from datamodules.writing.source_tables import Cell
@@ -89,6 +89,7 @@ class _Reader:
         self.fields: dict[str, bytes] = {}
         self.notes: list[tuple[str, str]] = []
         self.stored: StoredPicture | None = None
+        self.wanted: StoredPicture | None = None  # the target
         self.frame, self.turn = (0, 0), Turn()  # upright width and height of the image, and what makes it upright
         self.turned = False  # whether something beside the image is drawn on it as it lies in its file
 
@@ -124,6 +125,13 @@ class _Reader:
         else:
             self.fields[f"mask.{stored.suffix}"] = stored.data
         if kind := why_look(np.asarray(grey) >= 128):
+            self.note(kind, name)
+
+    def target(self, name: str, data: bytes) -> None:
+        """What the image should become."""
+        self.wanted = stored_picture(data, name, self.packing.max_pixels)
+        check_pair(upright_size(self.wanted.image), self.frame)
+        for kind in self.wanted.notes:
             self.note(kind, name)
 
     def labels(self, name: str, data: bytes) -> None:
@@ -168,6 +176,8 @@ class _Reader:
         if image is not self.stored.data and "json" in self.fields:
             self.fields["json"] = _sized_json(self.fields["json"], self.frame)
         self.fields[self.stored.suffix] = image
+        if self.wanted is not None:
+            self.fields[f"target.{self.wanted.suffix}"] = _shrunk(self.wanted, self.packing.resize, upright_too=True)
         size = self.frame if image is self.stored.data else image_size(image)
         sample = EncodedSample(self.source.key, self.fields, size)
         told = ("captions",) if parse_caption(self.fields, _MAX_CAPTION_BYTES) else ()  # it may be in the json
@@ -227,7 +237,7 @@ def read_source(source: Source, packing: Packing) -> PackedSample:
     reader.read(source.path, reader.image)
     reader.fields |= dict(source.given)
     uses = {"mask": reader.mask, "label": reader.labels, "seg": reader.labels, "json": reader.json}
-    uses |= {"txt": reader.caption, "cls": reader.number}
+    uses |= {"txt": reader.caption, "cls": reader.number, "target": reader.target}
     for purpose, place in source.beside:
         if purpose not in reader.fields or purpose == "json":
             reader.read(place, uses[purpose])

@@ -169,15 +169,16 @@ class Columns(NamedTuple):
     caption: Sequence[str] = ("caption", "text", "prompt", "description", "alt_text")
     mask: Sequence[str] = ("mask", "mask_path", "mask_file_name", "mask_file", "mask_image")
     label: Sequence[str] = ("label", "cls", "class_id", "label_id")
+    target: Sequence[str] = ("target", "target_path", "target_file_name", "target_file", "target_image")
     json: Sequence[str] = ()
 
 
 class Row(NamedTuple):
-    """One row: the place of the picture and of its mask, as written or in the table itself, and fields with their
-    bytes; `origin` says where the row is."""
+    """One row: the place of the picture, and by purpose (mask, target) those of what belongs to it, as written or in
+    the table itself; fields with their bytes; `origin` says where the row is."""
 
     image: str | Cell
-    mask: str | Cell | None
+    beside: dict[str, str | Cell]
     given: tuple[tuple[str, bytes], ...]
     origin: str
 
@@ -199,7 +200,7 @@ def read_rows(path: Path, columns: Columns, encoding: str) -> Rows:
     try:
         use = {
             purpose: _column(table, getattr(columns, purpose), Columns._field_defaults[purpose], purpose)
-            for purpose in ("image", "caption", "mask", "label")
+            for purpose in ("image", "caption", "mask", "label", "target")
         }
         kept = [_find(table.columns, name) for name in columns.json]
         if None in kept:
@@ -245,7 +246,8 @@ def _text(row: dict[str, Any], column: str | None) -> str:
     if value is None or value != value:  # NaN stands for nothing in tables of pandas
         return ""
     if not isinstance(value, str):
-        raise ValueError(f"column {column!r}: expected a text, got {type(value).__name__}")
+        advice = "; --target-column '' leaves targets out" if _plain(str(column)) == "target" else ""  # often a class
+        raise ValueError(f"column {column!r}: expected a text, got {type(value).__name__}{advice}")
     return value
 
 
@@ -268,7 +270,8 @@ def _place(row: dict[str, Any], column: str | None, what: str) -> str | Cell | N
         return value
     path = _text(row, column).strip()
     if path and not is_picture(Path(path).name) and (why_unread(path) is None or what != _IMAGE):
-        raise ValueError(f"column {column!r}: expected the path of {what}, got {path!r}")
+        advice = "; --target-column '' leaves targets out" if what == "a target" else ""
+        raise ValueError(f"column {column!r}: expected the path of {what}, got {path!r}{advice}")
     return path or None
 
 
@@ -280,6 +283,6 @@ def _row(row: dict[str, Any], use: dict[str, str | None], json_columns: dict[str
     if json_columns:
         kept = {name: row.get(column) for name, column in json_columns.items()}
         given["json"] = json.dumps(kept, sort_keys=True).encode()
-    return Row(
-        image, _place(row, use["mask"], "a mask"), tuple((name, data) for name, data in given.items() if data), origin
-    )
+    beside = {purpose: _place(row, use[purpose], f"a {purpose}") for purpose in ("mask", "target")}
+    places = {purpose: place for purpose, place in beside.items() if place is not None}
+    return Row(image, places, tuple((name, data) for name, data in given.items() if data), origin)

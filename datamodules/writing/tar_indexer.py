@@ -17,7 +17,7 @@ from datamodules.decode.reading import image_size, open_image, read_turn, uprigh
 from datamodules.shards.manifest import SHA256, ManifestRow, Shard, load_index, write_index
 from datamodules.shards.retries import RemoteStream
 from datamodules.shards.shard_set import account_of
-from datamodules.shards.tar_index import MASK_FIELDS, ScannedTar, ShardIndex, scan_tar
+from datamodules.shards.tar_index import FIELDS, MASK_FIELDS, ScannedTar, ShardIndex, scan_tar
 from datamodules.shards.transports import is_remote
 from datamodules.writing.sidecars import masks_by_name
 from inpaint_module.parsing import read_json
@@ -62,7 +62,10 @@ def _read_again(place: TarPlace, source: dict[str, Any]) -> ScannedTar | None:
         if source["size"] is None or content["source"].value != source:
             return None
         shard = Shard(place.address, len(content["keys"].items()), source["size"], "", index_file=str(place.index_file))
-        return ScannedTar(load_index(shard), shard.bytes, content["sha256"].text(SHA256))
+        index = load_index(shard)
+        if any(f"not used, ending in .{field}" in (index.aside or {}) for field in FIELDS):
+            return None  # of a version that did not read these
+        return ScannedTar(index, shard.bytes, content["sha256"].text(SHA256))
     except (OSError, ValueError):
         return None
 

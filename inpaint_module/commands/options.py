@@ -204,6 +204,7 @@ def _add_columns(parser: Parser) -> None:
         "caption": "captions (default: caption, text, prompt and the like; '' for none)",
         "mask": "paths of masks (default: mask, mask_path and the like; '' for none)",
         "label": "class numbers (default: label, cls and the like; '' for none)",
+        "target": "paths of target pictures (default: target, target_path and the like; '' for none)",
     }.items():
         table.add_argument(f"--{purpose}-column", metavar="NAME", help=told)
     told = "more columns to keep, in each sample's json (default: none)"

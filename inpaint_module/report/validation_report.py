@@ -156,12 +156,16 @@ class ValidationReport(Callback):
 
 
 def photos_of(batch: dict[str, Any]) -> list[dict[str, Any]]:
-    """A batch as batches of one on the CPU, without masks and without the padding of the last one."""
+    """A batch as batches of one on the CPU, without masks and without the padding of the last one.
+
+    Of pairs the targets are the photos: under masks that are painted anywhere these alone tell what belongs there.
+    """
+    batch = {**batch, "image": batch.get("target", batch["image"])}
     size = len(batch["image"])
     fields = {name: value.cpu() if isinstance(value, Tensor) else value for name, value in batch.items()}
     fields = {name: v for name, v in fields.items() if isinstance(v, Tensor | list) and len(v) == size}
     return [
-        {name: value[number : number + 1] for name, value in fields.items() if name != "mask"}
+        {name: value[number : number + 1] for name, value in fields.items() if name not in ("mask", "target")}
         for number, position in enumerate(batch["position"].tolist())
         if position >= 0
     ]
