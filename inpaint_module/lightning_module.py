@@ -226,9 +226,8 @@ class InpaintDiffusion(ScheduledModule):
             unconditional=None if free is None else {**free, **told},
             guidance_scale=self.guidance_scale,
         )
-        image, truth = (
-            self.encoder.crop(to_unit_float(batch.get(name, batch["image"]))) for name in ("image", "target")
-        )
+        given = batch["image"], batch.get("target", batch["image"])
+        image, truth = (self.encoder.crop(to_unit_float(each)) for each in given)
         hole = self.encoder.crop(batch["mask"])
         inpainted = self.encoder.decode(filled)
         return InpaintedImages(

@@ -106,12 +106,12 @@ def padding_mask_crop(batch: Batch, padding: int) -> Batch:
             "latents: train from the images themselves, or leave padding_mask_crop out"
         )
     names = [name for name in ("image", "target") if name in batch]
-    images = torch.stack([batch[name].cpu() for name in names], 1)  # type: ignore[literal-required]
+    images = torch.stack([batch[name].cpu() for name in names], 1)
     parts = [_around_hole(*sample, padding) for sample in zip(images, batch["mask"][:, 0].cpu(), strict=True)]
     device, size = batch["image"].device, (images.shape[-2], images.shape[-1])
     start, scale = (torch.stack([part[field] for part in parts]).to(device) for field in (2, 3))
     pictures = torch.stack([part.images for part in parts], 1).to(device)
-    cut: Batch = {**batch, **dict(zip(names, pictures, strict=True))}  # type: ignore[typeddict-item]
+    cut: Batch = {**batch, **dict(zip(names, pictures, strict=True))}
     cut["mask"] = torch.stack([part.mask for part in parts]).to(device)
     return rescaled_sizes(cut, start, scale, size)
 
