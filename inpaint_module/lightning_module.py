@@ -234,7 +234,7 @@ class InpaintDiffusion(ScheduledModule):
             image=truth,
             mask=hole,
             noise_mask=latents.noise_mask,
-            masked_image=torch.where(hole, self.encoder.fill, image),
+            masked_image=self.encoder.filled(image, hole),
             inpainted=inpainted,
             composite=composite(inpainted, image, latents.noise_mask),
         )

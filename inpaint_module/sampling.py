@@ -128,11 +128,3 @@ def scheduled(scheduler: SchedulerMixin, steps: int, size: tuple[int, int], devi
 def composite(inpainted: Tensor, image: Tensor, mask: Tensor) -> Tensor:
     """The inpainted pixels inside the mask, the image's own, bit for bit, outside: (B, 3, H, W), mask (B, 1, H, W)."""
     return torch.where(mask > 0.5, inpainted, image)
-
-
-def mean_colour_fill(image: Tensor, mask: Tensor) -> Tensor:
-    """Each image's mean colour outside its mask, everywhere; grey if all is masked: (B, 3, H, W), mask (B, 1, H, W)."""
-    known = (mask.float() <= 0.5).to(image)
-    count = known.sum((2, 3), keepdim=True)
-    mean = (image * known).sum((2, 3), keepdim=True) / count.clamp_min(1)
-    return torch.where(count > 0, mean, 0.5).expand_as(image)

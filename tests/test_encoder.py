@@ -17,6 +17,7 @@ from tiny_vaes import tiny
 from torch import Tensor, nn
 
 from inpaint_module import InpaintEncoder
+from inpaint_module.fills import smooth_fill
 from inpaint_module.randomness import Stream, key
 
 GOLDEN = load_file(Path(__file__).parent / "golden" / "vae_encode_for_inpaint.safetensors")
@@ -153,6 +154,17 @@ def test_fill(vae: AutoencoderKL) -> None:
     black[..., 8:20, 10:30] = 0
     encoder = InpaintEncoder(vae, fill=0.0)
     assert torch.equal(encoder(image(), box(2)).samples, encoder(black, torch.zeros(32, 40)).samples)
+
+
+def test_a_smooth_fill_is_that_of_the_hole_before_it_grows(vae: AutoencoderKL) -> None:
+    encoder = InpaintEncoder(vae, fill="smooth")
+    filled = smooth_fill(image().float() / 255, box(2)[:, None])
+    assert torch.equal(encoder(image(), box(2)).samples, encoder(filled, torch.zeros(32, 40)).samples)
+    other = image() + 9 * box(2)[:, None].to(torch.uint8)
+    assert torch.equal(encoder(other, box(2)).samples, encoder(image(), box(2)).samples)
+    assert encoder(image(1), box(2)).samples.shape[0] == 2
+    with pytest.raises(ValueError, match=r"0..1 \(pixel space\), or smooth; got 'soft'"):
+        InpaintEncoder(vae, fill="soft")
 
 
 def test_normalize_scales_samples_and_target() -> None:

@@ -17,6 +17,7 @@ FLOORS = {
     "inpaint_module.commands": 0,
     "inpaint_module.embedded": 0,
     "inpaint_module.files": 0,
+    "inpaint_module.fills": 0,
     "inpaint_module.fingerprints": 0,
     "inpaint_module.morphology": 0,
     "inpaint_module.randomness": 0,

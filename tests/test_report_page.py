@@ -25,6 +25,7 @@ from inpaint_module.training.run_folder import MetricRow
 def scored(name: str = "sd", **changes: str) -> ScoredPreset:
     scores = {"model": FillScores(15, 30, 0.5, 0.1), "vae": FillScores(29, 31, 0.9, 0.01)}
     scores |= {"mean_colour": FillScores(12, math.nan, 0.2, 0.3), "grey": FillScores(11, math.nan, 0.1, 0.4)}
+    scores |= {"smooth": FillScores(11.5, math.nan, 0.1, 0.4)}  # and no Telea, as without OpenCV
     picture = Image.new("RGB", (8, 8))
     photo = ScoredPhoto(changes.get("key", "k"), 0, changes.get("caption", ""), scores, {"fill": picture})
     return ScoredPreset(name, [photo])

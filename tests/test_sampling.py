@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from inpaint_module import InpaintLatents
 from inpaint_module.base_models import StableDiffusionLayout
-from inpaint_module.sampling import composite, inpaint_latents, mean_colour_fill, scheduled
+from inpaint_module.sampling import composite, inpaint_latents, scheduled
 
 CLEAN = torch.randn(2, 4, 6, 5, generator=torch.Generator().manual_seed(0))
 NOISE = torch.randn(CLEAN.shape, generator=torch.Generator().manual_seed(1))
@@ -113,15 +113,3 @@ def test_composite_keeps_known_pixels_bit_for_bit() -> None:
     out = composite(made, image, mask)
     assert torch.equal(out[..., 2:], image[..., 2:])
     assert torch.equal(out[..., :2], made[..., :2])
-
-
-def test_mean_colour_is_that_of_the_known_pixels() -> None:
-    image = torch.zeros(2, 3, 2, 2)
-    image[:, 0, 0, 0], image[:, 0, 0, 1] = 1.0, 0.5
-    mask = torch.zeros(2, 1, 2, 2)
-    mask[0, :, 1] = 1
-    mask[1] = 1
-    filled = mean_colour_fill(image, mask)
-    assert filled.shape == image.shape
-    assert filled[0, :, 1, 1].tolist() == [0.75, 0, 0]
-    assert filled[1].unique().tolist() == [0.5]

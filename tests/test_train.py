@@ -92,7 +92,7 @@ def test_fit_validate_test_and_predict(run_folder: Path) -> None:
     checkpoint = run_folder / "checkpoints" / "last.ckpt"
     assert picture_size(run_folder / "grids" / "step_000002.png") == (6 * 64, 8 * 64 + 14)
     events = EventAccumulator(str(run_folder), size_guidance={"images": 0}).Reload()
-    names = {f"val/psnr_{name}" for name in ("inside", "outside", "inside_grey", "inside_mean_colour")}
+    names = {f"val/psnr_{name}" for name in ("inside", "outside", "inside_grey", "inside_mean_colour", "inside_smooth")}
     names |= {"train/loss", "val/mask_leak", "val/mask_overcover"}
     assert names <= set(events.Tags()["scalars"])
     assert "val/grid" in events.Tags()["images"]

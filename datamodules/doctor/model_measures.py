@@ -88,7 +88,7 @@ def encode(module: InpaintDiffusion, batch: Batch) -> tuple[Encoded, float]:
     latents, seconds = timed(lambda: module.encode(batch), encoder.kernel.device)
     assert latents.target is not None
     image, hole = encoder.crop(to_unit_float(batch["image"][:, :3])), encoder.crop(batch["mask"]) > 0.5
-    masked = torch.where(hole, encoder.fill, image)
+    masked = encoder.filled(image, hole)
     whole = encoder.crop(to_unit_float(batch["target"])) if "target" in batch else image
     parts = (whole, hole, latents.noise_mask, masked, latents.target, encoder.decode(latents.target))
     return Encoded(batch["__key__"], *(part.cpu() for part in parts)), seconds

@@ -6,7 +6,7 @@ import copy
 from collections.abc import Callable
 from functools import partial
 from inspect import signature
-from typing import Any
+from typing import Any, Literal
 
 from diffusers import SchedulerMixin
 from torch import nn
@@ -136,7 +136,7 @@ class EncoderOptions:
             "max_batch": max_batch,
         }
 
-    def make(self, base: str, fill: float) -> InpaintEncoder:
+    def make(self, base: str, fill: float | Literal["smooth"]) -> InpaintEncoder:
         """The encoder, with the VAE of the pipeline at `base`."""
         arguments: dict[str, Any] = self.arguments
         return InpaintEncoder(self.vae.load(base), fill=fill, normalize=True, **arguments)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -104,7 +105,7 @@ class Layout(ABC):
             middle four, rounded ("comfyui"); "max" forgets nothing.
 
     Attributes:
-        fill: what the encoder must fill holes with, in pixel space 0..1.
+        fill: what the encoder must fill holes with, in pixel space 0..1, or "smooth".
         multiple: latent rows and columns must be multiples of it, for models that take latents in patches.
         eats_masked: whether the masked image's latents are in it.
 
@@ -112,7 +113,7 @@ class Layout(ABC):
         ValueError: an unknown reduction.
     """
 
-    fill = GREY
+    fill: float | Literal["smooth"] = GREY
     multiple = 1
     eats_masked = True
 

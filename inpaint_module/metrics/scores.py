@@ -1,6 +1,6 @@
 """Scores of what a model painted into holes: over a validation, and of single photos for the report.
 
-Beside them stand those of plain fills, grey and the mean colour, and of what the autoencoder alone would do.
+Beside them stand those of fills that need no model, and of what the autoencoder alone would do.
 """
 
 from __future__ import annotations
@@ -14,31 +14,32 @@ from PIL import Image
 from torch import Tensor, nn
 from torchmetrics import MeanMetric
 
+from inpaint_module.fills import mean_colour_fill, smooth_fill, telea_fill
 from inpaint_module.metrics.masked import MaskedPSNR, masked_ssim, seam_error
 from inpaint_module.morphology import mask_leak, mask_overcover, reduce_mask
-from inpaint_module.sampling import InpaintedImages, composite, mean_colour_fill
+from inpaint_module.sampling import InpaintedImages, composite
 
 Distance = Callable[[Tensor, Tensor], Tensor]
-FILLS = ("model", "vae", "mean_colour", "grey")
+PLAIN_FILLS = {"smooth": "smooth fill", "telea": "OpenCV's Telea", "mean_colour": "mean colour", "grey": "grey"}
 
 
 class FillMetrics(nn.ModuleDict):
-    """PSNR inside the hole and outside the grown mask, and inside for two plain fills: grey and the mean colour."""
+    """PSNR inside the hole and outside the grown mask, and inside for plain fills: grey, the mean colour, smooth."""
 
-    NAMES = ("psnr_inside", "psnr_outside", "psnr_inside_grey", "psnr_inside_mean_colour")
+    NAMES = ("psnr_inside", "psnr_outside", "psnr_inside_grey", "psnr_inside_mean_colour", "psnr_inside_smooth")
 
     def __init__(self) -> None:
         super().__init__({name: MaskedPSNR() for name in self.NAMES})
 
     def add(self, result: InpaintedImages, weight: Tensor) -> dict[str, Any]:
         """Add a batch, whose images of weight 0 (B,) do not count; the metrics by name."""
-        grey = torch.full_like(result.image, 0.5)
-        mean_colour = mean_colour_fill(result.image, result.mask)
+        image, mask = result.image, result.mask
         inputs = {
-            "psnr_inside": (result.inpainted, result.mask),
+            "psnr_inside": (result.inpainted, mask),
             "psnr_outside": (result.inpainted, 1 - result.noise_mask),
-            "psnr_inside_grey": (grey, result.mask),
-            "psnr_inside_mean_colour": (mean_colour, result.mask),
+            "psnr_inside_grey": (torch.full_like(image, 0.5), mask),
+            "psnr_inside_mean_colour": (mean_colour_fill(image, mask), mask),
+            "psnr_inside_smooth": (smooth_fill(image, mask), mask),
         }
         for name, (filled, chosen) in inputs.items():
             self[name](filled, result.image, chosen, weight)
@@ -86,7 +87,7 @@ class FillScores(NamedTuple):
 
 
 class ScoredPhoto(NamedTuple):
-    """A photo under one mask: `scores` by name of the fill, of FILLS; `pictures` by what they show."""
+    """A photo under one mask: `scores` by name of the fill, see `score_fills`; `pictures` by what they show."""
 
     key: str
     position: int
@@ -103,7 +104,7 @@ class ScoredPreset(NamedTuple):
 
     def mean(self) -> dict[str, FillScores]:
         """Scores averaged over photos, by name of the fill."""
-        return {fill: mean_scores(photo.scores[fill] for photo in self.photos) for fill in FILLS}
+        return {fill: mean_scores(photo.scores[fill] for photo in self.photos) for fill in self.photos[0].scores}
 
 
 def score_fills(result: InpaintedImages, round_trip: Tensor, distance: Distance | None = None) -> dict[str, FillScores]:
@@ -115,19 +116,30 @@ def score_fills(result: InpaintedImages, round_trip: Tensor, distance: Distance 
         distance: pictures and truth to (B,), such as `LPIPS`; None for no such score.
 
     Returns:
-        Scores of `model`, `vae` (the round trip), `mean_colour` (of the known pixels) and `grey`. The last two have no
+        Scores of `model`, `vae` (the round trip), and those of PLAIN_FILLS that `plain_fills` makes, which have no
         `psnr_outside`.
     """
-    fills = {
-        "model": result.inpainted,
-        "vae": round_trip,
-        "mean_colour": mean_colour_fill(result.image, result.mask),
-        "grey": torch.full_like(result.image, 0.5),
-    }
+    fills = {"model": result.inpainted, "vae": round_trip} | plain_fills(result.image, result.mask)
     scores = {name: score(filled, result, distance) for name, filled in fills.items()}
-    for name in ("mean_colour", "grey"):
+    for name in scores.keys() & PLAIN_FILLS.keys():
         scores[name] = scores[name]._replace(psnr_outside=math.nan)
     return scores
+
+
+def plain_fills(image: Tensor, mask: Tensor) -> dict[str, Tensor]:
+    """What needs no model, by the names of PLAIN_FILLS, Telea's where OpenCV is installed.
+
+    Args:
+        image: float (B, 3, H, W) in 0..1.
+        mask: (B, 1, H, W), over 0.5 in the hole.
+    """
+    fills = {
+        "smooth": smooth_fill(image, mask),
+        "telea": telea_fill(image, mask),
+        "mean_colour": mean_colour_fill(image, mask),
+        "grey": torch.full_like(image, 0.5),
+    }
+    return {name: filled for name, filled in fills.items() if filled is not None}
 
 
 def score(filled: Tensor, result: InpaintedImages, distance: Distance | None = None) -> FillScores:

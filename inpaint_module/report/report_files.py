@@ -63,8 +63,6 @@ def sheet_of(part: ScoredPreset) -> Image.Image:
     rows = []
     for photo in part.photos:
         psnr = {fill: scores.psnr_inside for fill, scores in photo.scores.items()}
-        line = (
-            f"{psnr['model']:.1f} dB in the hole; mean colour {psnr['mean_colour']:.1f}, autoencoder {psnr['vae']:.1f}"
-        )
+        line = f"{psnr['model']:.1f} dB in the hole; smooth fill {psnr['smooth']:.1f}, autoencoder {psnr['vae']:.1f}"
         rows.append(SheetRow(list(photo.pictures.values()), [line, photo.key, photo.caption]))
     return sheet(part.name, list(part.photos[0].pictures), rows)

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from inpaint_module.metrics.scores import FillScores, ScoredPhoto, ScoredPreset, mean_scores
+from inpaint_module.metrics.scores import PLAIN_FILLS, FillScores, ScoredPhoto, ScoredPreset, mean_scores
 from inpaint_module.redaction import redacted_command
 from inpaint_module.report import pages
 from inpaint_module.report.pages import Line, line_chart, smoothed
@@ -47,10 +47,10 @@ COLUMNS = (
         "Known pixels as the model decodes them. They are put back in the end, so this harms nothing but the seam.",
     ),
 )
-_PLAIN = {"mean_colour": "mean colour", "grey": "grey"}
 _CEILING = "autoencoder alone"
 _MEANINGS = {
-    "Plain": "The better of two fills that need no model: grey, and the mean colour of the known pixels.",
+    "Plain": "The best of the fills that need no model: smooth (each pixel the mean of its neighbours), "
+    "OpenCV's Telea (where OpenCV is installed), the mean colour of the known pixels, and grey.",
     "Autoencoder alone": "The whole photo encoded and decoded: no model in front of this autoencoder does much better.",
 }
 
@@ -101,7 +101,7 @@ def _summary(presets: Sequence[ScoredPreset]) -> dict[str, Any]:
     """The result, for a sentence or two."""
     means = [preset.mean() for preset in presets]
     psnr = {fill: mean_scores(mean[fill] for mean in means).psnr_inside for fill in means[0]}
-    plain, name = max((psnr[fill], name) for fill, name in _PLAIN.items())
+    plain, name = max((psnr[fill], name) for fill, name in PLAIN_FILLS.items() if fill in psnr)
     gain = psnr["model"] - plain
     return {
         "photos": len(presets[0].photos),
@@ -117,7 +117,7 @@ def _summary(presets: Sequence[ScoredPreset]) -> dict[str, Any]:
 def _cell(column: Column, mean: Mapping[str, FillScores]) -> dict[str, Any]:
     """The model's score, and what to hold it against."""
     values = {fill: float(getattr(scores, column.score)) for fill, scores in mean.items()}
-    shown = {name: values[fill] for fill, name in _PLAIN.items()} | {_CEILING: values["vae"]}
+    shown = {name: values[fill] for fill, name in PLAIN_FILLS.items() if fill in values} | {_CEILING: values["vae"]}
     return {
         "head": column.head,
         "value": number(values["model"], column.digits),
@@ -129,7 +129,7 @@ def _cell(column: Column, mean: Mapping[str, FillScores]) -> dict[str, Any]:
 
 def _gain(column: Column, values: Mapping[str, float]) -> dict[str, str]:
     """How much better than the best plain fill, in words and by a sign, not by colour alone."""
-    plain = [values[fill] for fill in _PLAIN if not math.isnan(values[fill])]
+    plain = [values[fill] for fill in PLAIN_FILLS if not math.isnan(values.get(fill, math.nan))]
     if not plain or math.isnan(values["model"]):
         return {"gain": "", "kind": ""}
     return gain_over(column, values["model"], max(plain) if column.more_is_better else min(plain), "plain")
@@ -152,7 +152,7 @@ def _photo(photo: ScoredPhoto) -> dict[str, Any]:
         {"what": what, "width": picture.width, "height": picture.height, "url": pages.picture_url(picture)}
         for what, picture in photo.pictures.items()
     ]
-    psnr, plain = (number(photo.scores[fill].psnr_inside, 1) for fill in ("model", "mean_colour"))
+    psnr, plain = (number(photo.scores[fill].psnr_inside, 1) for fill in ("model", "smooth"))
     return {"key": photo.key, "caption": photo.caption, "pictures": pictures, "psnr": psnr, "plain": plain}
 
 
@@ -168,8 +168,8 @@ def _charts(metrics: Sequence[MetricRow]) -> list[dict[str, Any]]:
         ],
         "PSNR in the hole, all validation photos, by step": [
             Line("model", series.get("val/psnr_inside", []), "one"),
-            Line("mean colour", series.get("val/psnr_inside_mean_colour", []), "two"),
-            Line("grey", series.get("val/psnr_inside_grey", []), "three"),
+            Line("smooth fill", series.get("val/psnr_inside_smooth", []), "two"),
+            Line("mean colour", series.get("val/psnr_inside_mean_colour", []), "three"),
         ],
     }
     kept = {title: [line for line in lines if len(line.points) > 1] for title, lines in charts.items()}
