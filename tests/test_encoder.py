@@ -361,7 +361,7 @@ def test_what_has_no_values_is_refused(vae: AutoencoderKL) -> None:
     [
         ({"fill": 1.5}, r"fill must be a number in 0\.\.1"),
         ({"posterior": "mean"}, "posterior must be 'mode' or 'sample'"),
-        ({"fill": "grey"}, "fill must be a number in 0..1 .*, got 'grey'"),
+        ({"fill": "grey"}, "fill must be a number in 0..1 .*; got 'grey'"),
         ({"max_batch": 0}, "max_batch must be a whole number, at least 1, or None; got 0"),
         ({"max_batch": 1.5}, "max_batch must be a whole number, .* got 1.5"),
         ({"kernel": torch.full((3, 3), torch.nan)}, "kernel must hold finite values"),
