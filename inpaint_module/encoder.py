@@ -21,6 +21,8 @@ KERNELS: dict[str, Callable[[int], Tensor]] = {
     "diamond": morphology.diamond,
 }
 
+Fill = float | Literal["smooth"]
+
 
 class InpaintLatents(NamedTuple):
     """What the encoder returns.
@@ -98,7 +100,7 @@ class InpaintEncoder(nn.Module):
         kernel: str | Tensor = "square",
         radius: int | None = None,
         cells: int | None = None,
-        fill: float | Literal["smooth"] = 0.5,
+        fill: Fill = 0.5,
         posterior: str = "mode",
         sizing: str = "comfyui",
         normalize: bool = False,

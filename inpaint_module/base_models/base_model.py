@@ -6,7 +6,7 @@ import copy
 from collections.abc import Callable
 from functools import partial
 from inspect import signature
-from typing import Any, Literal
+from typing import Any
 
 from diffusers import SchedulerMixin
 from torch import nn
@@ -20,7 +20,7 @@ from inpaint_module.base_models.family import TextOptions
 from inpaint_module.base_models.layout import Condition, DenoiserLayout, Layout, denoiser_layout
 from inpaint_module.base_models.loading import load_denoiser, load_scheduler, pipeline_index, text_of
 from inpaint_module.base_models.lora import LoRA
-from inpaint_module.encoder import InpaintEncoder
+from inpaint_module.encoder import Fill, InpaintEncoder
 from inpaint_module.vae.loading import load_vae
 
 
@@ -136,7 +136,7 @@ class EncoderOptions:
             "max_batch": max_batch,
         }
 
-    def make(self, base: str, fill: float | Literal["smooth"]) -> InpaintEncoder:
+    def make(self, base: str, fill: Fill) -> InpaintEncoder:
         """The encoder, with the VAE of the pipeline at `base`."""
         arguments: dict[str, Any] = self.arguments
         return InpaintEncoder(self.vae.load(base), fill=fill, normalize=True, **arguments)

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from inpaint_module.encoder import InpaintEncoder, InpaintLatents
+from inpaint_module.encoder import Fill, InpaintEncoder, InpaintLatents
 from inpaint_module.morphology import REDUCTIONS, reduce_mask
 
 GREY, BLACK = 0.5, 0.0
@@ -25,7 +24,7 @@ class Condition(ABC):
         call_with: how a pipeline is called that makes the same condition, of an image and a mask in 0..1.
     """
 
-    fill = GREY
+    fill: Fill = GREY
     eats_masked = True
     multiple = 1
     call_with = ""
@@ -113,7 +112,7 @@ class Layout(ABC):
         ValueError: an unknown reduction.
     """
 
-    fill: float | Literal["smooth"] = GREY
+    fill: Fill = GREY
     multiple = 1
     eats_masked = True
 
