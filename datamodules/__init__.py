@@ -5,15 +5,40 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from datamodules.data_counters import DataCounters
-    from datamodules.decode import AlphaMask, CocoMask, FileMask, LabelMap, MaskSource
+    from datamodules.decode import AlphaMask, CocoMask, DecoderOptions, FileMask, LabelMap, MaskOptions, MaskSource
+    from datamodules.order import LoadingOptions, OrderOptions
     from datamodules.webdataset_datamodule import WebDatasetDataModule
 
-__all__ = ["AlphaMask", "CocoMask", "DataCounters", "FileMask", "LabelMap", "MaskSource", "WebDatasetDataModule"]
+_HOMES = {
+    "AlphaMask": "decode",
+    "CocoMask": "decode",
+    "DataCounters": "data_counters",
+    "DecoderOptions": "decode",
+    "FileMask": "decode",
+    "LabelMap": "decode",
+    "LoadingOptions": "order",
+    "MaskOptions": "decode",
+    "MaskSource": "decode",
+    "OrderOptions": "order",
+    "WebDatasetDataModule": "webdataset_datamodule",
+}
+__all__ = [
+    "AlphaMask",
+    "CocoMask",
+    "DataCounters",
+    "DecoderOptions",
+    "FileMask",
+    "LabelMap",
+    "LoadingOptions",
+    "MaskOptions",
+    "MaskSource",
+    "OrderOptions",
+    "WebDatasetDataModule",
+]
 
 
 def __getattr__(name: str) -> Any:
     """Import the data module, and Lightning with it, only when it is asked for: the commands here do without."""
-    if name not in __all__:
+    if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    homes = {"DataCounters": "data_counters", "WebDatasetDataModule": "webdataset_datamodule"}
-    return getattr(import_module(f"{__name__}.{homes.get(name, 'decode')}"), name)
+    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)

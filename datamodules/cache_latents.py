@@ -34,6 +34,7 @@ from inpaint_module.base_models import EncoderOptions, encoder_for
 from inpaint_module.commands import options
 from inpaint_module.commands.config_files import make_parts, read_parts
 from inpaint_module.commands.errors import GOES_ON, exit_code_of
+from inpaint_module.commands.older_configs import data_settings_of_before
 from inpaint_module.commands.parser import device_of
 from inpaint_module.encoder import InpaintEncoder
 from inpaint_module.files import atomic_write_text
@@ -143,10 +144,11 @@ def _check(data: WebDatasetDataModule, encoder: InpaintEncoder, crops: int, dtyp
     if encoder.posterior != "mode":
         raise ValueError(f"encoder.posterior: expected mode, which can be kept; got {encoder.posterior}")
     if data.buckets is not None:
-        raise ValueError("data.bucket_step: expected null, since cached latents have one shape")
-    if data.source_weights is not None:
+        raise ValueError("data.order.bucket_step: expected null, since cached latents have one shape")
+    if data.order.source_weights is not None:
         raise ValueError(
-            "data.source_weights: expected null; cache each source into a folder of its own, weigh those in training"
+            "data.order.source_weights: expected null; cache each source into a folder of its own, weigh those in "
+            "training"
         )
     if data.latents is not None:
         raise ValueError(f"data.train_shards: expected shards of images, got cached latents: {data.latents}")
@@ -168,7 +170,11 @@ def _record(
         "ratio": encoder.vae.ratio,
         "channels": encoder.vae.channels,
         "versions": {"torch": torch.__version__, "pillow": PIL.__version__},
-        "data": {name: value for name, value in settings.items() if name not in _OF_LOADING + _OF_TRAINING},
+        "data": {
+            name: value
+            for name, value in data_settings_of_before(settings).items()  # a cache begun then goes on
+            if name not in _OF_LOADING + _OF_TRAINING
+        },
     }
     return redacted(json.loads(json.dumps(record, default=str)))
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import tarfile
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from datamodules import DecoderOptions, LoadingOptions, MaskOptions, OrderOptions
+from datamodules.decode import SampleDecoder
 from datamodules.make_shards import make_shards
 from inpaint_module.masks import MaskGenerator
 from inpaint_module.randomness import draw, integers
@@ -72,6 +75,29 @@ def contents(folder: Path) -> dict[str, bytes]:
 def json_lines(path: Path) -> list[dict[str, Any]]:
     """The objects of a file with one a line."""
     return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+_PARTS: dict[str, Any] = {
+    "order": OrderOptions,
+    "decoder": DecoderOptions,
+    "masks": MaskOptions,
+    "loading": LoadingOptions,
+}
+
+
+def in_parts(**options: Any) -> dict[str, Any]:
+    """Arguments of the data module, those of its parts in them: `window=2` becomes `order=OrderOptions(window=2)`."""
+    for part, kind in _PARTS.items():
+        own = {each.name: options.pop(each.name) for each in fields(kind) if each.name in options}
+        if own:
+            options[part] = kind(**own)
+    return options
+
+
+def sample_decoder(**options: Any) -> SampleDecoder:
+    """Of 16 x 16 pixels, without crops, unless `options` or those of a part say otherwise."""
+    chosen = in_parts(**{"image_size": (16, 16), "seed": 0, "augment": False, **options})
+    return SampleDecoder(**{"options" if name == "decoder" else name: value for name, value in chosen.items()})
 
 
 class Halves(MaskGenerator):

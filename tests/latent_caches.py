@@ -6,7 +6,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from data_fixtures import Halves
+from data_fixtures import Halves, in_parts
 
 from datamodules.webdataset_datamodule import WebDatasetDataModule
 from inpaint_module import InpaintEncoder, load_vae
@@ -33,7 +33,7 @@ TRAIN = [
 def data_module(shards: str | Path | list[str], **options: Any) -> WebDatasetDataModule:
     shards = shards if isinstance(shards, list) else str(shards)
     chosen = {"batch_size": 4, "image_size": SIDE, "mask_generator": Halves(), "min_scale": 0.6} | options
-    return WebDatasetDataModule(shards, **chosen)
+    return WebDatasetDataModule(shards, **in_parts(**chosen))
 
 
 def batches(data: WebDatasetDataModule, count: int) -> list[dict[str, Any]]:

@@ -22,6 +22,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from datamodules import DecoderOptions, MaskOptions
 from datamodules.decode.mask_sources import AlphaMask, FileMask, LabelMap
 from datamodules.decode.sample_decoder import SampleDecoder
 from datamodules.shards.shard_set import RawSample
@@ -179,7 +180,13 @@ def outcome(decoder: SampleDecoder, fields: dict[str, bytes]) -> str:
 def main(count: int) -> None:
     torch.set_num_threads(1)
     sources = [FileMask(), LabelMap([1, 2]), AlphaMask()]
-    decoder = SampleDecoder(image_size=SIZE, seed=0, augment=True, max_pixels=1_000_000, mask_sources=sources)
+    decoder = SampleDecoder(
+        image_size=SIZE,
+        seed=0,
+        augment=True,
+        options=DecoderOptions(max_pixels=1_000_000),
+        masks=MaskOptions(sources=sources),
+    )
     clean = save("PNG")
     found: dict[str, Any] = {"outcomes": {}, "wrong": [], "slowest": 0.0}
     for kind, files in bases().items():

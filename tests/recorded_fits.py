@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from data_fixtures import Halves
+from data_fixtures import Halves, in_parts
 from lightning import LightningModule
 from quiet_trainer import quiet_trainer
 from torch import Tensor
@@ -47,7 +47,7 @@ def rows(batch: dict[str, Any]) -> list[tuple[Any, ...]]:
 def module(shards: str | list[str], **options: Any) -> WebDatasetDataModule:
     """Batches of three, 16 pixels square."""
     settings = {"batch_size": 3, "image_size": 16, "mask_generator": Halves(), "seed": 4, "window": 2, **options}
-    return WebDatasetDataModule(shards, shards, **settings)
+    return WebDatasetDataModule(shards, shards, **in_parts(**settings))
 
 
 def fit(

@@ -64,6 +64,8 @@ def test_an_index_without_sizes_is_refused(folder: Path) -> None:
     del content["sizes"]
     path.write_text(json.dumps(content))
     aspects = ShardAspects(open_shards(str(folder)))
-    message = r"data\.bucket_step: .*1\.tar: expected image sizes in its index, got none; write it with inpaint shards"
+    message = (
+        r"data\.order\.bucket_step: .*1\.tar: expected image sizes in its index, got none; write it with inpaint shards"
+    )
     with pytest.raises(ValueError, match=message):
         aspects(torch.tensor([0, 3]))

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 import torch
-from data_fixtures import encode, photo
+from data_fixtures import encode, photo, sample_decoder
 from jsonargparse import ArgumentParser
 from PIL import Image
 from torch import Tensor, nn
@@ -15,7 +15,6 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import v2
 
 from datamodules.decode.augmentations import Augmentations, augment, position_seed
-from datamodules.decode.sample_decoder import SampleDecoder
 from datamodules.shards.shard_set import RawSample
 from inpaint_module.randomness import Stream, fork, key
 
@@ -157,7 +156,7 @@ class Nothing(nn.Module):
     ],
 )
 def test_what_does_not_fit_a_batch_is_refused(transform: nn.Module, message: str) -> None:
-    with pytest.raises(ValueError, match=rf"data\.transforms: expected .*{message}"):
+    with pytest.raises(ValueError, match=rf"data\.decoder\.transforms: expected .*{message}"):
         augment(IMAGE, None, [transform])
 
 
@@ -184,12 +183,12 @@ def test_in_samples_they_come_after_crop_and_flip() -> None:
     options = {"image_size": (16, 20), "seed": 3, "augment": True}
     mask = Image.fromarray((np.arange(48)[None].repeat(40, 0) < 24).astype(np.uint8) * 255)
     raw = RawSample("s.tar", "k", {"png": encode(photo(1)), "mask.png": encode(mask)}, 11)
-    plain = SampleDecoder(**options)(raw)
-    turned = SampleDecoder(**options, transforms=[v2.RandomVerticalFlip(p=1.0)])(raw)
-    jittered = SampleDecoder(**options, transforms=config_transforms())(raw)
+    plain = sample_decoder(**options)(raw)
+    turned = sample_decoder(**options, transforms=[v2.RandomVerticalFlip(p=1.0)])(raw)
+    jittered = sample_decoder(**options, transforms=config_transforms())(raw)
     assert turned["image"].equal(plain["image"].flip(-2))
     assert turned["mask"].equal(plain["mask"].flip(-2))
     assert jittered["image"].equal(Augmentations(config_transforms(), seed=3)(plain["image"], None, 11).image)
     assert jittered["mask"].equal(plain["mask"])
-    with pytest.raises(ValueError, match=r"s\.tar: sample 'k': data\.transforms: .* from Resize"):
-        SampleDecoder(**options, transforms=[v2.Resize(8)])(raw)
+    with pytest.raises(ValueError, match=r"s\.tar: sample 'k': data\.decoder\.transforms: .* from Resize"):
+        sample_decoder(**options, transforms=[v2.Resize(8)])(raw)

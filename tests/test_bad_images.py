@@ -6,14 +6,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from data_fixtures import encode, photo
+from data_fixtures import encode, photo, sample_decoder
 
-from datamodules.decode.sample_decoder import SampleDecoder
 from datamodules.shards.shard_set import RawSample
 
 
 def decode(data: bytes, **options: object) -> dict[str, Any]:
-    decoder = SampleDecoder(**{"image_size": (16, 16), "seed": 0, "augment": False, **options})
+    decoder = sample_decoder(**options)
     return decoder(RawSample("s.tar", "k", {"png": data}, 0))
 
 

@@ -93,11 +93,11 @@ def test_a_budget_below_one_step() -> None:
 
 @pytest.mark.parametrize("step", [0, -8])
 def test_step_is_positive(step: int) -> None:
-    with pytest.raises(ValueError, match=rf"data\.bucket_step: expected at least 1 pixel, got {step}"):
+    with pytest.raises(ValueError, match=rf"data\.order\.bucket_step: expected at least 1 pixel, got {step}"):
         Buckets((64, 64), step=step)
 
 
 @pytest.mark.parametrize("max_aspect", [0.5, math.nan, math.inf])
 def test_max_aspect_is_at_least_one(max_aspect: float) -> None:
-    with pytest.raises(ValueError, match=r"data\.bucket_max_aspect: expected at least 1 and finite, got "):
+    with pytest.raises(ValueError, match=r"data\.order\.bucket_max_aspect: expected at least 1 and finite, got "):
         Buckets((64, 64), max_aspect=max_aspect)

@@ -3,15 +3,14 @@
 import codecs
 
 import pytest
-from data_fixtures import encode, photo
+from data_fixtures import encode, photo, sample_decoder
 
 from datamodules.decode.captions import decode_text, parse_caption, parse_label
-from datamodules.decode.sample_decoder import SampleDecoder
 from datamodules.shards.shard_set import RawSample
 
 
 def decode(fields: dict[str, bytes], **options: object) -> dict[str, object]:
-    decoder = SampleDecoder(image_size=(16, 16), seed=0, augment=False, **options)
+    decoder = sample_decoder(**options)
     return decoder(RawSample("s.tar", "k", {"png": encode(photo(1)), **fields}, 0))
 
 
@@ -73,7 +72,10 @@ def test_labels_come_only_if_asked_for() -> None:
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({}, r"expected a class label in cls, or as kind in json, got none; data.label_key: null trains without"),
+        (
+            {},
+            r"expected a class label in cls, or as kind in json, got none; data.decoder.label_key: null trains without",
+        ),
         ({"json": b"{}"}, "expected a class label in cls, or as kind in json, got none"),
         ({"json": b'{"kind": null}'}, "expected a class label in cls, or as kind in json, got none"),
         ({"json": b'{"kind": true}'}, "whole number from 0 to 2\\^63 - 1 as class label in kind in json, got True"),

@@ -9,9 +9,9 @@ import pytest
 from data_fixtures import Halves, encode, photo, write_tar
 from quiet_trainer import quiet_trainer
 
-from datamodules import CocoMask, WebDatasetDataModule
+from datamodules import CocoMask, MaskOptions, WebDatasetDataModule
+from datamodules.decode.data_masks import how_often_line
 from datamodules.decode.mask_sources import MaskSource
-from datamodules.decode.own_masks import own_masks_told
 from datamodules.shards.shard_set import account_of, kinds_of, look_into
 from datamodules.shards.shard_specs import open_shards
 
@@ -38,19 +38,19 @@ def test_a_small_set_is_looked_at_whole(tmp_path: Path) -> None:
     assert found.whole
     assert found.account.found == {"captions": 8, "masks": 3, "labels": 0, "json": 0}
     assert account_of(open_shards(str(tmp_path)).index(1)).found["masks"] == 1
-    told = own_masks_told(found, 0.5)
+    told = how_often_line(found, 0.5)
     assert told is not None
     assert told.startswith(
         "data: 38% of the training samples (3 of 8) have a mask of their own, which is used in place"
     )
-    assert "at 50% of their visits (data.own_mask_probability: 0.5)" in told
-    assert own_masks_told(found, 0) is None
+    assert "at 50% of their visits (data.masks.share: 0.5)" in told
+    assert how_often_line(found, 0) is None
 
 
 def test_a_large_set_is_looked_at_in_part(tmp_path: Path) -> None:
     found = look_into(open_shards(shards(tmp_path, 80, 40)))
     assert (found.account.taken, found.samples, found.account.found["masks"]) == (64, 80, 32)
-    assert "50% of the training samples (32 of 64 looked at, of 80 in all)" in str(own_masks_told(found, 1))
+    assert "50% of the training samples (32 of 64 looked at, of 80 in all)" in str(how_often_line(found, 1))
 
 
 @pytest.mark.parametrize(
@@ -70,8 +70,7 @@ def test_training_begins_with_a_word_on_masks_in_the_shards(
         batch_size=2,
         image_size=16,
         mask_generator=Halves(),
-        mask_sources=sources,
-        own_mask_probability=probability,
+        masks=MaskOptions(sources=sources, share=probability),
     )
     data.trainer = quiet_trainer(1)
     with caplog.at_level(logging.INFO, logger="lightning.pytorch.utilities.rank_zero"):

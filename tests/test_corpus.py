@@ -18,7 +18,7 @@ import mutations
 import numpy as np
 import pytest
 import torch
-from data_fixtures import Halves, encode, photo, write_tar
+from data_fixtures import Halves, encode, photo, sample_decoder, write_tar
 from mine import Mine
 from PIL import Image
 
@@ -145,7 +145,7 @@ def test_a_damaged_tar_never_mixes_samples(tmp_path: Path) -> None:
 
 
 def decoder(**options: Any) -> SampleDecoder:
-    return SampleDecoder(**{"image_size": (16, 16), "seed": 0, "augment": False, **options})
+    return sample_decoder(**options)
 
 
 def decode(data: bytes, **options: Any) -> torch.Tensor:

@@ -16,7 +16,7 @@ from PIL import Image
 from quiet_trainer import QUIET, quiet_trainer
 from torch import Tensor
 
-from datamodules import data_counters
+from datamodules import DecoderOptions, data_counters
 from datamodules.data_counters import DataCounters, count_masks
 from datamodules.webdataset_datamodule import WebDatasetDataModule
 
@@ -83,7 +83,9 @@ def fit(
     shards: str, steps: int, folder: Path, checkpoint: Path | None = None, **options: Any
 ) -> tuple[Memory, Recount]:
     """Train, and save at the end."""
-    data = WebDatasetDataModule(shards, batch_size=3, image_size=16, mask_generator=Halves(), flip=0.0)
+    data = WebDatasetDataModule(
+        shards, batch_size=3, image_size=16, mask_generator=Halves(), decoder=DecoderOptions(flip=0.0)
+    )
     logger, recount = Memory(), Recount()
     settings = {"log_every_n_steps": 2, "logger": logger, "callbacks": [DataCounters(), recount], **options}
     trainer = quiet_trainer(steps, default_root_dir=folder, **settings)

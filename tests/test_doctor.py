@@ -153,7 +153,11 @@ def test_stalled_source(silent: str, tmp_path: Path, monkeypatch: pytest.MonkeyP
     faults.shards(tmp_path / "www" / "train", faults.no_fault)
     with fault_server.fault_server(tmp_path / "www") as server:
         server.faults[f"/train/{silent}"] = [fault_server.stall(0)] * 20
-        options = [f"--data.train_shards={server.url}/train", f"--data.cache_dir={tmp_path / 'cache'}", "--timeout=1"]
+        options = [
+            f"--data.train_shards={server.url}/train",
+            f"--data.loading.cache_dir={tmp_path / 'cache'}",
+            "--timeout=1",
+        ]
         begin = time.monotonic()
         done = subprocess.run(
             [sys.executable, "-m", "datamodules.doctor.command", *SMALL, *options],
@@ -189,7 +193,7 @@ def test_bad_samples_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]
         bad = {3: {"jpg": fields["jpg"][:300]}, 5: {"mask.png": b"no mask"}}
         return fields | bad.get(number, {})
 
-    told = doctor(capsys, tmp_path / "s", plant, "--no-step", "--data.max_bad_share=0.5")
+    told = doctor(capsys, tmp_path / "s", plant, "--no-step", "--data.loading.max_bad_share=0.5")
     assert told.titles == ["WARNING: bad samples"]
     assert "p03" in told.text
     assert "p05" in told.text

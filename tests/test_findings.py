@@ -15,11 +15,11 @@ from datamodules.doctor.findings import (
     check_captions,
     check_finite,
     check_grid,
+    check_inverted,
     check_latents,
     check_loss,
     check_notes,
     check_painted,
-    check_polarity,
     check_range,
     check_sizes,
     faster,
@@ -48,10 +48,10 @@ def masks(coverage: float, border: float, own: bool = True, count: int = 8) -> M
 
 
 def test_polarity() -> None:
-    assert check_polarity(masks(0.95, 0.5))[0].severity == "error"
-    assert check_polarity(masks(0.8, 1.0))[0].severity == "warning"
-    assert not check_polarity(masks(0.5, 1.0))  # outpainting
-    assert not check_polarity(masks(0.95, 1.0, own=False))
+    assert check_inverted(masks(0.95, 0.5))[0].severity == "error"
+    assert check_inverted(masks(0.8, 1.0))[0].severity == "warning"
+    assert not check_inverted(masks(0.5, 1.0))  # outpainting
+    assert not check_inverted(masks(0.95, 1.0, own=False))
     assert check_painted(masks(0.95, 1.0, own=False))
     assert not check_painted(masks(0.95, 1.0))
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from data_fixtures import Halves, encode, json_lines, photo, photo_shards, write_tar
+from data_fixtures import Halves, encode, in_parts, json_lines, photo, photo_shards, write_tar
 from lightning import LightningModule
 from quiet_trainer import QUIET, quiet_trainer
 from torch import Tensor
@@ -56,7 +56,7 @@ def bad() -> None:
 def data_module(shards: str, act: Callable[[], None], val: str = "", **options: Any) -> WebDatasetDataModule:
     """Whose training decoder does something else when it meets KEY."""
     settings: dict[str, Any] = {"batch_size": 3, "image_size": 16, "mask_generator": Halves(), "seed": 4}
-    data = WebDatasetDataModule(shards, val or shards, **settings, **options)
+    data = WebDatasetDataModule(shards, val or shards, **settings, **in_parts(**options))
     decoder = data.train_decoder
 
     def decode(raw: RawSample) -> dict[str, Any]:
@@ -104,7 +104,7 @@ def test_too_many_bad_samples_end_a_fit(shards: str, tmp_path: Path) -> None:
     write_tar(tmp_path / "0.tar", [(f"k{n}.png", b"x" if n % 2 else encode(photo(n))) for n in range(8)])
     data = data_module(str(tmp_path / "0.tar"), bad, shards, max_bad_share=0.002)
     with pytest.raises(
-        ValueError, match=r"data\.max_bad_share: expected at most 0\.20% .*/run/quarantine\.jsonl names"
+        ValueError, match=r"data\.loading\.max_bad_share: expected at most 0\.20% .*/run/quarantine\.jsonl names"
     ):
         fit(data, 9, tmp_path / "run")
 

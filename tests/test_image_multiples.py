@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import tiny_pipelines as tiny
 import torch
-from data_fixtures import Halves
+from data_fixtures import Halves, in_parts
 from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler, QwenImageTransformer2DModel, WanTransformer3DModel
 from quiet_trainer import QUIET, quiet_trainer
 from tiny_models import tiny_denoiser, tiny_module
@@ -111,18 +111,28 @@ def sd3() -> InpaintDiffusion:
 
 def data_module(size: Any, **options: Any) -> WebDatasetDataModule:
     settings = {"batch_size": 2, "image_size": size, "mask_generator": Halves(), **options}
-    return WebDatasetDataModule("embedded:val", "embedded:val", **settings)
+    return WebDatasetDataModule("embedded:val", "embedded:val", **in_parts(**settings))
 
 
 STARTS: list[tuple[str, Any, dict[str, Any], str]] = [
     ("fit", 72, {}, r"data.image_size: expected images .* multiples of 16 pixels, got 72 x 72: SD3Transformer2DModel"),
     ("validate", (64, 72), {}, r"data.image_size: .*, got 64 x 72: .* would be 8 x 9, of 8 pixels each; take multip"),
-    ("fit", 64, {"bucket_step": 8}, r"data.bucket_step: expected images .* multiples of 16 pixels, got \d+ x \d+: SD3"),
+    (
+        "fit",
+        64,
+        {"bucket_step": 8},
+        r"data.order.bucket_step: expected images .* multiples of 16 pixels, got \d+ x \d+: SD3",
+    ),
     ("fit", 72, {"bucket_step": 16}, r"data.image_size: .*, got 72 x 72"),  # which validation has
     ("fit", 64, {"mask_generator": None}, "data.mask_generator: expected what paints the masks .*, got null; set one"),
     ("fit", 7, {}, r"data.image_size: .*, got 7 x 7: .* would be 0 x 0"),
     ("fit", (64, 144), {}, r"data.image_size: expected images .* 128 pixels a side, got 64 x 144: SD3.* 8 x 18"),
-    ("fit", 112, {"bucket_step": 16}, r"data.bucket_step: expected images of at most 128 pixels a side, got \d+ x \d+"),
+    (
+        "fit",
+        112,
+        {"bucket_step": 16},
+        r"data.order.bucket_step: expected images of at most 128 pixels a side, got \d+ x \d+",
+    ),
 ]
 
 
@@ -140,7 +150,7 @@ def test_sizes_that_the_encoder_crops_to_fitting_ones_are_left_alone() -> None:
     data = data_module(72, bucket_step=16)
     data.val_shards = None
     assert data.image_sizes("fit")["data.image_size"] == []
-    assert all(side % 16 == 0 for shape in data.image_sizes("fit")["data.bucket_step"] for side in shape)
+    assert all(side % 16 == 0 for shape in data.image_sizes("fit")["data.order.bucket_step"] for side in shape)
     assert data.image_sizes("predict") == {"data.image_size": [(72, 72)]}
 
 

@@ -28,7 +28,7 @@ SETUPS = {
     "accumulation": Setup(window=3),
     "tmpdir": Setup(tmpdir="/dev/shm"),
     "ema": Setup(ema=True),
-    "buckets": Setup(data={"bucket_step": 16}),
+    "buckets": Setup(data={"order": {"bucket_step": 16}}),
 }
 MOMENTS = 20
 

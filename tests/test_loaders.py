@@ -189,7 +189,9 @@ def test_a_kill_of_everything_blames_no_sample(shards: ShardSet, tmp_path: Path)
 def test_a_stall_is_named(shards: ShardSet) -> None:
     keys = stream_keys(shards)
     stalled = loader(shards, Meeting(keys[5], lambda: time.sleep(2)), num_workers=2, stall_timeout=0.5)
-    message = rf"data\.stall_timeout: expected a batch within 0.5 s, got none: .*worker 1 decodes .*{keys[5]}.* 5"
+    message = (
+        rf"data\.loading\.stall_timeout: expected a batch within 0.5 s, got none: .*worker 1 decodes .*{keys[5]}.* 5"
+    )
     with pytest.raises(TimeoutError, match=message):
         batches(stalled)
 
@@ -253,7 +255,9 @@ def test_bad_samples_are_substituted_and_written_down(broken: ShardSet, tmp_path
 
 @pytest.mark.parametrize("workers", [0, 1])
 def test_too_many_bad_samples_end_the_run(broken: ShardSet, tmp_path: Path, workers: int) -> None:
-    message = r"data\.max_bad_share: expected at most 0\.30% bad samples, got 4 among .*quarantine\.jsonl names all"
+    message = (
+        r"data\.loading\.max_bad_share: expected at most 0\.30% bad samples, got 4 among .*quarantine\.jsonl names all"
+    )
     with pytest.raises(ValueError, match=message):
         batches(loader(broken, num_workers=workers, folder=tmp_path, max_bad_share=0.003, position=lambda: 0), 20)
 

@@ -161,24 +161,28 @@ def test_plan_holds_shares_and_sources() -> None:
 
 @pytest.mark.parametrize("weights", [[1.0], [1.0, 2.0, 3.0], []])
 def test_one_weight_per_source(weights: list[float]) -> None:
-    with pytest.raises(ValueError, match=r"data\.source_weights: expected one number per source, 2 in all, got \["):
+    with pytest.raises(
+        ValueError, match=r"data\.order\.source_weights: expected one number per source, 2 in all, got \["
+    ):
         MixedOrder([SampleOrder((2,)), SampleOrder((3,))], weights, seed=0)
 
 
 @pytest.mark.parametrize("weight", [0.0, -1.0, math.nan, math.inf])
 def test_weights_are_positive_and_finite(weight: float) -> None:
-    with pytest.raises(ValueError, match=r"data\.source_weights: expected positive finite numbers, got \[1\.0, "):
+    with pytest.raises(
+        ValueError, match=r"data\.order\.source_weights: expected positive finite numbers, got \[1\.0, "
+    ):
         cycle_counts([1.0, weight])
 
 
 def test_no_weights_at_all() -> None:
-    with pytest.raises(ValueError, match=r"data\.source_weights: expected positive finite numbers, got \[\]"):
+    with pytest.raises(ValueError, match=r"data\.order\.source_weights: expected positive finite numbers, got \[\]"):
         cycle_counts([])
 
 
 def test_a_weight_too_small_for_a_place() -> None:
     message = (
-        r"data\.source_weights: expected at least 1/4096 of their sum each, so 0\.0244 or more, got \[100\.0, 0\.001"
+        r"order\.source_weights: expected at least 1/4096 of their sum each, so 0\.0244 or more, got \[100\.0, 0\.001"
     )
     with pytest.raises(ValueError, match=message):
         cycle_counts([100.0, 0.001])
@@ -186,6 +190,6 @@ def test_a_weight_too_small_for_a_place() -> None:
 
 
 def test_a_source_without_samples() -> None:
-    message = r"data\.source_weights: expected samples in every source, none in number \[1\]"
+    message = r"data\.order\.source_weights: expected samples in every source, none in number \[1\]"
     with pytest.raises(ValueError, match=message):
         MixedOrder([SampleOrder((2,)), SampleOrder((0,))], [1.0, 1.0], seed=0)

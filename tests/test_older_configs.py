@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+import inspect
+import re
+from dataclasses import fields
+from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from lightning import LightningDataModule
 
-from inpaint_module.commands.older_configs import today, today_options
+from datamodules import DecoderOptions, MaskOptions, OrderOptions, WebDatasetDataModule
+from inpaint_module.commands.config_files import read_parts
+from inpaint_module.commands.older_configs import MOVED_DATA, data_settings_of_before, today, today_options
+from inpaint_module.masks import Boxes
+from inpaint_module.training.changes import changes
 
 OLD = """
 model:
@@ -81,3 +90,99 @@ def test_options() -> None:
     old = ["--model.encoder.posterior=sample", "--model.init_args.denoiser=null", "--model.encoders=1", "--data.seed=1"]
     new = ["--model.base.encoder.posterior=sample", "--model.base.denoiser=null", "--model.encoders=1", "--data.seed=1"]
     assert today_options(old) == new
+
+
+# What the data module took at its top before it had parts
+FLAT: dict[str, Any] = {"train_shards": "a", "flip": 0.1, "window": 3, "mask_sources": [], "allow_empty_masks": False}
+NESTED: dict[str, Any] = {
+    "train_shards": "a",
+    "decoder": {"flip": 0.1},
+    "order": {"window": 3},
+    "masks": {"sources": [], "allow_empty": False},
+}
+PARTS = {name: each.default for name, each in inspect.signature(WebDatasetDataModule.__init__).parameters.items()}
+
+
+@pytest.mark.parametrize("place", MOVED_DATA.values())
+def test_each_argument_that_moved_is_one_of_its_part(place: str) -> None:
+    part, _, name = place.partition(".")
+    assert name in {each.name for each in fields(PARTS[part])}
+
+
+def test_the_data_module_takes_at_most_twelve_arguments_all_of_them_in_the_readme() -> None:
+    assert len(PARTS) - 1 <= 12
+    written = (
+        (Path(__file__).parents[1] / "datamodules/README.md").read_text().partition("```yaml")[2].partition("```")[0]
+    )
+    known = yaml.safe_load(written)["data"]["init_args"]
+    assert set(known) == set(PARTS) - {"self"}
+    for part in ("order", "decoder", "masks", "loading"):
+        assert set(known[part]) == {each.name for each in fields(PARTS[part])}
+
+
+def test_a_config_of_flat_data() -> None:
+    ours = {"class_path": "datamodules.WebDatasetDataModule"}
+    assert today({"data": ours | {"init_args": FLAT}}) == {"data": ours | {"init_args": NESTED}}
+    assert today({"data": {"init_args": FLAT}}) == {"data": {"init_args": NESTED}}
+    assert today({"data": FLAT}) == {"data": NESTED} == today({"data": NESTED})
+    theirs = {"data": {"class_path": "mine.Data", "init_args": FLAT}}
+    assert today(theirs) == theirs
+    assert today({"data": FLAT}, "mine.Data") == {"data": FLAT}
+    with pytest.raises(ValueError, match=r"data\.flip: expected it in data\.decoder\.flip alone, .* got both"):
+        today({"data": {"flip": 0.1, "decoder": {"flip": 0.2}}})
+    assert today({"data": {"flip": 0.1, "decoder": {"min_scale": 1.0}}})["data"]["decoder"].keys() == {
+        "flip",
+        "min_scale",
+    }
+
+
+def test_options_of_flat_data() -> None:
+    old = [
+        "--data.flip=0.1",
+        "--data.init_args.window",
+        "3",
+        "--data.mask_sources+=x",
+        "--data.mask_sources.inverted=1",
+    ]
+    new = ["--data.decoder.flip=0.1", "--data.order.window", "3", "--data.masks.sources+=x"]
+    assert today_options(old) == [*new, "--data.masks.sources.inverted=1"]
+    assert today_options(old, "mine.Data") == old
+    assert today_options([*old, "--data", "mine.Data"])[:-2] == old
+    assert today_options(["--data.batch_size=2", "--data.flipped=1"]) == ["--data.batch_size=2", "--data.flipped=1"]
+
+
+def test_calls_with_flat_arguments(caplog: pytest.LogCaptureFixture) -> None:
+    settings: dict[str, Any] = {"batch_size": 1, "image_size": 8, "mask_generator": Boxes()}
+    with caplog.at_level("INFO"):
+        data = WebDatasetDataModule(
+            "a", **settings, window=5, flip=0.25, own_mask_probability=0.5, bucket_max_aspect=3.0
+        )
+    assert data.order == OrderOptions(window=5, bucket_max_aspect=3.0)
+    assert (data.train_decoder.options, data.masks) == (DecoderOptions(flip=0.25), MaskOptions(share=0.5))
+    assert re.search(
+        r"data\.window is data\.order\.window now, .*own_mask_probability is data\.masks\.share", caplog.text
+    )
+    with pytest.raises(ValueError, match=r"flip: expected it in decoder=DecoderOptions\(flip=\.\.\.\), .* got both"):
+        WebDatasetDataModule("a", **settings, flip=0.0, decoder=DecoderOptions())  # type: ignore[call-arg]
+    with pytest.raises(TypeError, match="flipped"):
+        WebDatasetDataModule("a", **settings, flipped=0.0)  # type: ignore[call-arg]
+
+
+def test_overlays_and_options_over_a_file_of_flat_data(tmp_path: Path) -> None:
+    data = {"class_path": "datamodules.WebDatasetDataModule", "init_args": {**FLAT, "batch_size": 1, "image_size": 8}}
+    (tmp_path / "old.yaml").write_text(yaml.safe_dump({"data": data}))
+    (tmp_path / "over.yaml").write_text(yaml.safe_dump({"data": {"init_args": {"decoder": {"min_scale": 1.0}}}}))
+    files = [tmp_path / "old.yaml", tmp_path / "over.yaml"]
+    found = read_parts(files, ["--data.own_mask_probability=0.5"], data=LightningDataModule).data.init_args
+    assert (found.decoder.flip, found.decoder.min_scale, found.order.window, found.masks.share) == (0.1, 1.0, 3, 0.5)
+    assert data_settings_of_before(found.as_dict())["flip"] == 0.1
+    assert data_settings_of_before({"seed": 1, "masks": {"share": 0.5}}) == {"seed": 1, "own_mask_probability": 0.5}
+
+
+def test_a_setting_that_moved_has_not_changed() -> None:
+    ours = {"data": "datamodules.WebDatasetDataModule"}
+    before = ours | {"data.flip": "0.5", "data.window": "8", "data.mask_sources.FileMask.inverted": "True"}
+    now = ours | {"data.decoder.flip": "0.5", "data.order.window": "4", "data.masks.sources.FileMask.inverted": "True"}
+    assert list(map(str, changes(before, now))) == ["data.order.window: 8 -> 4"]
+    theirs = {"data": "mine.Data", "data.flip": "0.5"}
+    assert list(map(str, changes(theirs, theirs | {"data.flip": "0.1"}))) == ["data.flip: 0.5 -> 0.1"]

@@ -12,12 +12,13 @@ import numpy as np
 import pytest
 import tiny_folders as tiny
 import torch
-from data_fixtures import Halves, encode, exif_turned, photo
+from data_fixtures import Halves, encode, exif_turned, in_parts, photo, sample_decoder
 from latent_caches import encoder
 from PIL import Image, ImageOps
 from tiny_models import ClassConditioning, tiny_batch, tiny_denoiser, tiny_module
 from torch import Tensor
 
+from datamodules import LoadingOptions
 from datamodules.cache_latents import cache_latents
 from datamodules.decode.latent_cache import pack_latents, read_tag
 from datamodules.decode.sample_decoder import SampleDecoder
@@ -43,7 +44,7 @@ def raw(image: Image.Image, position: int = 0, kind: str = "PNG", **options: Any
 
 
 def decoder(**options: Any) -> SampleDecoder:
-    return SampleDecoder(**{"image_size": (64, 64), "seed": 0, "augment": True, **options})
+    return sample_decoder(**{"image_size": (64, 64), "augment": True, **options})
 
 
 @pytest.mark.parametrize("flip", [0.0, 1.0], ids=["plain", "mirrored"])
@@ -137,7 +138,7 @@ def shards(folder: Path) -> Path:
 
 def data_module(folder: Path, **options: Any) -> WebDatasetDataModule:
     chosen = {"batch_size": 2, "image_size": 64, "mask_generator": Halves(), **options}
-    return WebDatasetDataModule(str(folder), val_shards=str(folder), **chosen)
+    return WebDatasetDataModule(str(folder), val_shards=str(folder), **in_parts(**chosen))
 
 
 def batches(data: WebDatasetDataModule, count: int) -> list[Any]:
@@ -197,7 +198,9 @@ def test_old_caches_train_alone_and_beside_new_ones(tmp_path: Path) -> None:
     old = old_cache(tmp_path / "old", folder)
     cache_latents(data_module(folder), encoder(), tmp_path / "new")
     for sources in ([str(old)], [str(old), str(tmp_path / "new")], [str(tmp_path / "new"), str(old)]):
-        data = WebDatasetDataModule(sources, batch_size=4, image_size=64, mask_generator=Halves(), max_bad_share=0)
+        data = WebDatasetDataModule(
+            sources, batch_size=4, image_size=64, mask_generator=Halves(), loading=LoadingOptions(max_bad_share=0)
+        )
         for batch in batches(data, 3):
             assert batch["latents"].shape == (4, 16, 8, 8)
             assert not set(batch) & set(SIZE_FIELDS)

@@ -205,7 +205,7 @@ def test_a_bad_pair_is_replaced_in_training_and_ends_an_evaluation(tmp_path: Pat
 
 def test_a_pair_keeps_its_own_mask(shards: Path) -> None:
     """No donor's mask and no painted one, under which the model would be shown what it is to take away."""
-    data = data_module(shards, own_mask_probability=0.0, transfer_probability=1.0, flip=0.5)
+    data = data_module(shards, share=0.0, removal_share=1.0, flip=0.5)
     for batch in batches(data, 3):
         for image, mask, target in zip(batch["image"], batch["mask"], batch["target"], strict=True):
             near = dilate(mask[None].float(), torch.ones(5, 5))[0] > 0  # the resize spreads the square
@@ -344,7 +344,7 @@ def test_a_latent_cache_holds_the_targets_latents(every: int, tmp_path: Path) ->
     assert data.latents is not None
     assert data.latents.target
     assert "of targets" in str(data.latents)
-    source = data_module(tmp_path / "shards", own_mask_probability=0.0)
+    source = data_module(tmp_path / "shards", share=0.0)
     for cached in batches(data, 2):
         assert "target" not in cached
         for row, key in enumerate(cached["__key__"]):

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 
-from datamodules.decode.own_masks import PolarityWatch, suspicious_polarity
+from datamodules.decode.data_masks import InvertedMasksWarning, look_inverted
 
 
 def batch(share: float, size: int = 16, own: bool | None = None) -> dict[str, Any]:
@@ -16,13 +16,13 @@ def batch(share: float, size: int = 16, own: bool | None = None) -> dict[str, An
 
 
 def test_suspicion_by_hand() -> None:
-    assert suspicious_polarity([1.0, 0.85])
-    assert not suspicious_polarity([1.0, 0.8])
-    assert not suspicious_polarity([])
+    assert look_inverted([1.0, 0.85])
+    assert not look_inverted([1.0, 0.8])
+    assert not look_inverted([])
 
 
 def test_warns_once_after_64_masks() -> None:
-    watch = PolarityWatch()
+    watch = InvertedMasksWarning()
     for _ in range(3):
         watch(batch(0.93))
     message = r"the first 64 masks from the shards are 93% white, up to sample 'k15'; .* `inverted: true`"
@@ -36,8 +36,8 @@ def test_warns_once_after_64_masks() -> None:
 def test_says_nothing_of_others() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        PolarityWatch()(batch(0.8, 100))
-        PolarityWatch()(batch(1.0, 100, own=False))
-        PolarityWatch()({"image": torch.zeros(100, 3, 2, 2)})
+        InvertedMasksWarning()(batch(0.8, 100))
+        InvertedMasksWarning()(batch(1.0, 100, own=False))
+        InvertedMasksWarning()({"image": torch.zeros(100, 3, 2, 2)})
     with pytest.warns(UserWarning, match="100% white"):
-        PolarityWatch()(batch(1.0, 100, own=True))
+        InvertedMasksWarning()(batch(1.0, 100, own=True))

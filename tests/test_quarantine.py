@@ -191,7 +191,7 @@ def test_limit_by_hand(caplog: pytest.LogCaptureFixture) -> None:
         limit([f"reason {number}"], 1)
     assert caplog.messages == ["substituted a bad sample: reason 0 (run/quarantine.jsonl names all)"]
     message = (
-        r"data\.max_bad_share: expected at most 1\.00% bad samples, got 11 among the last 11 "
+        r"data\.loading\.max_bad_share: expected at most 1\.00% bad samples, got 11 among the last 11 "
         r"\(run/quarantine\.jsonl names all\); the last: reason 8; reason 9; reason 10"
     )
     with pytest.raises(ValueError, match=message):

@@ -259,7 +259,7 @@ def test_waits_for_room_that_others_hold(server: faults.FaultServer, tmp_path: P
     tight = ShardCache(tmp_path / "cache", max_bytes=50_000, policy=SHORT._replace(stall_seconds=0.1))
     one, other = (open_shards(f"{server.url}/train", tight) for _ in range(2))
     one.read(0)
-    with pytest.raises(OSError, match=r"data\.cache_bytes is in use; raise it by 31920 bytes or more, or"):
+    with pytest.raises(OSError, match=r"data\.loading\.cache_bytes is in use; raise it by 31920 bytes or more, or"):
         other.read(4)
     del one
     assert other.read(4).key == "10"
@@ -275,7 +275,9 @@ def test_an_unreachable_shard_is_final(server: faults.FaultServer, cache: ShardC
 
 
 def test_the_cache_must_hold_the_largest_shard(server: faults.FaultServer, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"data\.cache_bytes: expected room for .*000\.tar of 40960 bytes, got 999"):
+    with pytest.raises(
+        ValueError, match=r"data\.loading\.cache_bytes: expected room for .*000\.tar of 40960 bytes, got 999"
+    ):
         open_shards(f"{server.url}/train", ShardCache(tmp_path, max_bytes=999, policy=SHORT))
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from data_fixtures import encode, photo
+from data_fixtures import encode, photo, sample_decoder
 from PIL import Image, ImageOps
 
 from datamodules.decode.augmentations import crop_draws, random_crop
@@ -28,7 +28,7 @@ def raw(position: int = 0, field: str = "png", image: Image.Image | bytes | None
 
 
 def decoder(**options: object) -> SampleDecoder:
-    return SampleDecoder(**{"image_size": (16, 16), "seed": 0, "augment": False, **options})
+    return sample_decoder(**options)
 
 
 def mean_difference(a: torch.Tensor, b: torch.Tensor) -> float:
@@ -148,17 +148,17 @@ def labels() -> bytes:
 
 def test_the_first_source_that_finds_a_mask_wins() -> None:
     both = raw(mask_png=half("left"), label_png=labels())
-    assert sides(decoder(mask_sources=[FileMask(), LabelMap([5])])(both)) == [True, False]
-    assert sides(decoder(mask_sources=[LabelMap([5]), FileMask()])(both)) == [False, True]
-    assert sides(decoder(mask_sources=[LabelMap([6]), FileMask()])(both)) == [True, False]
-    assert "mask" not in decoder(mask_sources=[])(both)
+    assert sides(decoder(sources=[FileMask(), LabelMap([5])])(both)) == [True, False]
+    assert sides(decoder(sources=[LabelMap([5]), FileMask()])(both)) == [False, True]
+    assert sides(decoder(sources=[LabelMap([6]), FileMask()])(both)) == [True, False]
+    assert "mask" not in decoder(sources=[])(both)
 
 
 def test_alpha_masks_show_what_they_hide() -> None:
     image = photo(1).convert("RGBA")
     image.putalpha(Image.open(io.BytesIO(half("right"))))
-    masked = decoder(mask_sources=[AlphaMask()])(raw(image=image))
-    painted = decoder(mask_sources=[AlphaMask()], own_mask_probability=0.0)(raw(image=image))
+    masked = decoder(sources=[AlphaMask()])(raw(image=image))
+    painted = decoder(sources=[AlphaMask()], share=0.0)(raw(image=image))
     plain = decoder()(raw(image=image))
     assert sides(masked) == [True, False]
     assert masked["image"].equal(decoder()(raw(image=photo(1)))["image"])
@@ -169,27 +169,27 @@ def test_alpha_masks_show_what_they_hide() -> None:
 def test_own_masks_are_used_as_often_as_asked() -> None:
     fields = {"mask_png": half("left")}
     for share in (0.0, 0.4, 1.0):
-        chosen = ["mask" in decoder(own_mask_probability=share)(raw(p, **fields)) for p in range(300)]
+        chosen = ["mask" in decoder(share=share)(raw(p, **fields)) for p in range(300)]
         assert np.mean(chosen) == pytest.approx(share, abs=0.08)
     draws = uniform(key(0, torch.arange(300), Stream.OWN_MASK), 2)[:, 0]
-    chosen = ["mask" in decoder(own_mask_probability=0.4)(raw(p, **fields)) for p in range(300)]
+    chosen = ["mask" in decoder(share=0.4)(raw(p, **fields)) for p in range(300)]
     assert chosen == (draws < torch.tensor(0.4)).tolist()
 
 
 def test_objects_are_chosen_by_position() -> None:
     box = [[0, 0, 24, 0, 24, 40, 0, 40]], [[24, 0, 48, 0, 48, 40, 24, 40]]
     content = json.dumps({"annotations": [{"segmentation": one} for one in box]}).encode()
-    found = [sides(decoder(mask_sources=[CocoMask()])(raw(p, json=content))) for p in range(60)]
+    found = [sides(decoder(sources=[CocoMask()])(raw(p, json=content))) for p in range(60)]
     assert 20 < found.count([True, False]) < 40
     assert found.count([True, False]) + found.count([False, True]) == 60
-    assert found == [sides(decoder(mask_sources=[CocoMask()])(raw(p, json=content))) for p in range(60)]
+    assert found == [sides(decoder(sources=[CocoMask()])(raw(p, json=content))) for p in range(60)]
 
 
 def test_empty_masks_are_allowed_or_not() -> None:
     empty = raw(mask_png=half("none"))
     assert not decoder()(empty)["mask"].any()
-    assert "mask" not in decoder(allow_empty_masks=False)(empty)
-    assert decoder(allow_empty_masks=False)(raw(mask_png=half("left")))["mask"].any()
+    assert "mask" not in decoder(allow_empty=False)(empty)
+    assert decoder(allow_empty=False)(raw(mask_png=half("left")))["mask"].any()
 
 
 # Masks of a donor

@@ -12,7 +12,7 @@ from diffusers.image_processor import VaeImageProcessor
 from PIL import Image
 from torch import Tensor
 
-from datamodules import WebDatasetDataModule
+from datamodules import MaskOptions, WebDatasetDataModule
 from inpaint_module.base_models import StableDiffusionLayout
 from inpaint_module.batch import Batch
 from inpaint_module.encoder import InpaintEncoder
@@ -123,8 +123,8 @@ def test_what_a_crop_around_the_hole_says_and_refuses() -> None:
 
 def test_the_data_module_cuts_around_the_holes() -> None:
     plain, cut = (
-        WebDatasetDataModule("embedded:val", batch_size=2, image_size=64, mask_generator=Boxes(), padding_mask_crop=way)
-        for way in (None, 4)
+        WebDatasetDataModule("embedded:val", batch_size=2, image_size=64, mask_generator=Boxes(), masks=way)
+        for way in (MaskOptions(), MaskOptions(padding_mask_crop=4))
     )
     batch, found = (data.on_after_batch_transfer(next(iter(data.train_dataloader())), 0) for data in (plain, cut))
     expected = padding_mask_crop(batch, 4)

@@ -5,13 +5,12 @@ import json
 from pathlib import Path
 
 import pytest
-from data_fixtures import exif_turned, photo, photo_folder
+from data_fixtures import exif_turned, photo, photo_folder, sample_decoder
 from PIL import Image
 
 from datamodules.account import RefusedError
 from datamodules.decode.coco_masks import CocoMask
 from datamodules.decode.mask_sources import FileMask, LabelMap
-from datamodules.decode.sample_decoder import SampleDecoder
 from datamodules.make_shards import make_shards
 from datamodules.shards.shard_specs import open_shards
 from datamodules.writing.source_samples import Resize
@@ -60,7 +59,7 @@ def test_polygons_of_a_shrunk_image_keep_their_frame(tmp_path: Path) -> None:
     raw = open_shards(str(tmp_path / "out")).read(0)
     content = json.loads(raw.fields["json"])
     assert (content["width"], content["height"]) == (40, 80)
-    decoder = SampleDecoder(image_size=(40, 20), seed=0, augment=False, mask_sources=[CocoMask()])
+    decoder = sample_decoder(image_size=(40, 20), seed=0, augment=False, sources=[CocoMask()])
     assert decoder(raw)["mask"][0].sum(dim=0).tolist() == [40] * 10 + [0] * 10
 
 
@@ -116,7 +115,7 @@ def test_what_is_drawn_on_a_turned_photo_stays_where_it_is(
     shards = open_shards(str(tmp_path / "out"))
     assert shards.index(0).sizes == [(20, 40) if short else (40, 80)]
     sources = {"mask": FileMask(), "label": LabelMap([1])}
-    decoder = SampleDecoder(image_size=(40, 20), seed=0, augment=False, mask_sources=[sources.get(kind, CocoMask())])
+    decoder = sample_decoder(image_size=(40, 20), seed=0, augment=False, sources=[sources.get(kind, CocoMask())])
     mask = decoder(shards.read(0))["mask"][0]
     assert mask.sum(dim=1).tolist() == [20] * 20 + [0] * 20
 

@@ -130,5 +130,5 @@ def test_buckets_need_sizes_in_the_index(shards: str, tmp_path: Path) -> None:
 
 
 def test_weights_must_fit_the_sources(shards: str) -> None:
-    with pytest.raises(ValueError, match=r"data\.source_weights"):
+    with pytest.raises(ValueError, match=r"data\.order\.source_weights"):
         batches(module([shards, shards], source_weights=[1]), 1)

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from lightning.pytorch.callbacks import EarlyStopping, GradientAccumulationScheduler, Timer
 
-from datamodules.checks import check_batch, check_trainer
+from datamodules.stream_datamodule import check_batch, check_trainer
 
 STOP = EarlyStopping("loss")
 

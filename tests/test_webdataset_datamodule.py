@@ -60,7 +60,7 @@ def test_mostly_white_masks_are_noticed_once(tmp_path: Path) -> None:
     white = encode(Image.new("L", (48, 40), 250))
     members = [member for i in range(4) for member in ((f"k{i}.png", encode(photo(i))), (f"k{i}.mask.png", white))]
     data = module(str(write_tar(tmp_path / "0.tar", members)), batch_size=32, image_size=8, num_workers=1)
-    with pytest.warns(UserWarning, match="100% white, .*data.mask_sources") as seen:
+    with pytest.warns(UserWarning, match="100% white, .*data.masks.sources") as seen:
         fit(data, 5, tmp_path)
     assert sum("white" in str(warning.message) for warning in seen) == 1
 
@@ -103,25 +103,25 @@ def test_training_without_validation_shards(shards: str, tmp_path: Path) -> None
         ({"batch_size": 0}, "data.batch_size: expected at least 1, got 0"),
         (
             {"mask_generator": None, "padding_mask_crop": 8},
-            "data.padding_mask_crop: expected none without masks, got 8",
+            "data.masks.padding_mask_crop: expected none without masks, got 8",
         ),
         ({"val_batch_size": 0}, "data.val_batch_size: expected at least 1, got 0"),
-        ({"window": 0}, "data.window: expected at least 1, got 0"),
+        ({"window": 0}, "data.order.window: expected at least 1, got 0"),
         ({"num_workers": -1}, "data.num_workers: expected at least 0, got -1"),
-        ({"max_pixels": 0}, "data.max_pixels: expected at least 1, got 0"),
-        ({"max_caption_bytes": -1}, "data.max_caption_bytes: expected at least 0, got -1"),
-        ({"min_scale": 1.5}, "data.min_scale: expected 0 to 1, got 1.5"),
-        ({"own_mask_probability": 2}, "data.own_mask_probability: expected 0 to 1, got 2"),
-        ({"transfer_probability": -1}, "data.transfer_probability: expected 0 to 1, got -1"),
-        ({"flip": -0.5}, "data.flip: expected 0 to 1, got -0.5"),
+        ({"max_pixels": 0}, "data.decoder.max_pixels: expected at least 1, got 0"),
+        ({"max_caption_bytes": -1}, "data.decoder.max_caption_bytes: expected at least 0, got -1"),
+        ({"min_scale": 1.5}, "data.decoder.min_scale: expected 0 to 1, got 1.5"),
+        ({"share": 2}, "data.masks.share: expected 0 to 1, got 2"),
+        ({"removal_share": -1}, "data.masks.removal_share: expected 0 to 1, got -1"),
+        ({"flip": -0.5}, "data.decoder.flip: expected 0 to 1, got -0.5"),
         ({"image_size": 0}, r"data.image_size: expected positive pixels, .* got \(0, 0\)"),
         ({"image_size": (8, 8, 8)}, r"data.image_size: expected positive pixels"),
-        ({"bucket_step": 0}, "data.bucket_step: expected at least 1 pixel, got 0"),
+        ({"bucket_step": 0}, "data.order.bucket_step: expected at least 1 pixel, got 0"),
         ({"bucket_step": 64}, "data.image_size: expected at least 64 x 64"),
-        ({"max_bad_share": 1.5}, "data.max_bad_share: expected 0 to 1, got 1.5"),
-        ({"stall_timeout": -1.0}, "data.stall_timeout: expected at least 0, got -1.0"),
-        ({"cache_bytes": 0}, "data.cache_bytes: expected at least 1, got 0"),
-        ({"background": (0, 0, 256)}, r"data.background: expected three numbers 0 to 255, got \(0, 0, 256\)"),
+        ({"max_bad_share": 1.5}, "data.loading.max_bad_share: expected 0 to 1, got 1.5"),
+        ({"stall_timeout": -1.0}, "data.loading.stall_timeout: expected at least 0, got -1.0"),
+        ({"cache_bytes": 0}, "data.loading.cache_bytes: expected at least 1, got 0"),
+        ({"background": (0, 0, 256)}, r"data.decoder.background: expected three numbers 0 to 255, got \(0, 0, 256\)"),
     ],
 )
 def test_bad_arguments_are_named(change: dict[str, Any], message: str) -> None:
@@ -139,13 +139,13 @@ def test_command_line_builds_it(shards: str) -> None:
     parser = command_line()
     config = {"train_shards": [shards], "val_shards": None, "batch_size": 2, "image_size": [8, 16]}
     config["mask_generator"] = {"class_path": "inpaint_module.masks.Boxes"}
-    config["mask_sources"] = [
+    sources = [
         {"class_path": "datamodules.FileMask", "init_args": {"inverted": True}},
         {"class_path": "datamodules.AlphaMask"},
         {"class_path": "datamodules.LabelMap", "init_args": {"ids": [3, 7]}},
         {"class_path": "datamodules.CocoMask", "init_args": {"category_ids": [1], "union": True}},
     ]
-    config |= {"own_mask_probability": 0.5, "transfer_probability": 0.25, "allow_empty_masks": False}
+    config["masks"] = {"sources": sources, "share": 0.5, "removal_share": 0.25, "allow_empty": False}
     build = getattr(parser, "instantiate", None) or parser.instantiate_classes  # its name until jsonargparse 4.49
     data = build(parser.parse_object({"data": config})).data
     assert next(iter(data.train_dataloader()))["image"].shape == (2, 3, 8, 16)
@@ -157,7 +157,7 @@ def test_command_line_builds_it(shards: str) -> None:
         "CocoMask",
     ]
     assert vars(decoder.masks.sources[3]) == {"category_ids": [1], "union": True}
-    assert (decoder.masks.probability, decoder.masks.allow_empty) == (0.5, False)
+    assert (decoder.masks.share, decoder.masks.allow_empty) == (0.5, False)
 
 
 def test_help_explains_every_argument() -> None:

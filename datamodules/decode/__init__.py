@@ -12,6 +12,7 @@ from datamodules.decode.conversion import (
     suffix_of,
     why_unread,
 )
+from datamodules.decode.data_masks import DataMasks, InvertedMasksWarning, MaskOptions, look_inverted, why_look
 from datamodules.decode.latent_cache import DTYPES, KEPT_SIZES, check_use, find_tag, pack_latents
 from datamodules.decode.mask_files import mask_of, mask_turn
 from datamodules.decode.mask_sources import (
@@ -23,10 +24,9 @@ from datamodules.decode.mask_sources import (
     image_bytes,
     read_labels,
 )
-from datamodules.decode.own_masks import PolarityWatch, suspicious_polarity, why_look
 from datamodules.decode.profiles import UnusableProfile, colour_mode, from_srgb, profile_of
 from datamodules.decode.reading import Turn, has_alpha, image_size, open_image, read_turn, to_rgb, upright, upright_size
-from datamodules.decode.sample_decoder import SampleDecoder
+from datamodules.decode.sample_decoder import DecoderOptions, SampleDecoder
 
 __all__ = [
     "CMYK",
@@ -35,11 +35,14 @@ __all__ = [
     "ORIENTATION",
     "AlphaMask",
     "CocoMask",
+    "DataMasks",
+    "DecoderOptions",
     "FileMask",
+    "InvertedMasksWarning",
     "LabelMap",
+    "MaskOptions",
     "MaskRequest",
     "MaskSource",
-    "PolarityWatch",
     "RunLengths",
     "SampleDecoder",
     "StoredPicture",
@@ -56,6 +59,7 @@ __all__ = [
     "image_bytes",
     "image_size",
     "is_picture",
+    "look_inverted",
     "mask_of",
     "mask_turn",
     "open_image",
@@ -69,7 +73,6 @@ __all__ = [
     "read_turn",
     "stored_picture",
     "suffix_of",
-    "suspicious_polarity",
     "to_rgb",
     "upright",
     "upright_size",

@@ -150,7 +150,9 @@ def _check(name: str, what: str, got: object, like: Tensor) -> None:
     """Refuse a transform that changes size or dtype: a batch has one shape, and its images one byte per value."""
     if not isinstance(got, Tensor) or got.dtype != like.dtype or got.shape != like.shape:
         found = f"{got.dtype} {tuple(got.shape)}" if isinstance(got, Tensor) else type(got).__name__
-        raise ValueError(f"data.transforms: expected {what} {like.dtype} {tuple(like.shape)} from {name}, got {found}")
+        raise ValueError(
+            f"data.decoder.transforms: expected {what} {like.dtype} {tuple(like.shape)} from {name}, got {found}"
+        )
 
 
 def _apply(transform: nn.Module, parts: list[Tensor]) -> list[Tensor]:
@@ -159,7 +161,9 @@ def _apply(transform: nn.Module, parts: list[Tensor]) -> list[Tensor]:
     out = transform(*parts)
     out = list(out) if isinstance(out, (tuple, list)) else [out]
     if len(out) != len(parts):
-        raise ValueError(f"data.transforms: expected image and mask from {name}, got {len(out)} of {len(parts)}")
+        raise ValueError(
+            f"data.decoder.transforms: expected image and mask from {name}, got {len(out)} of {len(parts)}"
+        )
     for what, got, like in zip(("an image", "a mask"), out, parts, strict=False):
         _check(name, what, got, like)
     return out

@@ -94,7 +94,8 @@ def parse_label(fields: dict[str, bytes], key: str = "label") -> int:
         label: Any = int(text) if re.fullmatch("[0-9]{1,19}", text) else text[:20]
     elif (label := read_json(fields).get(key)) is None:
         raise ValueError(
-            f"expected a class label in cls, or as {key} in json, got none; data.label_key: null trains without labels"
+            f"expected a class label in cls, or as {key} in json, got none; data.decoder.label_key: null trains "
+            "without labels"
         )
     if type(label) is not int or not 0 <= label <= _LARGEST_LABEL:
         place = "cls" if "cls" in fields else f"{key} in json"

@@ -128,7 +128,7 @@ def check_use(tag: LatentsTag, image_size: tuple[int, int], *, bucketed: bool) -
             f"data.image_size: expected {tag.image_size}, as the latents in data.train_shards have, got {image_size}"
         )
     if bucketed:
-        raise ValueError("data.bucket_step: expected null for shards with cached latents, which have one shape")
+        raise ValueError("data.order.bucket_step: expected null for shards with cached latents, which have one shape")
 
 
 def _tag_of(shards: ShardSet, number: int) -> LatentsTag | None:

@@ -14,8 +14,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from datamodules.decode.data_masks import why_look
 from datamodules.decode.mask_sources import FileMask, MaskRequest, MaskSource, image_bytes
-from datamodules.decode.own_masks import why_look
 from datamodules.decode.reading import open_image, read_turn, upright_size
 from datamodules.shards.shard_set import Contents, RawSample, ShardSet, look_into
 from datamodules.shards.tar_index import MASK_FIELDS

@@ -202,7 +202,7 @@ def _measure_batches(exam: Examination, own: list[Tensor], module: InpaintDiffus
         for kind, texts in batch.get("notes", {}).items():
             exam.notes.setdefault(kind, []).extend(texts)
     exam.findings += findings.check_range(exam.pixels) + findings.check_constant(exam.pixels)
-    exam.findings += findings.check_polarity(exam.masks) + findings.check_painted(exam.masks)
+    exam.findings += findings.check_inverted(exam.masks) + findings.check_painted(exam.masks)
     exam.findings += findings.check_empty(exam.masks) + findings.check_sizes(exam.sizes)
     exam.findings += findings.check_captions(exam.captions) + (check_pairs(exam.pairs) if exam.pairs else [])
     exam.findings += findings.check_notes(exam.notes, exam.pixels.total)

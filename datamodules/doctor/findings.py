@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from datamodules.decode.own_masks import suspicious_polarity
+from datamodules.decode.data_masks import look_inverted
 from datamodules.doctor.data_measures import Captions, Masks, Pixels, Sizes, StoredSamples
 from datamodules.doctor.model_measures import Grid, Latents, Speeds
 
@@ -75,20 +75,20 @@ def check_constant(pixels: Pixels) -> list[Finding]:
     return [Finding(severity, "blank images", "train_shards", "pictures", came, advice, tuple(pixels.constant))]
 
 
-def check_polarity(masks: Masks) -> list[Finding]:
+def check_inverted(masks: Masks) -> list[Finding]:
     """Masks from the data that are mostly white say, most likely, what to keep."""
     own = masks.own
     coverage, border = masks.coverage[own].tolist(), masks.border[own].tolist()
     if len(coverage) < 4:
         return []
-    sure = suspicious_polarity(coverage)
+    sure = look_inverted(coverage)
     mean, edge = sum(coverage) / len(coverage), sum(border) / len(border)
     if not sure and not (mean > 0.6 and edge > 0.8):
         return []
     came = f"{len(coverage)} masks from the data are {mean:.0%} white, and {edge:.0%} along the border"
-    advice = "if they mark what to keep, set `inverted: true` of the source in data.mask_sources"
+    advice = "if they mark what to keep, set `inverted: true` of the source in data.masks.sources"
     expected = "white where to inpaint"
-    return [Finding(ERROR if sure else WARNING, "inverted masks", "data.mask_sources", expected, came, advice)]
+    return [Finding(ERROR if sure else WARNING, "inverted masks", "data.masks.sources", expected, came, advice)]
 
 
 def check_painted(masks: Masks) -> list[Finding]:
@@ -105,15 +105,16 @@ def check_empty(masks: Masks) -> list[Finding]:
     found = []
     for what, hits in (("empty", masks.coverage == 0), ("full", masks.coverage == 1)):
         keys = [key for key, hit in zip(masks.keys, hits.tolist(), strict=True) if hit]
-        if what == "full" and check_polarity(masks):
+        if what == "full" and check_inverted(masks):
             continue  # an inverted mask of what the crop has left out
         if severity := _graded(keys, len(masks.keys)):
             own = int((hits & masks.own).sum())
             came = f"{len(keys)} of {len(masks.keys)} {what}, {own} of them from the data: {named(keys)}"
-            where = "data.mask_sources" if own else "data.mask_generator"
+            where = "data.masks.sources" if own else "data.mask_generator"
             advice = "look at these masks: a model learns nothing about filling in from them"
             if what == "empty":
-                mend = "open these mask files: white is what is inpainted; a larger data.min_scale misses fewer of them"
+                mend = "open these mask files: white is what is inpainted; "
+                mend += "a larger data.decoder.min_scale misses fewer"
                 advice = mend if own else "set its sizes"
             expected = "a hole and something around it"
             found.append(Finding(severity, f"{what} masks", where, expected, came, advice, tuple(keys)))
@@ -176,7 +177,7 @@ def check_captions(captions: Captions) -> list[Finding]:
     """Half without words, or most with the same, is seldom meant; without a text encoder it does not matter."""
     if not captions.used:
         return []
-    found, where = [], "data.caption_key"
+    found, where = [], "data.decoder.caption_key"
     if captions.empty > captions.total / 2:
         came = f"{captions.empty} of {captions.total} are empty"
         advice = "look for NAME.txt, or name the key of NAME.json; empty ones on purpose are model.caption_dropout's"
@@ -271,7 +272,7 @@ def faster(speeds: Speeds, sizes: Sizes, *, workers: int, cores: int, cached: bo
     if speeds.decode and not workers and (share := 1 / (1 + speeds.decode * step)) > 0.05:
         return f"decoding takes {share:.0%} of the time of the training process: set data.num_workers: 1 to hide it"
     if gpu and (share := 1 / speeds.masks / step) > 0.05:
-        advice = "set data.graph_masks: true"
+        advice = "set data.masks.cuda_graphs: true"
         return f"painting masks takes {share:.0%} of a step, most of it the CPU's: {advice}"
     compiling = ", configs/compiled.yaml compiles for a GPU" if gpu else ""
     if (share := 1 / speeds.encode / step) > 0.3 and not cached:

@@ -1,7 +1,7 @@
 """Position to sample: the order, its split over ranks and workers, batches; samples and workers that fail."""
 
-from datamodules.order.bucket_order import BucketOrder, Buckets, ShardAspects, stream_order
-from datamodules.order.loaders import BatchLoader, EvaluationLoader, StreamLoader, add_masks
+from datamodules.order.bucket_order import BucketOrder, Buckets, OrderOptions, ShardAspects, stream_order
+from datamodules.order.loaders import BatchLoader, EvaluationLoader, LoadingOptions, StreamLoader, add_masks
 from datamodules.order.mixed_order import MixedOrder
 from datamodules.order.order import PLAN_VERSION, Donors, Order, SampleOrder
 from datamodules.order.quarantine import QUARANTINE
@@ -15,8 +15,10 @@ __all__ = [
     "Buckets",
     "Donors",
     "EvaluationLoader",
+    "LoadingOptions",
     "MixedOrder",
     "Order",
+    "OrderOptions",
     "SampleOrder",
     "SampleStream",
     "ShardAspects",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 from itertools import accumulate, pairwise
 from typing import Any, NamedTuple
@@ -11,6 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from datamodules.checks import check_at_least
 from datamodules.order.mixed_order import MixedOrder
 from datamodules.order.order import Order, SampleOrder, permutation
 from datamodules.shards.shard_set import ShardSet
@@ -50,9 +52,9 @@ class Buckets:
 
     def __init__(self, image_size: tuple[int, int], *, step: int = 64, max_aspect: float = 2.0) -> None:
         if step < 1:
-            raise ValueError(f"data.bucket_step: expected at least 1 pixel, got {step}")
+            raise ValueError(f"data.order.bucket_step: expected at least 1 pixel, got {step}")
         if not 1 <= max_aspect < math.inf:
-            raise ValueError(f"data.bucket_max_aspect: expected at least 1 and finite, got {max_aspect}")
+            raise ValueError(f"data.order.bucket_max_aspect: expected at least 1 and finite, got {max_aspect}")
         self.image_size = image_size
         self.step = step
         self.max_aspect = max_aspect
@@ -60,7 +62,7 @@ class Buckets:
         if not self.shapes:
             height, width = image_size
             raise ValueError(
-                f"data.image_size: expected at least {step} x {step} pixels in all, one bucket_step each way, "
+                f"data.image_size: expected at least {step} x {step} pixels in all, one order.bucket_step each way, "
                 f"got {height} x {width}"
             )
         aspects = torch.tensor([width / height for height, width in self.shapes], dtype=torch.float64)
@@ -91,8 +93,8 @@ class ShardAspects:
         """Width and height of each image of one shard."""
         if (sizes := self.shards.index(number).sizes) is None:
             raise ValueError(
-                f"data.bucket_step: {redact(self.shards.shards[number].path)}: expected image sizes in its index, got "
-                "none; write it with inpaint shards index"
+                f"data.order.bucket_step: {redact(self.shards.shards[number].path)}: expected image sizes in its "
+                "index, got none; write it with inpaint shards index"
             )
         return sizes
 
@@ -109,6 +111,37 @@ class ShardAspects:
             rows = (samples[here] - self._starts[number]).tolist()
             aspects[here] = torch.tensor([w / h if w > 0 and h > 0 else 1.0 for w, h in (sizes[row] for row in rows)])
         return aspects
+
+
+@dataclass(frozen=True)
+class OrderOptions:
+    """How training samples are mixed, and in which shapes they come.
+
+    Args:
+        window: Shards whose samples are mixed with each other.
+        source_weights: How often each entry of train_shards is drawn from, such as [3, 1]; null draws every sample
+            equally often.
+        bucket_step: Train in batches of one shape each, of about the pixels of image_size, sides multiples of this;
+            null crops all to image_size. The index must hold image sizes, as make_shards and index_shards write it.
+        bucket_max_aspect: Longest side of a bucket, in times its shortest.
+
+    Raises:
+        ValueError: naming the argument, if one is out of range.
+    """
+
+    window: int = 8
+    source_weights: list[float] | None = None
+    bucket_step: int | None = None
+    bucket_max_aspect: float = 2.0
+
+    def __post_init__(self) -> None:
+        check_at_least(1, "data.order", window=self.window)
+
+    def buckets(self, image_size: tuple[int, int]) -> Buckets | None:
+        """The shapes of the batches, near the pixels of `image_size` (H, W); None for that size alone."""
+        if self.bucket_step is None:
+            return None
+        return Buckets(image_size, step=self.bucket_step, max_aspect=self.bucket_max_aspect)
 
 
 _BUCKETS = 2  # tells a group's key from an epoch's
@@ -226,10 +259,9 @@ def stream_order(
     shards: ShardSet,
     sources: Sequence[int],
     *,
+    options: OrderOptions,
     batch_size: int,
     seed: int,
-    window: int,
-    weights: list[float] | None,
     buckets: Buckets | None,
 ) -> Order:
     """The order of a training stream: plain, mixed or in buckets.
@@ -237,12 +269,12 @@ def stream_order(
     Args:
         shards: all of them.
         sources: shards of each source.
+        options: window and weights.
         batch_size: samples of one batch.
         seed: of the order.
-        window: shards whose samples are shuffled among themselves.
-        weights: share of each source in the stream; None for one stream over all.
-        buckets: shapes of the batches; None for one shape.
+        buckets: shapes of the batches, of `options.buckets`; None for one shape.
     """
+    window, weights = options.window, options.source_weights
     order: Order = SampleOrder(shards.counts, seed=seed, window=window)
     if weights is not None:
         ends = accumulate(sources, initial=0)

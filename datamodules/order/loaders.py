@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import multiprocessing
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 import webdataset as wds
 
+from datamodules.checks import check_at_least, check_share
 from datamodules.order.crashes import CrashLog, InflightMarkers, WatchedDecoder
 from datamodules.order.quarantine import BadShareLimit, Decoder, Quarantine, SubstitutingDecoder
 from datamodules.order.sample_stream import SampleStream
+from datamodules.shards import ShardCache
 from inpaint_module.batch import Batch
 from inpaint_module.masks import MaskGenerator
 from inpaint_module.randomness import Stream, key
@@ -79,6 +82,37 @@ def add_masks(batch: Batch, mask_generator: MaskGenerator, seed: int) -> Batch:
     masked: Batch = {**batch, "mask": mask}
     masked.pop("has_mask", None)
     return masked
+
+
+@dataclass(frozen=True)
+class LoadingOptions:
+    """What happens to samples that cannot be used and to a source that stalls; where remote shards are kept.
+
+    Args:
+        max_bad_share: Training samples that cannot be used are replaced by others of their window and written to
+            quarantine.jsonl in the run folder, up to this share (0..1); above it the run ends. 0 ends it at the first.
+            Evaluation refuses every one.
+        stall_timeout: Seconds without a batch from the workers after which the run ends; 0 waits for ever.
+        cache_dir: Where remote shards are kept; null for INPAINT_CACHE or ~/.cache/inpaint_module/shards.
+        cache_bytes: Size of that cache; the longest unused shards go first.
+
+    Raises:
+        ValueError: naming the argument, if one is out of range.
+    """
+
+    max_bad_share: float = 0.01
+    stall_timeout: float = 0.0
+    cache_dir: str | None = None
+    cache_bytes: int = 50_000_000_000
+
+    def __post_init__(self) -> None:
+        check_share("data.loading", max_bad_share=self.max_bad_share)
+        check_at_least(0, "data.loading", stall_timeout=self.stall_timeout)
+        check_at_least(1, "data.loading", cache_bytes=self.cache_bytes)
+
+    def cache(self) -> ShardCache:
+        """Of remote shards."""
+        return ShardCache(self.cache_dir, max_bytes=self.cache_bytes)
 
 
 _ATTEMPTS = 16  # substitutes of one bad sample: half of the samples may be bad
@@ -153,7 +187,7 @@ class BatchLoader(wds.WebLoader):
         """An error that says what the workers are at."""
         doing = "; ".join(str(each).replace("was decoding", "decodes") for each in self._markers.in_use())
         return TimeoutError(
-            f"data.stall_timeout: expected a batch within {self._stall_timeout:g} s, got none: "
+            f"data.loading.stall_timeout: expected a batch within {self._stall_timeout:g} s, got none: "
             f"{doing or 'no worker is decoding: they read, or wait'}"
         )
 

@@ -27,7 +27,7 @@ def cycle_counts(weights: Sequence[float]) -> list[int]:
     """
     bad = [weight for weight in weights if not (math.isfinite(weight) and weight > 0)]
     if bad or not weights:
-        raise ValueError(f"data.source_weights: expected positive finite numbers, got {list(weights)}")
+        raise ValueError(f"data.order.source_weights: expected positive finite numbers, got {list(weights)}")
     total = sum(map(Fraction, weights))
     exact = [Fraction(weight) / total * CYCLE for weight in weights]
     counts = [math.floor(share) for share in exact]
@@ -36,8 +36,8 @@ def cycle_counts(weights: Sequence[float]) -> list[int]:
         counts[source] += 1
     if not all(counts):
         raise ValueError(
-            f"data.source_weights: expected at least 1/{CYCLE} of their sum each, so {float(total / CYCLE):.3g} or "
-            f"more, got {list(weights)}"
+            f"data.order.source_weights: expected at least 1/{CYCLE} of their sum each, so {float(total / CYCLE):.3g} "
+            f"or more, got {list(weights)}"
         )
     return counts
 
@@ -70,17 +70,17 @@ class MixedOrder(Order):
         seed: seeds the pattern.
 
     Raises:
-        ValueError: naming data.source_weights, if they do not fit the sources.
+        ValueError: naming data.order.source_weights, if they do not fit the sources.
     """
 
     def __init__(self, orders: Sequence[SampleOrder], weights: Sequence[float], *, seed: int) -> None:
         if len(orders) != len(weights):
             raise ValueError(
-                f"data.source_weights: expected one number per source, {len(orders)} in all, got {list(weights)}"
+                f"data.order.source_weights: expected one number per source, {len(orders)} in all, got {list(weights)}"
             )
         empty = [number for number, order in enumerate(orders) if not len(order)]
         if empty:
-            raise ValueError(f"data.source_weights: expected samples in every source, none in number {empty}")
+            raise ValueError(f"data.order.source_weights: expected samples in every source, none in number {empty}")
         self.orders = list(orders)
         self.seed = seed
         self.counts = torch.tensor(cycle_counts(weights))

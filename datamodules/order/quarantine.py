@@ -108,8 +108,8 @@ class BadShareLimit:
             _log.warning("substituted a bad sample: %s (%s)", self._reasons[-1], self.where)
         if self.bad > self.max_share * max(self.samples, _AT_LEAST):
             raise ValueError(
-                f"data.max_bad_share: expected at most {self.max_share:.2%} bad samples, got {self.bad} among the "
-                f"last {self.samples} ({self.where}); the last: {'; '.join(self._reasons)}"
+                f"data.loading.max_bad_share: expected at most {self.max_share:.2%} bad samples, got {self.bad} among "
+                f"the last {self.samples} ({self.where}); the last: {'; '.join(self._reasons)}"
             )
 
 

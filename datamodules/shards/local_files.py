@@ -85,8 +85,8 @@ def _remove_foreign(path: Path) -> None:
         path.unlink(missing_ok=True)
     except OSError as error:
         raise ValueError(
-            f"data.cache_dir: {path}: expected a file of the shard cache, got a link, a folder or another kind of file "
-            f"that cannot be removed: {error.strerror}; remove it, or name another folder"
+            f"data.loading.cache_dir: {path}: expected a file of the shard cache, got a link, a folder or "
+            f"another kind of file that cannot be removed: {error.strerror}; remove it, or name another folder"
         ) from error
 
 

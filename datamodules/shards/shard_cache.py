@@ -79,7 +79,7 @@ class ShardCache:
         prefetch_threads: int = 1,
     ) -> None:
         if max_bytes < 1:
-            raise ValueError(f"data.cache_bytes: expected at least 1, got {max_bytes}")
+            raise ValueError(f"data.loading.cache_bytes: expected at least 1, got {max_bytes}")
         self.folder = default_folder() if folder is None else Path(os.path.expanduser(folder))
         self.max_bytes = max_bytes
         self.policy = policy
@@ -100,7 +100,7 @@ class ShardCache:
         for shard in shards:
             if shard.bytes > self.max_bytes:
                 raise ValueError(
-                    f"data.cache_bytes: expected room for {redact(shard.path)} of {shard.bytes} bytes, "
+                    f"data.loading.cache_bytes: expected room for {redact(shard.path)} of {shard.bytes} bytes, "
                     f"got {self.max_bytes}"
                 )
 
@@ -219,16 +219,16 @@ class ShardCache:
             os.fsync(file)
         except OSError as error:
             if error.errno in DISK_FULL:
-                raise ValueError(f"data.cache_dir: no room on the disk of {self.folder}: {error}") from error
+                raise ValueError(f"data.loading.cache_dir: no room on the disk of {self.folder}: {error}") from error
             raise
 
     def _make_folder(self) -> None:
         if self.folder.parts[:1] == ("~",):
-            raise ValueError(f"data.cache_dir: expected a folder: this user has no home for {self.folder}")
+            raise ValueError(f"data.loading.cache_dir: expected a folder: this user has no home for {self.folder}")
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise ValueError(f"data.cache_dir: cannot make the folder {self.folder}: {error}") from error
+            raise ValueError(f"data.loading.cache_dir: cannot make the folder {self.folder}: {error}") from error
 
     def _entries(self) -> Iterator[_Entry]:
         for path in self.folder.iterdir():
@@ -272,14 +272,14 @@ class ShardCache:
             part.unlink()
         if excess <= 0:
             raise ValueError(
-                f"data.cache_dir: expected room on the disk of {self.folder} for {redact(shard.path)} of "
+                f"data.loading.cache_dir: expected room on the disk of {self.folder} for {redact(shard.path)} of "
                 f"{shard.bytes} bytes, got {lacking} too few"
             )
         raise CacheFullError(
             f"{self.folder}: expected room for {redact(shard.path)} of {shard.bytes} bytes, and all but "
-            f"{max(0, shard.bytes - excess)} of the {self.max_bytes} bytes of data.cache_bytes is in use; raise it by "
-            f"{excess} bytes or more, or let less be in use: each of the data.num_workers keeps open the shards of two "
-            "windows, of data.window shards each"
+            f"{max(0, shard.bytes - excess)} of the {self.max_bytes} bytes of data.loading.cache_bytes is in use; "
+            f"raise it by {excess} bytes or more, or let less be in use: each of the data.num_workers keeps open the "
+            "shards of two windows, of data.order.window shards each"
         )
 
     @contextmanager

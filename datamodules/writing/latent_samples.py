@@ -76,7 +76,7 @@ def _check_finite(latents: Tensor, source: str, keys: list[str]) -> None:
 
 def _batches(data: WebDatasetDataModule, begin: int, folder: Path) -> Iterator[dict[str, Any]]:
     """All samples in their order again and again, from position `begin` on, bad ones replaced."""
-    order = SampleOrder(data.train_set.counts, seed=data.seed, window=data.window, shuffle=False)
+    order = SampleOrder(data.train_set.counts, seed=data.seed, window=data.order.window, shuffle=False)
     loader = StreamLoader(
         SampleStream(data.train_set, order, batch_size=data.batch_size),
         _with_all_masks(data.train_decoder),
@@ -84,8 +84,8 @@ def _batches(data: WebDatasetDataModule, begin: int, folder: Path) -> Iterator[d
         position=lambda: begin,
         seed=data.seed,
         folder=folder,
-        max_bad_share=data.max_bad_share,
-        stall_timeout=data.stall_timeout,
+        max_bad_share=data.loading.max_bad_share,
+        stall_timeout=data.loading.stall_timeout,
     )
     return iter(loader)
 
@@ -93,7 +93,7 @@ def _batches(data: WebDatasetDataModule, begin: int, folder: Path) -> Iterator[d
 def _with_all_masks(decoder: SampleDecoder) -> SampleDecoder:
     """A decoder that leaves it to the training which own masks are used."""
     decoder = copy.deepcopy(decoder)
-    decoder.masks.probability, decoder.masks.allow_empty = 1.0, True
+    decoder.masks.share, decoder.masks.allow_empty = 1.0, True
     return decoder
 
 

@@ -11,8 +11,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from datamodules.account import Account
+from datamodules.decode.data_masks import why_look
 from datamodules.decode.mask_sources import FileMask, MaskRequest, image_bytes
-from datamodules.decode.own_masks import why_look
 from datamodules.decode.reading import image_size, open_image, read_turn, upright_size
 from datamodules.shards.manifest import SHA256, ManifestRow, Shard, load_index, write_index
 from datamodules.shards.retries import RemoteStream

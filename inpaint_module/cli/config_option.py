@@ -13,6 +13,7 @@ from lightning.pytorch.utilities import rank_zero_info
 
 from inpaint_module.commands.config_files import find_config, read_config
 from inpaint_module.commands.errors import closest
+from inpaint_module.commands.older_configs import class_of_data
 
 PIECES = ("callbacks", "logger")  # lists of the trainer whose entries have names
 Entry = dict[str, Any]
@@ -32,10 +33,11 @@ class ConfigFile(ActionConfigFile):
         Raises:
             TypeError: a name that is neither here nor ships, or a piece that cannot be changed; the parser reports it.
         """
+        parser.data_class = class_of_data({"data": cfg.get("data")})
         try:
             if _is_name(values):
                 values = _found(values)
-                content: Any = read_config(values)
+                content: Any = read_config(values, parser.data_class)
             else:
                 content = yaml.safe_load(values) if "://" not in values else None
             if changed := _with_pieces(content, cfg):

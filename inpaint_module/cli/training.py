@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from importlib.util import find_spec
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +25,7 @@ from lightning.pytorch.utilities.model_helpers import is_overridden
 from inpaint_module.batch import DescribedData
 from inpaint_module.cli.config_option import ConfigFile, split_pieces
 from inpaint_module.cli.terminal import RunProgress, quiet
+from inpaint_module.commands.config_files import named_data, read_config
 from inpaint_module.commands.older_configs import today, today_options
 from inpaint_module.commands.parser import OneParagraph
 from inpaint_module.embedded import without_weights
@@ -50,12 +53,20 @@ _READ_TEXT = tuple(f"inpaint_module.base_models.{name}" for name in ("load_text"
 
 
 class Parser(OneParagraph, LightningArgumentParser):
-    """LightningCLI's parser, which reports what is wrong in one paragraph."""
+    """LightningCLI's parser, which reports what is wrong in one paragraph.
+
+    Attributes:
+        data_class: the data module that the configs before the next one name; None for none.
+    """
+
+    data_class: str | None = None
 
     def parse_args(self, args: Any = None, *more: Any, **options: Any) -> Namespace:  # type: ignore[override]
         """As jsonargparse; options of a model's parts may be those of older versions."""
         args = sys.argv[1:] if args is None else args
-        return super().parse_args(today_options(args) if isinstance(args, list | tuple) else args, *more, **options)
+        if isinstance(args, list | tuple):
+            args = today_options(args, named_data(list(map(_content, _config_files(args)))))
+        return super().parse_args(args, *more, **options)
 
     def parse_string(self, content: str, *more: Any, **options: Any) -> Namespace:
         """As jsonargparse; a config may be one of older versions."""
@@ -63,9 +74,23 @@ class Parser(OneParagraph, LightningArgumentParser):
             read = yaml.safe_load(content)
         except yaml.YAMLError:  # which jsonargparse reports
             read = None
-        if isinstance(read, dict) and read != (current := today(read)):
+        if isinstance(read, dict) and read != (current := today(read, self.data_class)):
             content = yaml.safe_dump(current, sort_keys=False)
         return super().parse_string(content, *more, **options)
+
+
+def _config_files(arguments: Sequence[str]) -> list[str]:
+    """What a command line names by `--config`."""
+    options = ("-c", "--config")
+    after = [value for name, value in pairwise(arguments) if name in options]
+    return after + [each.partition("=")[2] for each in arguments if each.startswith("--config=")]
+
+
+def _content(path: str) -> dict[str, Any]:
+    """What a config says; nothing of one that cannot be read, which jsonargparse reports."""
+    with suppress(ValueError, OSError):
+        return read_config(path)
+    return {}
 
 
 class ResumingCLI(LightningCLI):

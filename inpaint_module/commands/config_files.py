@@ -9,7 +9,7 @@ from typing import Any
 import yaml  # type: ignore[import-untyped]
 from jsonargparse import ArgumentParser, Namespace
 
-from inpaint_module.commands.older_configs import today, today_options
+from inpaint_module.commands.older_configs import class_of_data, today, today_options
 
 _PACKAGE = Path(__file__).parents[1]
 SHIPPED = next((path for path in (_PACKAGE / "configs", _PACKAGE.with_name("configs")) if path.is_dir()), _PACKAGE)
@@ -35,8 +35,12 @@ def find_config(path: str | Path) -> Path:
     raise ValueError(f"config: expected a file, got {path}; those that ship: {', '.join(shipped_configs())}")
 
 
-def read_config(path: str | Path) -> dict[str, Any]:
+def read_config(path: str | Path, data_class: str | None = None) -> dict[str, Any]:
     """What one file says; where it is tells `find_config`.
+
+    Args:
+        path: of the file.
+        data_class: the data module that the files before it name, if they do.
 
     Raises:
         ValueError: naming the file, if there is none, or if it is no YAML of names and values.
@@ -48,7 +52,7 @@ def read_config(path: str | Path) -> dict[str, Any]:
         raise ValueError(f"config: expected YAML, got {found}: {error}") from error
     if not isinstance(content, dict | None):
         raise ValueError(f"config: expected YAML of names and values in {found}, got {type(content).__name__}")
-    return today(content or {})
+    return today(content or {}, data_class)
 
 
 def read_parts(configs: Sequence[str | Path], overrides: Sequence[str] = (), **kinds: type) -> Namespace:
@@ -63,10 +67,12 @@ def read_parts(configs: Sequence[str | Path], overrides: Sequence[str] = (), **k
         ValueError: a part that no file names, or an override of another part.
         jsonargparse.ArgumentError: a value that its class does not take.
     """
-    overrides = today_options(overrides)
+    contents: list[dict[str, Any]] = []
+    for path in configs:
+        contents.append(read_config(path, named_data(contents)))
+    overrides = today_options(overrides, named_data(contents))
     if other := [each for each in overrides if not each.startswith(tuple(f"--{name}." for name in kinds))]:
         raise ValueError(f"expected overrides that begin with --{'. or --'.join(kinds)}., got {' '.join(other)}")
-    contents = [read_config(path) for path in configs]
     parts = Namespace()
     for name, kind in kinds.items():
         parser, parsed = _parser_of({name: kind}), None
@@ -79,6 +85,11 @@ def read_parts(configs: Sequence[str | Path], overrides: Sequence[str] = (), **k
         own = [each for each in overrides if each.startswith(f"--{name}.")]
         parts[name] = parser.parse_args(own, namespace=parsed)[name]
     return parts
+
+
+def named_data(contents: Sequence[Mapping[str, Any]]) -> str | None:
+    """The data module that the last of several configs names; None if none does."""
+    return next(filter(None, map(class_of_data, reversed(contents))), None)
 
 
 def make_parts(values: Mapping[str, Any] | Namespace, **kinds: type) -> Namespace:

@@ -3,21 +3,134 @@ them."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+import functools
+import inspect
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any, TypeVar
 
 _HOME = "inpaint_module.base_models"
 _FORMER_HOMES = ("inpaint_module.layouts.", "inpaint_module.denoisers.", "inpaint_module.conditioning.")
 _PARTS = ("denoiser", "encoder", "layout", "scheduler", "conditioning", "call")
 _MADE = ("denoiser", "layout", "scheduler")
+_PARTS_OF_DATA = {
+    "order": ("window", "source_weights", "bucket_step", "bucket_max_aspect"),
+    "decoder": (
+        *("min_scale", "flip", "transforms", "upscale", "background", "max_pixels", "reducing_gap"),
+        *("max_caption_bytes", "caption_key", "label_key"),
+    ),
+    "loading": ("max_bad_share", "stall_timeout", "cache_dir", "cache_bytes"),
+    "masks": ("padding_mask_crop",),
+}
+MOVED_DATA = {name: f"{part}.{name}" for part, names in _PARTS_OF_DATA.items() for name in names} | {
+    "mask_sources": "masks.sources",
+    "own_mask_probability": "masks.share",
+    "transfer_probability": "masks.removal_share",
+    "allow_empty_masks": "masks.allow_empty",
+    "graph_masks": "masks.cuda_graphs",
+}
+_DATA = "WebDatasetDataModule"
+_OF_DATA = re.compile(r"--data\.(init_args\.)?(?P<name>\w+)(?P<rest>$|[.=+].*)", re.DOTALL)
+_Init = TypeVar("_Init", bound=Callable[..., None])
 
 
-def today(config: dict[str, Any]) -> dict[str, Any]:
-    """The content of a config file, with the model's parts under `base` and classes where they are now.
+def today(config: dict[str, Any], data_class: str | None = None) -> dict[str, Any]:
+    """The content of a config file, with the arguments of model and data in their parts and classes where they are now.
 
     A `base` with a `path` is a `BaseModel`, over whatever a config before it had there.
+
+    Args:
+        config: as YAML has it.
+        data_class: of the configs before this one, if they name one.
+
+    Raises:
+        ValueError: naming an argument of the data that is there both where it was and where it is.
     """
-    config = _renamed(config)
+    return _model_today(_data_today(_renamed(config), data_class))
+
+
+def class_of_data(config: Mapping[str, Any]) -> str | None:
+    """The data module that a config names; None if it names none."""
+    data = config.get("data")
+    path = data.get("class_path") if hasattr(data, "get") else data
+    return path if isinstance(path, str) else None
+
+
+def _data_today(config: dict[str, Any], data_class: str | None) -> dict[str, Any]:
+    data = config.get("data")
+    if not isinstance(data, dict) or not (class_of_data(config) or data_class or _DATA).endswith(_DATA):
+        return config
+    holder = "init_args" if isinstance(data.get("init_args"), dict) else None
+    arguments = dict(data["init_args"] if holder else data)
+    moved = [name for name in arguments if name in MOVED_DATA]
+    for old in moved:
+        part, _, name = MOVED_DATA[old].partition(".")
+        given = arguments.get(part) or {}
+        if not isinstance(given, dict) or name in given:
+            raise ValueError(f"data.{old}: expected it in data.{part}.{name} alone, where it is now, got both")
+        arguments[part] = given | {name: arguments.pop(old)}
+    _say_moved(*moved)
+    return config | {"data": {**data, "init_args": arguments} if holder else arguments}
+
+
+@functools.cache
+def _say_moved(*names: str) -> None:
+    """One line, once, for arguments of the data that were taken from where they were."""
+    if names:
+        from lightning.pytorch.utilities import rank_zero_info  # seconds, for which a command's --help need not wait
+
+        places = ", ".join(f"data.{name} is data.{MOVED_DATA[name]} now" for name in names)
+        rank_zero_info(f"written for an older version, and taken as such: {places}")
+
+
+def settings_today(settings: Mapping[str, str]) -> dict[str, str]:
+    """Dotted names of settings, as `changes.settings_of` makes them, where they are now."""
+    if not settings.get("data", _DATA).endswith(_DATA):
+        return dict(settings)
+    return {_setting_today(name): value for name, value in settings.items()}
+
+
+def _setting_today(name: str) -> str:
+    old, dot, rest = name.removeprefix("data.").partition(".")
+    return f"data.{MOVED_DATA[old]}{dot}{rest}" if name.startswith("data.") and old in MOVED_DATA else name
+
+
+def data_settings_of_before(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments of the data module, nested, as they were before they had parts: what records of then hold."""
+    flat = {name: value for name, value in arguments.items() if name not in (*_PARTS_OF_DATA, "masks")}
+    for old, place in MOVED_DATA.items():
+        part, _, name = place.partition(".")
+        if name in (arguments.get(part) or {}):
+            flat[old] = arguments[part][name]
+    return flat
+
+
+def takes_older_arguments(init: _Init) -> _Init:
+    """A constructor of a data module that also takes arguments which have a part now, and says where they are.
+
+    Raises:
+        ValueError: if an argument and the part that it belongs to are both given.
+    """
+    parameters = inspect.signature(init).parameters
+
+    @functools.wraps(init)
+    def taking(self: Any, *args: Any, **given: Any) -> None:
+        moved = {name: given.pop(name) for name in list(given) if name in MOVED_DATA}
+        parts = {}
+        for old, value in moved.items():
+            part, _, name = MOVED_DATA[old].partition(".")
+            if part in given:
+                kind = type(parameters[part].default).__name__
+                raise ValueError(f"{old}: expected it in {part}={kind}({name}=...), where it is now, got both")
+            parts[part] = replace(parts.get(part, parameters[part].default), **{name: value})
+        _say_moved(*moved)
+        init(self, *args, **given, **parts)
+
+    return taking  # type: ignore[return-value]
+
+
+def _model_today(config: dict[str, Any]) -> dict[str, Any]:
     model = config.get("model")
     if not isinstance(model, dict) or not str(model.get("class_path", "InpaintDiffusion")).endswith("InpaintDiffusion"):
         return config
@@ -37,15 +150,30 @@ def today(config: dict[str, Any]) -> dict[str, Any]:
     return config | {"model": {**model, "init_args": arguments} if holder else arguments}
 
 
-def today_options(arguments: Sequence[str]) -> list[str]:
-    """Options of a command line, those of the model's parts under `--model.base`."""
-    found = []
+def today_options(arguments: Sequence[str], data_class: str | None = None) -> list[str]:
+    """Options of a command line, those of the model's parts under `--model.base`, those of the data's in theirs.
+
+    Args:
+        arguments: of the command.
+        data_class: of the configs, if they name one.
+    """
+    found, moved = [], []
+    named = [
+        value.partition("=")[2] or following
+        for value, following in zip(arguments, [*arguments[1:], ""], strict=False)
+        if value.partition("=")[0] in ("--data", "--data.class_path")
+    ]
+    ours = next(iter([*named[::-1], data_class or _DATA])).endswith(_DATA)
     for each in arguments:
+        if ours and (option := _OF_DATA.match(each)) and option["name"] in MOVED_DATA:
+            moved.append(option["name"])
+            each = f"--data.{MOVED_DATA[option['name']]}{option['rest']}"
         for name in _PARTS:
             for begin in (f"--model.{name}", f"--model.init_args.{name}"):
                 if each == begin or each.startswith((f"{begin}.", f"{begin}=")):
                     each = f"--model.base.{name}{each.removeprefix(begin)}"
         found.append(each)
+    _say_moved(*dict.fromkeys(moved))
     return found
 
 

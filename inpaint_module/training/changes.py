@@ -11,6 +11,7 @@ from lightning.pytorch.callbacks import WeightAveraging
 from lightning.pytorch.utilities import rank_zero_info
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
+from inpaint_module.commands.older_configs import settings_today
 from inpaint_module.redaction import redacted
 from inpaint_module.schedules import ScheduledModule
 
@@ -46,6 +47,7 @@ def changes(before: Mapping[str, str], now: Mapping[str, str]) -> list[Change]:
         now: of this run.
     """
     found: list[Change] = []
+    before, now = settings_today(before), settings_today(now)
     for name in sorted({*before, *now}):
         old, new = (each.get(name, _NONE).replace("'", "") for each in (before, now))  # quoted in older checkpoints
         if (

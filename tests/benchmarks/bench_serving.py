@@ -182,7 +182,7 @@ def rows(encoder: InpaintEncoder, module: nn.Module, side: int) -> Iterator[tupl
         "crops to the hole, enlarges",
         "nothing",
         f"hole {padding_mask_crop(side):.1f} times as wide",
-        f"data.padding_mask_crop: {CROP_PADDING}",
+        f"data.masks.padding_mask_crop: {CROP_PADDING}",
     )
     yield from random_draws(encoder, pictures)
     yield from of_the_decoder(encoder, pictures)

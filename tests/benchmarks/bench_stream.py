@@ -28,6 +28,7 @@ from PIL import Image
 from torchvision.io import ImageReadMode, decode_jpeg
 from torchvision.transforms import v2
 
+from datamodules import DecoderOptions
 from datamodules.make_shards import make_shards
 from datamodules.shards.shard_specs import open_shards
 from datamodules.webdataset_datamodule import WebDatasetDataModule
@@ -83,8 +84,10 @@ def decode_only(data: bytes) -> torch.Tensor:
 
 def ours(folder: Path, gap: float) -> Iterable[Any]:
     """The data module's training batches, without what happens on the device."""
-    options: dict[str, Any] = {"batch_size": BATCH, "image_size": SIDE, "num_workers": WORKERS, "reducing_gap": gap}
-    return WebDatasetDataModule(str(folder), mask_generator=Boxes(), **options).train_dataloader()
+    options: dict[str, Any] = {"batch_size": BATCH, "image_size": SIDE, "num_workers": WORKERS}
+    return WebDatasetDataModule(
+        str(folder), mask_generator=Boxes(), decoder=DecoderOptions(reducing_gap=gap), **options
+    ).train_dataloader()
 
 
 def loaders(folder: Path) -> dict[str, Loader]:

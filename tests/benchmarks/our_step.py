@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from datamodules import DecoderOptions
 from datamodules.cache_latents import cache_latents
 from datamodules.webdataset_datamodule import WebDatasetDataModule
 from inpaint_module.base_models import ModelParts, StableDiffusionLayout
@@ -58,6 +59,7 @@ class OurStep(TrainingStep):
         sizes = {"image_size": self.setting.image_size, "batch_size": self.setting.batch, "num_workers": workers}
         options = quickstart("data") | sizes | options
         made_options = {name: made(value) for name, value in options.items()}
+        made_options["decoder"] = DecoderOptions(**made_options["decoder"])
         if self.compiled.mode is not None:
             made_options["mask_generator"] = CudaGraphed(made_options["mask_generator"])
         return WebDatasetDataModule(**made_options)

@@ -119,14 +119,14 @@ def masked_shards(folder: Path) -> Path:
 
 
 def test_masks_and_classes_are_kept_and_the_choice_of_masks_is_the_trainings(tmp_path: Path) -> None:
-    options: dict[str, Any] = {"label_key": "label", "own_mask_probability": 0.5, "batch_size": 6}
-    data = data_module(masked_shards(tmp_path / "raw"), mask_sources=[FileMask(inverted=True)], **options)
+    options: dict[str, Any] = {"label_key": "label", "share": 0.5, "batch_size": 6}
+    data = data_module(masked_shards(tmp_path / "raw"), sources=[FileMask(inverted=True)], **options)
     cache_latents(data, encoder(), tmp_path / "cache")
     shards, source = open_shards(str(tmp_path / "cache")), data.train_set
-    data.train_decoder.masks.probability = 1.0
+    data.train_decoder.masks.share = 1.0
     for number in range(6):
         direct = data.train_decoder(source.read(number)._replace(position=number))
-        cached = data_module(tmp_path / "cache", **options | {"own_mask_probability": 1.0})
+        cached = data_module(tmp_path / "cache", **options | {"share": 1.0})
         assert cached.latents is not None
         stored = cached.train_decoder.for_cache(cached.latents)(shards.read(number)._replace(position=number))
         assert ("mask" in stored) == ("mask" in direct) == (number % 2 == 0)
@@ -135,7 +135,7 @@ def test_masks_and_classes_are_kept_and_the_choice_of_masks_is_the_trainings(tmp
             assert stored["mask"].equal(direct["mask"])
     half = data_module(tmp_path / "cache", **options)
     shown = torch.cat([batch["mask"] for batch in batches(half, 8)])
-    painted = torch.cat([batch["mask"] for batch in batches(data_module(tmp_path / "raw", mask_sources=[]), 12)])
+    painted = torch.cat([batch["mask"] for batch in batches(data_module(tmp_path / "raw", sources=[]), 12)])
     differs = (shown != painted).flatten(1).any(dim=1)
     assert 6 < differs.sum() < 18  # 24 of 48 have a mask of their own, of which half is used
 
@@ -155,12 +155,12 @@ def test_a_bad_sample_is_replaced_and_reported(tmp_path: Path, capsys: pytest.Ca
     write_tar(tmp_path / "raw" / "0.tar", [*photos, ("bad.png", b"no picture")])
     out, config = str(tmp_path / "cache"), f"--config={CONFIGS / 'quickstart.yaml'}"
     options = [f"--data.train_shards={tmp_path / 'raw'}", f"--data.image_size={SIDE}", "--data.batch_size=6"]
-    assert main([out, config, *options, "--data.max_bad_share=0"]) == 1
+    assert main([out, config, *options, "--data.loading.max_bad_share=0"]) == 1
     assert "sample 'bad'" in capsys.readouterr().err
-    assert main([out, config, *options, "--data.max_bad_share=0.5"]) == 1
+    assert main([out, config, *options, "--data.loading.max_bad_share=0.5"]) == 1
     assert "data was {" in capsys.readouterr().err
     out += "2"
-    assert main([out, config, *options, "--data.max_bad_share=0.5"]) == 0
+    assert main([out, config, *options, "--data.loading.max_bad_share=0.5"]) == 0
     shown = capsys.readouterr()
     assert shown.out.startswith("6 samples, ")
     assert f"1 bad samples replaced, see {Path(out) / 'quarantine.jsonl'}" in shown.err

@@ -54,7 +54,7 @@ def test_mixed_sources_sizes_and_buckets_are_refused(cache: Path) -> None:
         data_module([str(cache), "embedded:train"]).train_dataloader()
     with pytest.raises(ValueError, match=r"data.image_size: expected \(64, 64\), as .* have, got \(128, 64\)"):
         data_module(cache, image_size=(128, 64)).train_dataloader()
-    with pytest.raises(ValueError, match=r"data.bucket_step: expected null for shards with cached latents"):
+    with pytest.raises(ValueError, match=r"data.order.bucket_step: expected null for shards with cached latents"):
         data_module(cache, bucket_step=8).train_dataloader()
     assert data_module("embedded:train").latents is None
 
@@ -81,8 +81,8 @@ def test_validation_takes_cached_shards_as_images(cache: Path) -> None:
     [
         ({}, {"crops": 0}, "crops: expected at least 1, got 0"),
         ({}, {"dtype": "float64"}, "dtype: expected one of float32, bfloat16, float16, got 'float64'"),
-        ({"bucket_step": 8}, {}, "data.bucket_step: expected null"),
-        ({"source_weights": [1.0]}, {}, "data.source_weights: expected null; cache each source"),
+        ({"bucket_step": 8}, {}, "data.order.bucket_step: expected null"),
+        ({"source_weights": [1.0]}, {}, "data.order.source_weights: expected null; cache each source"),
     ],
 )
 def test_what_a_cache_cannot_serve_is_refused(

@@ -214,7 +214,7 @@ def main(out: str) -> None:
     """Make it."""
     seed_everything(0)
     shards = {"train_shards": "embedded:train", "val_shards": "embedded:val"}
-    data = WebDatasetDataModule(**shards, batch_size=8, image_size=128, min_scale=0.5)
+    data = WebDatasetDataModule(**shards, batch_size=8, image_size=128)
     autoencoder = AutoencoderDC(**SHAPE)
     start(autoencoder, data)
     schedule = partial(OneCycleLR, max_lr=RATE, total_steps=STEPS, pct_start=0.05, cycle_momentum=False)

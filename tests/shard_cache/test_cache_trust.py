@@ -56,7 +56,9 @@ def test_what_is_planted_is_replaced_and_its_target_stays(
 def test_a_folder_in_a_files_place_is_named(tmp_path: Path) -> None:
     (tmp_path / "x").mkdir()
     for flags in (os.O_RDONLY, os.O_RDWR | os.O_CREAT):
-        with pytest.raises(ValueError, match=r"data\.cache_dir: .*/x: expected a file of the shard cache, got"):
+        with pytest.raises(
+            ValueError, match=r"data\.loading\.cache_dir: .*/x: expected a file of the shard cache, got"
+        ):
             open_own(tmp_path / "x", flags)
 
 

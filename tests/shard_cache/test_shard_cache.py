@@ -93,7 +93,9 @@ def test_full_disk(shards: list[Shard], cache: ShardCache, monkeypatch: pytest.M
     read(cache, shards[1])  # 0 makes room
     assert tars(cache) == ["1.tar"]
     file = cache.open(shards[1])
-    with pytest.raises(ValueError, match=r"data\.cache_dir: expected room on the disk of .*, got 40000 too few"):
+    with pytest.raises(
+        ValueError, match=r"data\.loading\.cache_dir: expected room on the disk of .*, got 40000 too few"
+    ):
         cache.open(shards[2])
     release(file)
 
@@ -105,16 +107,16 @@ def test_a_disk_that_fills_up_meanwhile(
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(shard_cache, "download", full)
-    with pytest.raises(ValueError, match=r"data\.cache_dir: no room on the disk of .*No space left on device"):
+    with pytest.raises(ValueError, match=r"data\.loading\.cache_dir: no room on the disk of .*No space left on device"):
         cache.open(shards[0])
 
 
 def test_too_small(tmp_path: Path, shards: list[Shard], cache: ShardCache) -> None:
-    with pytest.raises(ValueError, match=r"data\.cache_bytes: expected at least 1, got 0"):
+    with pytest.raises(ValueError, match=r"data\.loading\.cache_bytes: expected at least 1, got 0"):
         ShardCache(tmp_path, max_bytes=0)
     small = ShardCache(tmp_path, max_bytes=40_959)
     with pytest.raises(
-        ValueError, match=r"data\.cache_bytes: expected room for http.*0\.tar of 40960 bytes, got 40959"
+        ValueError, match=r"data\.loading\.cache_bytes: expected room for http.*0\.tar of 40960 bytes, got 40959"
     ):
         small.open(shards[0])
 
@@ -126,10 +128,12 @@ def test_folder(tmp_path: Path, shards: list[Shard], monkeypatch: pytest.MonkeyP
     monkeypatch.setenv("HOME", str(tmp_path))
     assert default_folder() == tmp_path / ".cache" / "inpaint_module" / "shards"
     monkeypatch.setattr(os.path, "expanduser", lambda path: path)
-    with pytest.raises(ValueError, match=r"data\.cache_dir: .* this user has no home for ~/\.cache/inpaint_module"):
+    with pytest.raises(
+        ValueError, match=r"data\.loading\.cache_dir: .* this user has no home for ~/\.cache/inpaint_module"
+    ):
         ShardCache().open(shards[0])
     (tmp_path / "file").write_text("")
-    with pytest.raises(ValueError, match=r"data\.cache_dir: cannot make the folder .*file/x: "):
+    with pytest.raises(ValueError, match=r"data\.loading\.cache_dir: cannot make the folder .*file/x: "):
         ShardCache(tmp_path / "file" / "x").open(shards[0])
 
 

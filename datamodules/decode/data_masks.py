@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from torch import Tensor
 
+from datamodules.checks import check_at_least, check_share
 from datamodules.decode.augmentations import Crop, position_draws
 from datamodules.decode.mask_sources import FileMask, MaskRequest, MaskSource, image_bytes
 from datamodules.decode.reading import Turn, crop_mask, open_image, read_turn, upright_size
@@ -18,30 +20,65 @@ Size = tuple[int, int]
 ChooseCrop = Callable[[Size, Size, Sequence[float]], Crop]
 
 
-class OwnMasks:
+@dataclass(frozen=True)
+class MaskOptions:
+    """Where masks come from beside the mask generator, and how often.
+
+    Args:
+        sources: Where masks in the data are looked for, the first that finds one wins: datamodules.FileMask,
+            AlphaMask, LabelMap, CocoMask or a subclass of MaskSource. Null for FileMask alone, [] for none.
+        share: Share (0..1) of the samples with a mask in the data that get it; the others get a painted one.
+        removal_share: Share (0..1) of the samples that get the mask of another sample's object, to learn removal. The
+            other sample comes from the same window of shards; where it has no mask, the sample is as without.
+        allow_empty: Use masks from the data even where the crop has left nothing of them; false paints one.
+        padding_mask_crop: Cut every image, mask and all, to its hole and this many pixels around it, and enlarge it to
+            image_size, as diffusers' pipelines do if called with this; null for no such crop. By Pillow, on the CPU.
+        cuda_graphs: Paint by CUDA graphs, see `inpaint_module.masks.CudaGraphed`: the same masks, sooner on a GPU.
+
+    Raises:
+        ValueError: naming the argument, if one is out of range.
+    """
+
+    sources: list[MaskSource] | None = None
+    share: float = 1.0
+    removal_share: float = 0.0
+    allow_empty: bool = True
+    padding_mask_crop: int | None = None
+    cuda_graphs: bool = False
+
+    def __post_init__(self) -> None:
+        part = "data.masks"
+        check_share(part, share=self.share, removal_share=self.removal_share)
+        check_at_least(0, part, padding_mask_crop=self.padding_mask_crop or 0)
+
+    def without_generator(self) -> MaskOptions:
+        """For batches that have no masks: none are looked for.
+
+        Raises:
+            ValueError: naming the first setting of masks, of which there are none.
+        """
+        for name in ("sources", "removal_share", "padding_mask_crop", "cuda_graphs"):
+            if value := getattr(self, name):
+                raise ValueError(
+                    f"data.masks.{name}: expected none without masks, got {value}: data.mask_generator is null, so "
+                    "that batches have no masks; set a generator, such as inpaint_module.masks.preset"
+                )
+        return replace(self, sources=[])
+
+
+class DataMasks:
     """Finds masks in the data; picklable, without state.
 
     Args:
-        sources: where masks are looked for; the first that finds one wins; None for FileMask alone.
+        options: where they are looked for, and how often they are used.
         seed: seeds the choices.
-        probability: the share (0..1) of positions at which an own mask is used.
-        allow_empty: use own masks without a masked pixel in the crop; else they count as none.
         max_pixels: refuse masks with more pixels than this.
     """
 
-    def __init__(
-        self,
-        sources: Sequence[MaskSource] | None,
-        *,
-        seed: int,
-        probability: float = 1.0,
-        allow_empty: bool = True,
-        max_pixels: int = 50_000_000,
-    ) -> None:
-        self.sources = [FileMask()] if sources is None else list(sources)
+    def __init__(self, options: MaskOptions, *, seed: int, max_pixels: int = 50_000_000) -> None:
+        self.sources: list[MaskSource] = [FileMask()] if options.sources is None else list(options.sources)
         self.seed = seed
-        self.probability = probability
-        self.allow_empty = allow_empty
+        self.share, self.allow_empty = options.share, options.allow_empty
         self.max_pixels = max_pixels
 
     @property
@@ -71,7 +108,7 @@ class OwnMasks:
             always: whatever the probability.
         """
         use, draw = position_draws(self.seed, raw.position, Stream.OWN_MASK, 2)
-        own = self._find(raw, crop, size, frame, turn, draw) if always or use < self.probability else None
+        own = self._find(raw, crop, size, frame, turn, draw) if always or use < self.share else None
         return own if own is not None and (self.allow_empty or own.any()) else None
 
     def donated(self, donor: RawSample, position: int, size: Size, choose_crop: ChooseCrop) -> Tensor | None:
@@ -105,7 +142,7 @@ _MOSTLY = 0.9
 _MUCH, _EDGE = 0.6, 0.8  # shares of a mask and of its border
 
 
-def suspicious_polarity(coverages: Sequence[float]) -> bool:
+def look_inverted(coverages: Sequence[float]) -> bool:
     """Whether so large a share (0..1) of each mask is masked, on average, that 1 seems to mean keep."""
     return sum(coverages) > _MOSTLY * len(coverages)
 
@@ -120,37 +157,37 @@ def why_look(mask: np.ndarray) -> str | None:
     return INVERTED if mask.mean() > _MOSTLY or (mask.mean() > _MUCH and edges.mean() > _EDGE) else None
 
 
-def own_masks_told(contents: Contents, probability: float) -> str | None:
+def how_often_line(contents: Contents, share: float) -> str | None:
     """What to tell of masks in the shards, which a mask generator is not asked for; None if there are none.
 
     Args:
         contents: of the training shards.
-        probability: how often (0..1) a mask of a sample's own is used.
+        share: how often (0..1) a mask of a sample's own is used.
     """
     masks, looked = contents.account.found["masks"], contents.account.taken
-    if not masks or not probability:
+    if not masks or not share:
         return None
     of = f"{masks} of {looked}" if contents.whole else f"{masks} of {looked} looked at, of {contents.samples} in all"
     return (
         f"data: {masks / looked:.0%} of the training samples ({of}) have a mask of their own, which is used in place "
-        f"of data.mask_generator's at {probability:.0%} of their visits (data.own_mask_probability: {probability:g}); "
+        f"of data.mask_generator's at {share:.0%} of their visits (data.masks.share: {share:g}); "
         "0 there leaves them out"
     )
 
 
-class PolarityWatch:
+class InvertedMasksWarning:
     """Looks at the first 64 masks from the data and warns once; to be called where batches arrive, on the CPU."""
 
     def __init__(self) -> None:
         self.coverages: list[float] = []
         self._begun = False
 
-    def begin(self, shards: ShardSet, masks: OwnMasks) -> None:
+    def begin(self, shards: ShardSet, masks: DataMasks) -> None:
         """Say once, as training begins, which share of its samples brings a mask file."""
         if not self._begun and any(isinstance(source, FileMask) for source in masks.sources):
             from lightning.pytorch.utilities import rank_zero_info  # as below
 
-            if told := own_masks_told(look_into(shards), masks.probability):
+            if told := how_often_line(look_into(shards), masks.share):
                 rank_zero_info(told)
         self._begun = True
 
@@ -160,12 +197,12 @@ class PolarityWatch:
             return
         own = batch["mask"][batch["has_mask"]] if "has_mask" in batch else batch["mask"]
         self.coverages += own.float().mean(dim=(1, 2, 3)).tolist()
-        if len(self.coverages) >= _ENOUGH and suspicious_polarity(self.coverages):
+        if len(self.coverages) >= _ENOUGH and look_inverted(self.coverages):
             from lightning.pytorch.utilities import rank_zero_warn  # seconds, which make_shards need not wait
 
             share = sum(self.coverages) / len(self.coverages)
             rank_zero_warn(
                 f"the first {len(self.coverages)} masks from the shards are {share:.0%} white, up to sample "
                 f"{batch['__key__'][-1]!r}; white is what is inpainted. If yours mark what to keep, set "
-                "`inverted: true` of the source in data.mask_sources"
+                "`inverted: true` of the source in data.masks.sources"
             )

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from data_fixtures import Halves, encode, photo, write_tar
+from data_fixtures import Halves, encode, in_parts, photo, write_tar
 from PIL import Image
 
 from datamodules.decode.coco_masks import CocoMask
@@ -43,7 +43,7 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 def module(shards: str, **options: Any) -> WebDatasetDataModule:
     settings = {"batch_size": 4, "image_size": 16, "mask_generator": Halves(), "seed": 5, "window": 2, **options}
-    return WebDatasetDataModule(shards, shards, mask_sources=[FileMask(), CocoMask()], **settings)
+    return WebDatasetDataModule(shards, shards, **in_parts(sources=[FileMask(), CocoMask()], **settings))
 
 
 def masks(data: WebDatasetDataModule, loader: str = "train_dataloader") -> torch.Tensor:
@@ -52,7 +52,7 @@ def masks(data: WebDatasetDataModule, loader: str = "train_dataloader") -> torch
     return torch.cat([data.on_after_batch_transfer(batch, 0)["mask"] for batch in batches])
 
 
-MIXED = {"own_mask_probability": 0.6, "transfer_probability": 0.5, "allow_empty_masks": False}
+MIXED = {"share": 0.6, "removal_share": 0.5, "allow_empty": False}
 
 
 @pytest.mark.parametrize("loader", ["train_dataloader", "val_dataloader"])
@@ -78,9 +78,9 @@ def test_purity_over_ranks_and_starts(shards: str, monkeypatch: pytest.MonkeyPat
 
 
 def test_probabilities_of_zero_and_one(shards: str) -> None:
-    painted = masks(module(shards, own_mask_probability=0.0))
+    painted = masks(module(shards, share=0.0))
     own = masks(module(shards))
-    lent = masks(module(shards, transfer_probability=1.0))
+    lent = masks(module(shards, removal_share=1.0))
     columns = painted[:, :, :1].expand_as(painted)
     assert painted.equal(columns)
     share = (own == painted).flatten(1).all(dim=1).double().mean()
@@ -90,6 +90,6 @@ def test_probabilities_of_zero_and_one(shards: str) -> None:
 
 
 def test_images_are_those_without_transfer(shards: str) -> None:
-    plain, lent = (next(iter(module(shards, transfer_probability=p).train_dataloader())) for p in (0.0, 1.0))
+    plain, lent = (next(iter(module(shards, removal_share=p).train_dataloader())) for p in (0.0, 1.0))
     assert plain["image"].equal(lent["image"])
     assert plain["__key__"] == lent["__key__"]
