@@ -86,7 +86,7 @@ def test_a_tie_goes_to_the_taller() -> None:
 
 
 def test_a_budget_below_one_step() -> None:
-    message = r"data\.image_size: expected at least 64 x 64 pixels in all, one bucket_step each way, got 32 x 48"
+    message = r"data\.image_size: expected at least 64 x 64 pixels in all, one order.bucket_step each way, got 32 x 48"
     with pytest.raises(ValueError, match=message):
         Buckets((32, 48))
 
