@@ -111,7 +111,7 @@ class SampleDecoder:
         self.image_size, self.seed, self.augment, self.options = image_size, seed, augment, options
         self.augmentations = Augmentations((options.transforms or ()) if augment else (), seed=seed)
         self.masks = DataMasks(masks, seed=seed, max_pixels=options.max_pixels)
-        self.background = None if self.masks.shows_hidden else tuple(options.background)
+        self.background = None if self.masks.shows_hidden else options.background
         self.latents: LatentsTag | None = None
         self.pairs = False
 

@@ -10,6 +10,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, TypeVar
 
+from jsonargparse import Namespace
+
 _HOME = "inpaint_module.base_models"
 _FORMER_HOMES = ("inpaint_module.layouts.", "inpaint_module.denoisers.", "inpaint_module.conditioning.")
 _PARTS = ("denoiser", "encoder", "layout", "scheduler", "conditioning", "call")
@@ -53,7 +55,7 @@ def today(config: dict[str, Any], data_class: str | None = None) -> dict[str, An
 def class_of_data(config: Mapping[str, Any]) -> str | None:
     """The data module that a config names; None if it names none."""
     data = config.get("data")
-    path = data.get("class_path") if hasattr(data, "get") else data
+    path = data["class_path"] if isinstance(data, Mapping | Namespace) and "class_path" in data else data
     return path if isinstance(path, str) else None
 
 
@@ -117,7 +119,7 @@ def takes_older_arguments(init: _Init) -> _Init:
     @functools.wraps(init)
     def taking(self: Any, *args: Any, **given: Any) -> None:
         moved = {name: given.pop(name) for name in list(given) if name in MOVED_DATA}
-        parts = {}
+        parts: dict[str, Any] = {}
         for old, value in moved.items():
             part, _, name = MOVED_DATA[old].partition(".")
             if part in given:
