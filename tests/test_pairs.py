@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from data_fixtures import Halves, encode, exif_turned, photo, write_tar
+from data_fixtures import Halves, encode, exif_turned, in_parts, photo, sample_decoder, write_tar
 from PIL import Image, ImageDraw
 from tiny_models import tiny_module, tiny_vae
 from torch import Tensor, nn
@@ -66,7 +66,7 @@ def shards(tmp_path: Path) -> Path:
 
 def data_module(shards: Path, **options: Any) -> WebDatasetDataModule:
     chosen = {"batch_size": 3, "image_size": 32, "mask_generator": Halves(), "min_scale": 0.6} | options
-    return WebDatasetDataModule(str(shards), **chosen)
+    return WebDatasetDataModule(str(shards), **in_parts(**chosen))
 
 
 def batches(data: WebDatasetDataModule, count: int) -> list[dict[str, Any]]:
@@ -74,7 +74,7 @@ def batches(data: WebDatasetDataModule, count: int) -> list[dict[str, Any]]:
 
 
 def decoder(**options: Any) -> SampleDecoder:
-    return SampleDecoder(**({"image_size": (32, 32), "seed": 3, "augment": True} | options))
+    return sample_decoder(**({"image_size": (32, 32), "seed": 3, "augment": True} | options))
 
 
 def sample(position: int = 0, **fields: bytes) -> RawSample:
@@ -259,7 +259,7 @@ def test_transforms_do_the_same_to_both(transform: nn.Module) -> None:
     "transform", [v2.ColorJitter(contrast=0.5), v2.RandomEqualize(1.0), v2.RandomAutocontrast(), Own()]
 )
 def test_transforms_that_cannot_are_refused_by_name(transform: nn.Module, shards: Path) -> None:
-    with pytest.raises(ValueError, match=rf"data.transforms: {type(transform).__name__} changes an image and"):
+    with pytest.raises(ValueError, match=rf"data.decoder.transforms: {type(transform).__name__} changes an image and"):
         data_module(shards, transforms=[transform]).train_dataloader()
 
 

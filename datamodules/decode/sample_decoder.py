@@ -111,7 +111,8 @@ class SampleDecoder:
         self.image_size, self.seed, self.augment, self.options = image_size, seed, augment, options
         self.augmentations = Augmentations((options.transforms or ()) if augment else (), seed=seed)
         self.masks = DataMasks(masks, seed=seed, max_pixels=options.max_pixels)
-        self.background = None if self.masks.shows_hidden else options.background
+        red, green, blue = options.background  # a list, where Python code says so
+        self.background = None if self.masks.shows_hidden else (red, green, blue)
         self.latents: LatentsTag | None = None
         self.pairs = False
 
