@@ -237,8 +237,9 @@ class Augmentations:
                 if _differs(transform, size, seed=number):
                     raise ValueError(
                         f"data.decoder.transforms: {type(transform).__name__} changes an image and its target in "
-                        "different ways where both are alike, as what it does depends on the whole picture or draws of its "
-                        "own; the model would learn that as its task. Leave it out with pairs (of ColorJitter the contrast)"
+                        "different ways where both are alike, as what it does depends on the whole picture or draws of "
+                        "its own; the model would learn that as its task. Leave it out with pairs (of ColorJitter the "
+                        "contrast)"
                     )
         self._alike.add(size)
 
