@@ -3,10 +3,15 @@
 import numpy as np
 import pytest
 
-from datamodules.decode.annotations import decode_rle, unpack_counts
+from datamodules.decode.annotations import RunLengths, unpack_counts
+from datamodules.decode.coco_masks import unite_rle
 
 # Packed by pycocotools 2.0.11 from `api_mask`.
 API_COUNTS = r"Vh09m04M2N2N2N2O0O2O0000000000000001N101N2N2N2N3L\b0Ho\O0000000K050000000K050000000K"
+
+
+def decode_rle(counts: object, height: int, width: int) -> np.ndarray:
+    return unite_rle([RunLengths(counts, height, width)])
 
 
 def api_mask() -> np.ndarray:

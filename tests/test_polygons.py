@@ -4,13 +4,11 @@ import numpy as np
 import pytest
 
 from datamodules.decode import coco_masks as polygons
-from datamodules.decode.annotations import decode_rle
+from datamodules.decode.annotations import RunLengths
 
 
 def fill_polygon(points: np.ndarray, height: int, width: int) -> np.ndarray:
-    mask = np.zeros((height, width), dtype=bool)
-    polygons.fill_polygon(points, mask)
-    return mask
+    return polygons.fill_polygons([points], height, width)
 
 
 def fill(points: list[tuple[float, float]], height: int = 6, width: int = 7) -> np.ndarray:
@@ -24,7 +22,7 @@ def box(left: float, top: float, right: float, bottom: float) -> list[tuple[floa
 def test_a_box_is_its_pixels_and_equals_its_run_lengths() -> None:
     mask = fill(box(2, 1, 5, 4))
     assert np.argwhere(mask).tolist() == [[y, x] for y in (1, 2, 3) for x in (2, 3, 4)]
-    assert np.array_equal(mask, decode_rle([13, 3, 3, 3, 3, 3, 14], 6, 7))
+    assert np.array_equal(mask, polygons.unite_rle([RunLengths([13, 3, 3, 3, 3, 3, 14], 6, 7)]))
 
 
 def test_subpixel_corners() -> None:
@@ -65,15 +63,23 @@ def test_neighbours_share_no_pixel_and_leave_none() -> None:
     assert (np.sum(parts, axis=0) == 1).all()
 
 
-def test_a_polygon_filled_in_pieces_is_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
-    points = np.random.default_rng(0).uniform(-5, 40, (60, 2))
-    whole = fill_polygon(points, 30, 35)
-    monkeypatch.setattr(polygons, "_EDGES", 50)
-    assert np.array_equal(fill_polygon(points, 30, 35), whole)
+def test_polygons_are_united_as_each_is_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sixty that cross themselves and each other; also if a few spans at a time are united."""
+    many = np.random.default_rng(0).uniform(-5, 40, (60, 5, 2))
+    expected = np.any([fill_polygon(points, 30, 35) for points in many], axis=0)
+    assert 0 < expected.mean() < 1
+    assert np.array_equal(polygons.fill_polygons(many, 30, 35), expected)
+    monkeypatch.setattr(polygons, "_MERGED", 20)
+    assert np.array_equal(polygons.fill_polygons(many, 30, 35), expected)
 
 
-def test_a_polygon_without_end_is_refused() -> None:
+def test_polygons_without_end_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     """100,000 corners that go up and down over 1000 rows would meet them 100 million times."""
     points = np.stack([np.linspace(0, 1000, 100_000), np.arange(100_000) % 2 * 1000.0], axis=1)
-    with pytest.raises(ValueError, match="expected a polygon whose edges meet at most 1000000 pixel rows"):
+    with pytest.raises(ValueError, match="expected polygons whose edges meet at most 4194304 pixel rows"):
         fill_polygon(points, 1000, 1000)
+    monkeypatch.setattr(polygons, "_MOST_CROSSINGS", 100)
+    square = np.array(box(0, 0, 10, 10), dtype=np.float64)
+    assert polygons.fill_polygons([square] * 5, 10, 10).all()
+    with pytest.raises(ValueError, match="expected polygons whose edges meet at most 100 pixel rows, got more"):
+        polygons.fill_polygons([square] * 6, 10, 10)

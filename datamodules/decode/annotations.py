@@ -65,16 +65,6 @@ def read_runs(counts: str | Sequence[int], height: int, width: int) -> np.ndarra
     return runs
 
 
-def decode_rle(counts: str | Sequence[int], height: int, width: int) -> np.ndarray:
-    """Run lengths, packed or not -> bool (H, W).
-
-    Raises:
-        ValueError: if they do not cover the image exactly.
-    """
-    runs = read_runs(counts, height, width)
-    return np.repeat(np.arange(len(runs)) % 2 == 1, runs).reshape(width, height).T
-
-
 _CIRCLE = 128  # corners of a polygon that stands for a circle
 _LABELME_POLYGONS = ("polygon", "rotation", None, "")
 TOO_FEW = "outlines of fewer than three points"

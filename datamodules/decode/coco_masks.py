@@ -7,71 +7,108 @@ Pillow's ImageDraw cuts corners to whole pixels and draws the outline on top, wh
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image
 
-from datamodules.decode.annotations import Annotation, Annotations, RunLengths, decode_rle, parse_annotations
+from datamodules.decode.annotations import Annotation, Annotations, RunLengths, parse_annotations, read_runs
 from datamodules.decode.mask_files import mask_turn
 from datamodules.decode.mask_sources import MaskRequest, MaskSource, to_mask
 from datamodules.decode.reading import Turn
 
-_EDGES = 1 << 16  # edges times rows that are held at once
+_MOST_CROSSINGS = 1 << 22  # of edges with pixel rows, of all polygons of a picture: a second's work
+_MERGED = 1 << 20  # spans that are united at once
 
 
-def fill_polygon(points: np.ndarray, mask: np.ndarray) -> None:
-    """Add one polygon to a mask, filled by the even-odd rule.
+class Spans(NamedTuple):
+    """Pixels that are set, as ranges of an image's flat index; where each begins, and where it has ended: int64 (N,)."""
+
+    begin: np.ndarray
+    end: np.ndarray
+
+
+def fill_polygons(polygons: Iterable[np.ndarray], height: int, width: int) -> np.ndarray:
+    """The union of polygons, each filled by the even-odd rule -> bool (H, W).
 
     Args:
-        points: float (N, 2), x and y of the corners in pixels; (0, 0) is the image's corner, so that the first
+        polygons: each float (N, 2), x and y of the corners in pixels; (0, 0) is the image's corner, so that the first
             pixel's centre is (.5, .5). Corners may lie outside the image.
-        mask: bool (H, W), which is changed.
+        height: of the image.
+        width: of the image.
 
     Raises:
-        ValueError: if it goes to and fro so often that its edges meet more pixel rows than the mask has pixels.
+        ValueError: if they go to and fro so often that their edges meet more than 4 million pixel rows.
     """
-    height, width = mask.shape
-    low, high = (bound(axis=0).clip(0, (width, height)) for bound in (points.min, points.max))
-    (left, top), (right, bottom) = np.floor(low).astype(np.int64), np.ceil(high).astype(np.int64)
-    if right > left and bottom > top:
-        mask[top:bottom, left:right] |= _fill(points - (left, top), bottom - top, right - left)
+    return _unite(_polygon_spans(polygons, height, width), height * width).reshape(height, width)
 
 
-def _fill(points: np.ndarray, height: int, width: int) -> np.ndarray:
-    """`fill_polygon` in a window of the image, which is all that is computed.
+def unite_rle(parts: Iterable[RunLengths]) -> np.ndarray:
+    """The union of run-length encoded masks of one size -> bool (H, W); `Raises` as `read_runs`."""
+    parts = list(parts)
+    _, height, width = parts[0]
+    return _unite((_rle_spans(*part) for part in parts), height * width).reshape(width, height).T
 
-    Every row of pixel centres is met by some edges; each flips inside and outside for the pixels right of it.
+
+def _unite(parts: Iterable[Spans], pixels: int) -> np.ndarray:
+    """The union of spans in any order -> bool (pixels,), which is written once, however many they are."""
+    held, count = [Spans(np.zeros(0, np.int64), np.zeros(0, np.int64))], 0
+    for part in parts:
+        held.append(part)
+        count += len(part.begin)
+        if count > _MERGED:
+            held, count = [_merged(held)], 0
+    edges = np.stack(_merged(held), axis=1).ravel()
+    return np.repeat(np.arange(len(edges) + 1) % 2 == 1, np.diff(edges, prepend=0, append=pixels))
+
+
+def _merged(parts: list[Spans]) -> Spans:
+    """The same pixels as spans that do not overlap, in order."""
+    begin, end = (np.concatenate(each) for each in zip(*parts, strict=True))
+    order = np.argsort(begin, kind="stable")
+    begin, reached = begin[order], np.maximum.accumulate(end[order])
+    apart = begin[1:] > reached[:-1]
+    return Spans(begin[np.append(True, apart)[: len(begin)]], reached[np.append(apart, True)[: len(begin)]])
+
+
+def _rle_spans(counts: Any, height: int, width: int) -> Spans:
+    """Of a mask that is read column by column."""
+    edges = read_runs(counts, height, width).cumsum()
+    end = edges[1::2]
+    return Spans(edges[::2][: len(end)], end)
+
+
+def _polygon_spans(polygons: Iterable[np.ndarray], height: int, width: int) -> Iterator[Spans]:
+    """Of a mask that is read row by row.
+
+    Every row of pixel centres is met by some edges; from each to the next of its polygon it is inside, then outside.
+    Computed in the window of the polygon, in whose coordinates corners are rounded as they always were.
     """
-    starts, ends = points, np.roll(points, -1, axis=0)
-    lows, highs = np.minimum(starts[:, 1], ends[:, 1]), np.maximum(starts[:, 1], ends[:, 1])
-    first, last = (np.ceil(y.clip(0, height) - 0.5).astype(np.int64) for y in (lows, highs))
-    total = (last - first).cumsum()
-    most = max(height * width, _EDGES)
-    if total[-1] > most:
-        raise ValueError(f"expected a polygon whose edges meet at most {most} pixel rows, got {total[-1]}")
-    flips = np.zeros((height, width + 1), dtype=np.uint8)
-    begin = 0
-    while begin < len(points):
-        done = total[begin - 1] if begin else 0
-        end = max(begin + 1, int(np.searchsorted(total, done + _EDGES)))
-        part = slice(begin, end)
-        _flip(flips, starts[part], ends[part], first[part], last[part])
-        begin = end
-    np.bitwise_xor.accumulate(flips, axis=1, out=flips)
-    return flips[:, :width].view(bool)
+    left = _MOST_CROSSINGS
+    for points in polygons:
+        low, high = (bound(axis=0).clip(0, (width, height)) for bound in (points.min, points.max))
+        corner, opposite = np.floor(low).astype(np.int64), np.ceil(high).astype(np.int64)
+        columns, rows = opposite - corner
+        if columns > 0 and rows > 0:
+            row, column = _crossings(points - corner, rows, columns, left)
+            left -= len(row)
+            flat = np.sort((row + corner[1]) * (width + 1) + column + corner[0])  # a row ends one behind its pixels
+            yield Spans(*(each - each // (width + 1) for each in (flat[::2], flat[1::2])))
 
 
-def _flip(flips: np.ndarray, starts: np.ndarray, ends: np.ndarray, first: np.ndarray, last: np.ndarray) -> None:
-    """Mark where some edges meet the rows from `first` to `last`."""
+def _crossings(points: np.ndarray, height: int, width: int, most: int) -> tuple[np.ndarray, np.ndarray]:
+    """Where edges meet rows of pixel centres: the row, and the first column whose centre is not left of the edge."""
+    (x0, y0), (x1, y1) = points.T, np.roll(points, -1, axis=0).T
+    first, last = (np.ceil(bound(y0, y1).clip(0, height) - 0.5).astype(np.int64) for bound in (np.minimum, np.maximum))
     rows = last - first
-    (x0, y0), (x1, y1) = starts.T, ends.T
+    if rows.sum() > most:
+        raise ValueError(f"expected polygons whose edges meet at most {_MOST_CROSSINGS} pixel rows, got more")
     edge = np.repeat(np.arange(len(rows)), rows)
     row = np.arange(len(edge)) - np.repeat(rows.cumsum() - rows, rows) + first[edge]
     across = (row + 0.5 - y0[edge]) / (y1 - y0)[edge]
     x = x0[edge] + across * (x1 - x0)[edge]
-    column = np.ceil(x.clip(0, flips.shape[1] - 1) - 0.5).astype(np.int64)
-    np.bitwise_xor.at(flips, (row, column), 1)
+    return row, np.ceil(x.clip(0, width) - 0.5).astype(np.int64)
 
 
 class CocoMask(MaskSource):
@@ -107,8 +144,8 @@ class CocoMask(MaskSource):
             return None
         if not self.union:
             objects = [objects[int(request.draw * len(objects))]]
-        masks = (object_mask(one, found, request) for one in objects)  # one at a time: each may be large
-        return to_mask(next(masks)) if len(objects) == 1 else _unite(masks, request.size)
+        masks = object_masks(objects, found, request)
+        return to_mask(next(masks)) if len(objects) == 1 else _at_size(masks, request.size)
 
     def _wanted(self, found: Annotations) -> list[Annotation]:
         """The objects to choose from."""
@@ -125,7 +162,7 @@ class CocoMask(MaskSource):
         return wanted
 
 
-def _unite(masks: Iterable[np.ndarray], size: tuple[int, int]) -> Image.Image | None:
+def _at_size(masks: Iterable[np.ndarray], size: tuple[int, int]) -> Image.Image | None:
     """The union of masks, each brought to the image's width and height."""
     union = np.zeros(size[::-1], dtype=bool)
     for mask in masks:
@@ -134,30 +171,38 @@ def _unite(masks: Iterable[np.ndarray], size: tuple[int, int]) -> Image.Image | 
     return to_mask(union)
 
 
-def object_mask(one: Annotation, found: Annotations, request: MaskRequest) -> np.ndarray:
-    """One object -> bool (H, W), upright: run lengths at their own size, polygons at the image's.
+def object_masks(objects: list[Annotation], found: Annotations, request: MaskRequest) -> Iterator[np.ndarray]:
+    """Objects -> bool (H, W), upright: a union for each size of run lengths, and one of polygons at the image's size.
 
     Args:
-        one: of `found`.
+        objects: of `found`, at least one.
         found: says the width and height of the picture that polygons refer to.
         request: the sample.
 
     Raises:
         ValueError: saying what was expected, such as a picture of the image's shape.
     """
-    if isinstance(one.shape, RunLengths):
-        counts, rows, columns = one.shape
-        if rows * columns > request.max_pixels:
-            most = request.max_pixels
-            raise ValueError(f"expected a segmentation of at most {most} pixels, got {columns} x {rows}")
-        return _turned(decode_rle(counts, rows, columns), mask_turn((columns, rows), request.size, request.turn))
+    encoded: dict[tuple[int, int], list[RunLengths]] = {}
+    for one in objects:
+        if isinstance(one.shape, RunLengths):
+            encoded.setdefault((one.shape.width, one.shape.height), []).append(one.shape)
+    if sum(width * height for width, height in encoded) > request.max_pixels:
+        sizes = ", ".join(f"{width} x {height}" for width, height in list(encoded)[:3])
+        raise ValueError(f"expected a segmentation of at most {request.max_pixels} pixels, got {sizes}")
+    for size, parts in encoded.items():
+        turn = mask_turn(size, request.size, request.turn)
+        yield _turned(unite_rle(parts), turn)
+    polygons = [each for one in objects if not isinstance(one.shape, RunLengths) for each in one.shape]
+    if polygons:
+        yield _polygon_mask(polygons, found, request)
+
+
+def _polygon_mask(polygons: list[np.ndarray], found: Annotations, request: MaskRequest) -> np.ndarray:
     frame = (found.width or request.size[0], found.height or request.size[1])
     turn = mask_turn(frame, request.size, request.turn)
     width, height = request.size[::-1] if turn.swap else request.size
-    scale, mask = np.array([width / frame[0], height / frame[1]]), np.zeros((height, width), dtype=bool)
-    for polygon in one.shape:
-        fill_polygon(polygon * scale, mask)
-    return _turned(mask, turn)
+    scale = np.array([width / frame[0], height / frame[1]])
+    return _turned(fill_polygons((polygon * scale for polygon in polygons), height, width), turn)
 
 
 def _turned(mask: np.ndarray, turn: Turn) -> np.ndarray:
