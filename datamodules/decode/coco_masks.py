@@ -23,7 +23,7 @@ _MERGED = 1 << 20  # spans that are united at once
 
 
 class Spans(NamedTuple):
-    """Pixels that are set, as ranges of an image's flat index; where each begins, and where it has ended: int64 (N,)."""
+    """Pixels that are set, as ranges of an image's flat index: where each begins and has ended, int64 (N,)."""
 
     begin: np.ndarray
     end: np.ndarray
