@@ -16,7 +16,9 @@ import socket
 import sys
 import time
 import traceback
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 from unittest import mock
@@ -68,15 +70,21 @@ def run_rank(setup: Setup, kill: str, environment: dict[str, str]) -> NoReturn:
     os._exit(code)
 
 
-def start(setup: Setup, kill: str) -> list[int]:
-    """The processes' ids, of which the first is the group's."""
+def start(ranks: int, act: Callable[[dict[str, str]], object]) -> list[int]:
+    """The ids of a process per rank, of which the first is the group's; each acts on its environment, and ends."""
     port, pids = free_port(), list[int]()
-    for rank in range(setup.ranks):
+    for rank in range(ranks):
         pid = os.fork()
         group = pids[0] if pids else pid
         os.setpgid(pid, group)  # in the parent and in the child: whoever comes first
         if not pid:
-            run_rank(setup, kill, rank_environment(rank, setup.ranks, port))
+            try:
+                act(rank_environment(rank, ranks, port))
+                os._exit(0)
+            except BaseException:
+                traceback.print_exc()
+                sys.stderr.flush()
+                os._exit(1)
         pids.append(pid)
     return pids
 
@@ -139,7 +147,7 @@ def run(folder: Path, setup: Setup, starts: list[tuple[str, dict[str, Any]]]) ->
         now = replace(setup, **changes)
         Path("tiny.yaml").write_text(yaml.safe_dump(tiny_config(now)))
         begin, before = time.monotonic(), log_size()
-        pids = start(now, kill)
+        pids = start(now.ranks, partial(run_rank, now, kill))
         if kill.startswith("moment:"):
             kill_at_moment(pids, kill.removeprefix("moment:"), before)
         end = {"kill": kill, "statuses": ended(pids, kill), "seconds": time.monotonic() - begin, "damaged": damaged()}

@@ -44,20 +44,21 @@ TRAINED: tuple[str, dict[str, Any]] = (
     {"verb": "fit", "ranks": 1, "options": ONE_STEP},
 )  # random weights are refused
 ON_ONE_RANK = {"ranks": 1, "batch_size": 4, "workers": 2}
-REPORT = (
-    "--trainer.callbacks+=inpaint_module.report.validation_report.ValidationReport",
-    *(
+OVERLAID = Setup(  # also in use: configs/multi_gpu.yaml, averages, the record and the report
+    ranks=2,
+    ema=True,
+    record=True,
+    options=(
+        *(f"--config={OVERLAY}", "--trainer.devices=2", "--trainer.accelerator=cpu"),
         "--trainer.callbacks.ValidationReport.photos=2",
-        "--trainer.callbacks.ValidationReport.every_validation=true",
-        "--trainer.max_steps=5",
     ),
 )
+TRAINED_BY_ONE = ("--ckpt_path=../evaluation1/checkpoints/last.ckpt",)
 QUICK: dict[str, tuple[Setup, Starts]] = {
-    "whole": (DDP, starts()),
-    "killed": (DDP, starts("save:last@6")),
-    "poison": (Setup(ranks=2, options=SHORT), [("poison1@3", {})]),
-    "report": (Setup(ranks=2, ema=True, options=REPORT), starts()),
-    **{f"evaluation{ranks}": (Setup(ranks=ranks, **EVALUATION), [TRAINED, ("", {})]) for ranks in (1, 2, 3)},
+    "whole": (OVERLAID, starts()),
+    "killed": (OVERLAID, starts("save:last@6")),
+    "evaluation1": (Setup(ranks=1, **EVALUATION), [TRAINED, ("", {})]),
+    "evaluation3": (Setup(ranks=3, **EVALUATION, options=TRAINED_BY_ONE), starts()),
 }
 LONG: dict[str, tuple[Setup, Starts]] = {
     "whole": (DDP, starts()),
@@ -69,6 +70,8 @@ LONG: dict[str, tuple[Setup, Starts]] = {
     "fsdp poison": (Setup(ranks=2, strategy="fsdp", options=SHORT), [("poison1@3", {})]),
     "unguarded": (Setup(ranks=2, guard=False, options=SHORT), [("poison1@3", {})]),
     "abort": (Setup(ranks=2, max_dropped=3), [("poison1@", {})]),
+    "poison": (Setup(ranks=2, options=SHORT), [("poison1@3", {})]),
+    "evaluation2": (Setup(ranks=2, **EVALUATION), [TRAINED, ("", {})]),
     "hung": (Setup(ranks=2, timeout="0:00:10"), [("stop1@3", {})]),
 }
 
@@ -104,7 +107,7 @@ def dropped(folder: Path) -> int:
 
 def test_killed_ddp_ends_as_one_that_was_not(quick: Path) -> None:
     assert_ended_as_told(quick / "killed")
-    assert_same_run(quick / "killed", quick / "whole", DDP)
+    assert_same_run(quick / "killed", quick / "whole", OVERLAID)
     assert "resume: going on from" in printed(quick / "killed")
     first, second = (steps(quick / "whole", rank)["batch 0"]["keys"] for rank in range(2))
     assert not set(first) & set(second)
@@ -133,8 +136,9 @@ def assert_one_step_is_dropped(folder: Path) -> None:
     assert losses[0] != "nan" == losses[1]
 
 
-def test_a_nan_on_one_rank_changes_no_weights_on_any(quick: Path) -> None:
-    assert_one_step_is_dropped(quick / "poison")
+@pytest.mark.slow  # test_training_state.py has the short one
+def test_a_nan_on_one_rank_changes_no_weights_on_any(long: Path) -> None:
+    assert_one_step_is_dropped(long / "poison")
 
 
 @pytest.mark.slow
@@ -155,21 +159,28 @@ def test_ranks_with_different_checkpoints_are_refused(long: Path) -> None:
 
 
 def test_evaluation_is_exact_on_any_number_of_ranks(quick: Path) -> None:
-    # sums are float64, reduced once; what is left is the rounding of the results to float32
-    expected = steps(quick / "evaluation1")["validation 0"]
-    for ranks in (1, 2, 3):
-        found = [steps(quick / f"evaluation{ranks}", rank)["validation 0"] for rank in range(ranks)]
-        assert sorted(key for each in found for key in each["keys"]) == sorted(expected["keys"])
-        assert len(set(expected["keys"])) == len(expected["keys"]) == 16
-        for name in expected.keys() - {"validation", "keys"}:
-            values = [float.fromhex(each[name]) for each in (*found, expected)]
-            assert values == [pytest.approx(values[-1], rel=1e-6)] * len(values), name
+    assert_same_evaluation(quick / "evaluation3", 3, quick / "evaluation1")
 
 
-def test_two_ranks_write_one_report_and_go_on(quick: Path) -> None:
-    assert [end["statuses"] for end in ends(quick / "report")] == [[0, 0]]
-    found = json.loads((quick / "report" / "report.json").read_text())
-    assert (found["step"], len(found["photos"])) == (5, 2)  # after the last validation, at step 4
+@pytest.mark.slow
+def test_evaluation_is_exact_on_two_ranks(long: Path, quick: Path) -> None:
+    assert_same_evaluation(long / "evaluation2", 2, quick / "evaluation1")
+
+
+def assert_same_evaluation(folder: Path, ranks: int, on_one: Path) -> None:
+    """Sums are float64, reduced once; what is left is the rounding of the results to float32."""
+    expected = steps(on_one)["validation 0"]
+    found = [steps(folder, rank)["validation 0"] for rank in range(ranks)]
+    assert sorted(key for each in found for key in each["keys"]) == sorted(expected["keys"])
+    assert len(set(expected["keys"])) == len(expected["keys"]) == 16
+    for name in expected.keys() - {"validation", "keys"}:
+        values = [float.fromhex(each[name]) for each in (*found, expected)]
+        assert values == [pytest.approx(values[-1], rel=1e-6)] * len(values), name
+
+
+def test_two_ranks_write_one_report(quick: Path) -> None:
+    found = json.loads((quick / "whole" / "report.json").read_text())
+    assert (found["step"], len(found["photos"])) == (8, 2)
 
 
 @pytest.mark.slow
@@ -217,6 +228,7 @@ def train(folder: Path, *launcher: str, options: tuple[str, ...] = ()) -> Any:
     return launch(*launcher, str(ROOT / "train.py"), "fit", "--config", "config.yaml", *options, folder=folder)
 
 
+@pytest.mark.slow  # of its own launcher; without it: OVERLAID
 def test_the_overlay_trains_on_two_ranks(tmp_path: Path) -> None:
     (command,) = [line for line in OVERLAY.read_text().splitlines() if " fit --config" in line]
     words = command[command.index("fit") :].split()

@@ -27,15 +27,10 @@ from inpaint_module.training.resume import ExactResume, checkpoint_folders, resu
 
 PLAIN, EPOCHS, VALIDATIONS = Setup(), Setup(saves="epochs"), Setup(saves="validations")
 RECORDED = Setup(record=True)
-FILES = ("write:run.json@0", "append:metrics.csv@4")  # the others: test_kill_matrix.py
-CASES = {
-    "whole": (PLAIN, starts()),
-    "window": (PLAIN, starts("batch@5", "backward@5", "save:epoch@6")),  # twice in a window; half a file
-    "flip": (PLAIN, starts("validation@4", "before:last@6", "flip")),  # between two files; the newer is damaged then
-    "recorded": (RECORDED, starts()),
-    "files": (RECORDED, starts(*FILES)),
-}
-WHOLE = {"window": "whole", "flip": "whole", "files": "recorded"}
+KILLS = (  # the others: test_kill_matrix.py
+    *("write:run.json@0", "append:metrics.csv@4", "backward@5", "save:epoch@6"),  # half a file, in a window
+    *("before:last@6", "flip"),  # between two files; the newer is damaged then
+)
 
 
 def killed_after(lines: int, folder: Path) -> None:
@@ -51,14 +46,17 @@ def killed_after(lines: int, folder: Path) -> None:
 
 
 def test_killed_runs_end_as_one_that_was_not(tmp_path: Path) -> None:
-    run_cases(tmp_path, CASES)
-    for name, whole in WHOLE.items():
-        if name != "flip":
-            assert_ended_as_told(tmp_path / name)
-        assert_same_run(tmp_path / name, tmp_path / whole, CASES[name][0])
+    run_cases(tmp_path, {"whole": (RECORDED, starts()), "killed": (RECORDED, starts(*KILLS))})
+    assert_ended_as_told(tmp_path / "killed")
+    assert_same_run(tmp_path / "killed", tmp_path / "whole", RECORDED)
     assert "resume: no checkpoint yet, starting from scratch" in printed(tmp_path / "whole")
-    assert "epoch=0-step=6.ckpt: expected sha256" in printed(tmp_path / "flip")
+    assert "epoch=0-step=6.ckpt: expected sha256" in printed(tmp_path / "killed")
     assert len(steps(tmp_path / "whole")) == 16 + 4  # batches and validations
+
+
+@pytest.mark.slow
+def test_a_killed_command_goes_on(tmp_path: Path) -> None:
+    run_cases(tmp_path, {"whole": (PLAIN, starts())})
     folder = tmp_path / "real"
     folder.mkdir()
     (folder / "config.yaml").write_text(yaml.safe_dump(tiny_config(PLAIN)))
@@ -114,13 +112,13 @@ def test_resuming_inside_an_accumulation_window_is_refused() -> None:
 
 
 def test_random_numbers_depend_on_step_batch_and_rank(monkeypatch: pytest.MonkeyPatch) -> None:
-    drawn = set()
+    drawn, module = set(), tiny_module()
     for seed, step, batch, rank in itertools.product(*[range(2)] * 4):
         monkeypatch.setenv("PL_GLOBAL_SEED", str(seed))
         trainer: Any = SimpleNamespace(global_step=step, global_rank=rank, accumulate_grad_batches=2)
         for epoch in range(2):  # the same in every epoch's batches, whose number is not the window's
             with torch.random.fork_rng([]):
-                ExactResume().on_train_batch_start(trainer, tiny_module(), None, batch + 4 * epoch)
+                ExactResume().on_train_batch_start(trainer, module, None, batch + 4 * epoch)
                 drawn.add(torch.rand(()).item())
     assert len(drawn) == 16
 

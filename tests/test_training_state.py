@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import copy
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +10,7 @@ import pytest
 import torch
 from lightning.pytorch import LightningModule
 from quiet_trainer import QUIET
+from run_records import finish, launch
 from tiny_models import tiny_batch
 from tiny_vaes import kl
 from torch import Tensor, nn
@@ -45,16 +43,7 @@ def saved(path: Path) -> dict[str, Any]:
 def ranks(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder per verb of `two_ranks.py`, with what it left there and returned on each rank."""
     folder = tmp_path_factory.mktemp("ranks")
-    path = os.pathsep.join([str(TESTS.parent), str(TESTS)])
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    run = subprocess.run(
-        [*launch, str(TESTS / "two_ranks.py"), str(folder), "ddp", *(["fsdp"] if FSDP_RUNS else [])],
-        env=os.environ | {"PYTHONPATH": path, "CUDA_VISIBLE_DEVICES": ""},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert run.returncode == 0, run.stderr
+    finish(launch(str(TESTS / "two_ranks.py"), str(folder), "ddp", *(["fsdp"] if FSDP_RUNS else []), folder=folder))
     return folder
 
 
@@ -188,6 +177,7 @@ def test_fsdp2_full_checkpoint_saves_and_resumes(ranks: Path) -> None:
     fit(module, 4, start=2, ckpt_path=ranks / "fsdp" / "full.ckpt")  # on one rank, without sharding
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", [{"posterior": "sample", "normalize": True}, {"max_batch": 2}], ids=" ".join)
 def test_compiled_encoder_equals_the_eager_one(options: dict[str, Any]) -> None:
     """With default options: tests/test_frozen_vae.py."""

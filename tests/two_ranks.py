@@ -1,4 +1,4 @@
-"""Trains on two ranks for test_training_state.py: python -m torch.distributed.run ... two_ranks.py FOLDER VERB ..."""
+"""Trains on two ranks, forked after the imports, for test_training_state.py: python two_ranks.py FOLDER VERB ..."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import itertools
 import os
 import sys
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from diffusers import DDIMScheduler
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.strategies import ModelParallelStrategy
 from quiet_trainer import quiet_trainer
+from resumed_runs import ended, start
 from tiny_models import tiny_batch, tiny_denoiser, tiny_vae
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
@@ -129,10 +131,17 @@ def fsdp(rank: int, folder: Path) -> dict[str, Any]:
     }
 
 
+def run(verb: str, folder: Path, environment: dict[str, str]) -> None:
+    """What a rank does."""
+    os.environ |= environment
+    rank = int(environment["RANK"])
+    torch.save({"ddp": ddp, "fsdp": fsdp}[verb](rank, folder), folder / f"rank{rank}.pt")
+
+
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    rank = int(os.environ["RANK"])
     for verb in sys.argv[2:]:
         folder = Path(sys.argv[1]) / verb
-        folder.mkdir(exist_ok=True)
-        torch.save({"ddp": ddp, "fsdp": fsdp}[verb](rank, folder), folder / f"rank{rank}.pt")
+        folder.mkdir()
+        if any(ended(start(2, partial(run, verb, folder)), "")):
+            sys.exit(f"{verb} failed")

@@ -109,6 +109,12 @@ class ResumingCLI(LightningCLI):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self._claims: list[Path] = []
+        verbs = self.subcommands()
+        if kwargs.get("args") is None and sys.argv[1:2] and sys.argv[1] in verbs:  # a parser of each takes its time
+            others = verbs.keys() - {sys.argv[1]}
+            self.subcommands = lambda: {sys.argv[1]: verbs[sys.argv[1]]}  # type: ignore[method-assign]
+            texts = kwargs.get("parser_kwargs") or {}
+            kwargs["parser_kwargs"] = {name: value for name, value in texts.items() if name not in others}
         super().__init__(*args, **{"save_config_callback": RunConfig, "parser_class": Parser} | kwargs)
 
     def before_instantiate_classes(self) -> None:
@@ -122,6 +128,13 @@ class ResumingCLI(LightningCLI):
         told = "YAML file of a run, of the working folder or one that ships; again for an overlay over those before it"
         parser.add_argument("-c", "--config", action=ConfigFile, metavar="FILE", help=told)
         return parser
+
+    def _dump_config(self) -> None:
+        """As Lightning does, but without checking the config once more."""
+        if not hasattr(self, "config_dump"):
+            plain = {"skip_link_targets": False, "skip_none": False, "skip_check": True}
+            whole = yaml.safe_load(self.parser.dump(self.config, format="yaml", **plain))
+            self.config_dump = whole[self.config.subcommand] if "subcommand" in self.config else whole
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """As Lightning does, with callbacks and loggers that are changed one by one."""

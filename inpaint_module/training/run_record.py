@@ -133,7 +133,7 @@ class RunConfig(SaveConfigCallback):
             self.folder.mkdir(parents=True, exist_ok=True)
             config = self.config.clone()
             config["ckpt_path"] = None
-            text = self.parser.dump(config, skip_none=False)
+            text = self.parser.dump(config, skip_none=False, skip_check=True)  # checked when it was parsed
             atomic_write_text(config_path(self.folder), text, permissions=permissions_for(text))
 
 
