@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import io
+import os
+import sys
 from itertools import islice
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import pytest
 import torch
 from data_fixtures import Halves, encode, exif_turned, in_parts, photo, sample_decoder, write_tar
 from PIL import Image, ImageDraw
+from recipes.removal_pairs import make_pairs
+from test_train import QUICK
 from tiny_models import tiny_module, tiny_vae
 from torch import Tensor, nn
 from torchvision.transforms import v2
 
+import train
 from datamodules.account import Account, RefusedError
 from datamodules.cache_latents import cache_latents
 from datamodules.decode.augmentations import Augmentations
@@ -28,10 +34,19 @@ from datamodules.shards.shard_specs import open_shards
 from datamodules.webdataset_datamodule import WebDatasetDataModule
 from datamodules.writing.source_samples import Resize
 from inpaint_module import InpaintEncoder
+from inpaint_module.cli import command
 from inpaint_module.morphology import dilate
 from inpaint_module.sizing import padding_mask_crop
 
+ROOT = Path(__file__).parents[1]
 BOX = (10, 8, 22, 20)
+
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:.*LeafSpec.*"),  # Lightning 2.6 on torch's newest pytree
+    pytest.mark.filterwarnings("ignore:.*does not have many workers.*"),
+    pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists and is not empty"),  # a resume goes on there
+]
 
 
 def scribbled(number: int, width: int = 48, height: int = 40) -> Image.Image:
@@ -373,6 +388,34 @@ def test_latents_of_the_image_beside_a_target_are_refused(shards: Path, tmp_path
     write_tar(tmp_path / "mixed" / "a.tar", [*((f"a.{n}", d) for n, d in fields.items()), ("a.target.png", target)])
     with pytest.raises(ValueError, match=r"a.tar: expected latents of the target, as the sample has target.png"):
         data_module(tmp_path / "mixed").latents  # noqa: B018
+
+
+RUNS = [pytest.param({"removal": (2,)}, id="once")]
+RUNS.append(pytest.param({"whole": (2,), "removal": (1, 2)}, id="resumed", marks=pytest.mark.slow))
+
+
+@pytest.mark.parametrize("runs", RUNS)
+def test_the_removal_recipe_trains(
+    runs: dict[str, tuple[int, ...]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Drawn, packed and trained by the commands of configs/README.md; a resumed run ends as one that was not."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("JSONARGPARSE_DEPRECATION_WARNINGS", "off")
+    for part in ("train", "val"):
+        assert make_pairs(f"embedded:{part}", Path(f"data/scribbled/{part}"), most=4) == 4
+        assert command.main(["shards", "make", f"data/scribbled/{part}", f"data/pairs/{part}"]) == 0
+    configs = [f"--config={ROOT / 'configs' / name}" for name in ("quickstart.yaml", "removal.yaml")]
+    quiet = [*QUICK, "--data.val_batch_size=4", "--trainer.callbacks.ValidationReport=null"]
+    quiet.append("--trainer.callbacks.ModelCheckpoint.every_n_train_steps=1")
+    for name, stops in runs.items():
+        for steps in stops:
+            more = [f"--trainer.max_steps={steps}", f"--trainer.logger.init_args.name={name}"]
+            with mock.patch.object(sys, "argv", ["train", "fit", *configs, *quiet, *more]):
+                os.environ.pop("PL_GLOBAL_SEED", None)  # of the run before
+                assert train.main() == 0
+    found = [torch.load(f"runs/{name}/checkpoints/last.ckpt")["state_dict"] for name in runs]
+    assert all(torch.equal(found[0][name], found[-1][name]) for name in found[0])
+    assert Path("runs/removal/grids/step_000002.png").exists()
 
 
 # --- the doctor
