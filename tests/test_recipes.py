@@ -59,8 +59,9 @@ def test_every_command_is_marked_or_parses(capsys: pytest.CaptureFixture[str]) -
         if arguments[0] == "fit":
             config_of(capsys, *(word for word in arguments if word not in ("--print_config", "--estimate")))
         else:
-            command = COMMANDS[" ".join(arguments[:2])]
-            getattr(options, command.options)().parse(arguments[2:])
+            words = 2 if " ".join(arguments[:2]) in COMMANDS else 1
+            command = COMMANDS[" ".join(arguments[:words])]
+            getattr(options, command.options)().parse(arguments[words:])
 
 
 def test_overlays_are_thin_and_in_the_table() -> None:
