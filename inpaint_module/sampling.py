@@ -78,8 +78,8 @@ def inpaint_latents(
     if layout.blends and latents.target is None:
         raise ValueError(f"latents.target: expected the whole images' latents for {type(layout).__name__}, got None")
     size = (noise.shape[-2], noise.shape[-1])
-    scheduler = scheduled(scheduler, steps, size, noise.device)
     call = call or DenoiserCall()
+    scheduler = scheduled(scheduler, steps, size, noise.device, call.even_steps)
     noisy = noise * getattr(scheduler, "init_noise_sigma", 1.0)
     for number, timestep in enumerate(scheduler.timesteps):
         scaled = scheduler.scale_model_input(noisy, timestep) if hasattr(scheduler, "scale_model_input") else noisy
@@ -87,7 +87,7 @@ def inpaint_latents(
         prediction = call(denoiser, inputs, timesteps, conditions or {}, size).float()
         if guidance_scale != 1 and unconditional is not None:
             free = call(denoiser, inputs, timesteps, unconditional, size).float()
-            prediction = torch.lerp(free, prediction, guidance_scale)
+            prediction = call.guided(prediction, free, guidance_scale)
         noisy = scheduler.step(prediction, timestep, noisy).prev_sample
         if layout.blends:
             noisy = _blended(scheduler, layout, noisy, latents, noise, number + 1)
@@ -110,18 +110,21 @@ def _blended(
     return (1 - cells) * known + cells * noisy
 
 
-def scheduled(scheduler: SchedulerMixin, steps: int, size: tuple[int, int], device: torch.device) -> SchedulerMixin:
+def scheduled(
+    scheduler: SchedulerMixin, steps: int, size: tuple[int, int], device: torch.device, even: bool = False
+) -> SchedulerMixin:
     """A copy of a scheduler, ready for this many steps over latents of h x w = `size`, as its pipelines make it ready.
 
-    Schedulers that shift by the picture's size are given equal steps of noise, as by `FluxFillPipeline`.
+    With `even`, as by `FluxFillPipeline`, it is given equal steps of noise, which it shifts as it does.
     """
-    scheduler = copy.deepcopy(scheduler)
+    scheduler, more = copy.deepcopy(scheduler), {}
     if scheduler.config.get("use_dynamic_shifting"):
-        mu = resolution_mu(scheduler.config, size[0] * size[1] // 4)
-        times = torch.linspace(1, 1 / steps, steps, dtype=torch.float64).tolist()
-        scheduler.set_timesteps(sigmas=times, mu=mu, device=device)
+        more["mu"] = resolution_mu(scheduler.config, size[0] * size[1] // 4)
+    if even and is_flow_matching(scheduler):
+        more["sigmas"] = torch.linspace(1, 1 / steps, steps, dtype=torch.float64).tolist()
+        scheduler.set_timesteps(device=device, **more)
     else:
-        scheduler.set_timesteps(steps, device=device)
+        scheduler.set_timesteps(steps, device=device, **more)
     return scheduler
 
 

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from diffusers import DiffusionPipeline
 from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 from quiet_trainer import QUIET
-from test_base_models import CAPTIONS, assert_same_call, caught, fit
+from test_base_models import CAPTIONS, assert_same_call, caught, fit, in_the_order_of_training
 from tiny_folders import CONTROLNET_BASES, saved
 from tiny_models import tiny_batch
 from torch import Tensor
@@ -50,7 +50,7 @@ def pixels_with_a_hole(image: Tensor, mask: Tensor) -> dict[str, Any]:
 
 def picture_and_mask(image: Tensor, mask: Tensor) -> dict[str, Any]:
     """Tensors, which these pipelines take as they are: -1..1."""
-    return {"control_image": image * 2 - 1, "control_mask": mask, "guidance_scale": 1.0}
+    return {"control_image": image * 2 - 1, "control_mask": mask}
 
 
 def grey_hole(image: Tensor, mask: Tensor) -> dict[str, Any]:
@@ -61,8 +61,12 @@ def grey_hole(image: Tensor, mask: Tensor) -> dict[str, Any]:
 SERVED = {
     "sd15_controlnet": Served("StableDiffusionControlNetInpaintPipeline", pixels_with_a_hole),
     "sdxl_controlnet": Served("StableDiffusionXLControlNetInpaintPipeline", pixels_with_a_hole),
-    "sd3_controlnet": Served("StableDiffusion3ControlNetInpaintingPipeline", picture_and_mask),
+    "sd3_controlnet": Served(
+        "StableDiffusion3ControlNetInpaintingPipeline",
+        lambda image, mask: {**picture_and_mask(image, mask), "guidance_scale": 1.0},
+    ),
     "flux_controlnet": Served("FluxControlNetInpaintPipeline", grey_hole),
+    "qwen_image_controlnet": Served("QwenImageControlNetInpaintPipeline", picture_and_mask),
 }
 FIRST = "sd15_controlnet"
 DEEP = [FIRST, *(pytest.param(name, marks=pytest.mark.slow) for name in SERVED if name != FIRST)]
@@ -93,7 +97,7 @@ def loss_by_hand(name: str, module: InpaintDiffusion, batch: dict[str, Any]) -> 
     """As train_controlnet.py, train_controlnet_sdxl.py, train_controlnet_sd3.py, train_controlnet_flux.py."""
     vae, base = module.encoder.vae, module.control.base.model  # type: ignore[union-attr]
     image, mask = batch["image"].float() / 255, batch["mask"].float()
-    fill = 0.0 if name == "sd3_controlnet" else 0.5
+    fill = 0.0 if name in ("sd3_controlnet", "qwen_image_controlnet") else 0.5
     # in one pass: in batches of another size sums are rounded otherwise
     both = vae.normalize(vae.posterior(torch.cat([torch.where(mask > 0.5, fill, image), image])).mean)
     masked, latents = both.chunk(2)
@@ -119,6 +123,15 @@ def loss_by_hand(name: str, module: InpaintDiffusion, batch: dict[str, Any]) -> 
         prediction = base(**named, block_controlnet_hidden_states=residuals, **told)[0]
         return F.mse_loss(prediction.float(), target.float())
     pipeline, (height, width) = diffusers.FluxPipeline, noisy.shape[-2:]
+    if name == "qwen_image_controlnet":  # no script trains one: as that of Flux, told what the pipeline tells
+        masked = torch.cat([masked, 1 - F.interpolate(mask, size=(4, 6))], dim=1)
+        packed, condition = (pipeline._pack_latents(each, 2, each.shape[1], 4, 6) for each in (noisy, masked))
+        shapes = [(1, height // 2, width // 2)] * 2
+        named = {"hidden_states": packed, "timestep": timesteps / 1000, "img_shapes": shapes, "return_dict": False}
+        residuals = controlnet(controlnet_cond=condition, **named, **told)
+        prediction = base(**named, controlnet_block_samples=residuals, **told)[0]
+        prediction = pipeline._unpack_latents(prediction, 32, 48, 8).to(memory_format=torch.channels_last)
+        return F.mse_loss(prediction, target)
     packed, condition = (pipeline._pack_latents(each, 2, 16, height, width) for each in (noisy, masked))
     ids = pipeline._prepare_latent_image_ids(2, height // 2, width // 2, noisy.device, noisy.dtype)
     named = {"hidden_states": packed, "timestep": timesteps / 1000, "img_ids": ids, "return_dict": False, **told}
@@ -141,7 +154,7 @@ def answer(pipeline: Any, name: str, batch: dict[str, Any], noise: Tensor) -> Te
     pipeline.set_progress_bar_config(disable=True)
     return pipeline(
         prompt=batch["caption"],
-        latents=noise,
+        latents=pipeline._pack_latents(noise, 2, 16, 4, 6) if name == "qwen_image_controlnet" else noise,
         height=HEIGHT,
         width=WIDTH,
         num_inference_steps=3,
@@ -170,7 +183,7 @@ def test_validation_is_the_pipeline(
     export(module, tmp_path / "out")
     pipeline: Any = pipeline_of(name, folders[name], tmp_path / "out")
     assert type(pipeline).__name__ == module.base.pipeline
-    pipeline.vae.to(memory_format=torch.channels_last)
+    in_the_order_of_training(pipeline.vae)
     monkeypatch.setattr(DiagonalGaussianDistribution, "sample", lambda self, generator=None: self.mode())
     noise = normal(key(module.seed, batch["position"], Stream.SAMPLER), (module.encoder.vae.channels, 4, 6))
     denoiser = pipeline.unet if hasattr(pipeline, "unet") else pipeline.transformer
@@ -185,7 +198,7 @@ def test_validation_is_the_pipeline(
         for mine, other in ((ours, theirs), (our_base, their_base)):
             assert_same_call(mine[number], other[number], atol=1e-6 if number == 0 else 1e-5)
     if latents.ndim == 3:
-        latents = pipeline._unpack_latents(latents, HEIGHT, WIDTH, 8)
+        latents = pipeline._unpack_latents(latents, HEIGHT, WIDTH, 8).reshape(noise.shape)
     decoded = module.encoder.decode(latents)
     torch.testing.assert_close(result.inpainted, decoded, rtol=0, atol=1e-5)
 

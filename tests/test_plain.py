@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import diffusers
 import pytest
@@ -11,8 +12,8 @@ import torch
 import torch.nn.functional as F
 from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 from quiet_trainer import QUIET
-from test_base_models import CAPTIONS, assert_same_call, caught, fit
-from tiny_folders import BASES, saved
+from test_base_models import CAPTIONS, assert_same_call, caught, fit, in_the_order_of_training
+from tiny_folders import PLAIN_BASES, saved
 from tiny_models import tiny_batch
 from torch import Tensor
 
@@ -30,16 +31,23 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:StableDiffusion3InpaintPipeline of the installed diffusers decodes without"),
 ]
 SERVED = {
-    "sd15": "StableDiffusionInpaintPipeline",
-    "sdxl": "StableDiffusionXLInpaintPipeline",
-    "sd3": "StableDiffusion3InpaintPipeline",
-    "flux_fill": "FluxInpaintPipeline",
+    "sd15_plain": "StableDiffusionInpaintPipeline",
+    "sdxl_plain": "StableDiffusionXLInpaintPipeline",
+    "sd3_plain": "StableDiffusion3InpaintPipeline",
+    "flux_plain": "FluxInpaintPipeline",
+    "qwen_image_plain": "QwenImageInpaintPipeline",
+    "z_image_plain": "ZImageInpaintPipeline",
+}
+UNGUIDED = {  # and what Flux is told in training
+    "flux_plain": {"guidance_scale": 3.5},
+    "qwen_image_plain": {"true_cfg_scale": 1.0},
+    "z_image_plain": {"guidance_scale": 0.0},
 }
 
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    return {name: saved(BASES[name](), tmp_path_factory.mktemp("plain") / name) for name in BASES}
+    return {name: saved(PLAIN_BASES[name](), tmp_path_factory.mktemp("plain") / name) for name in SERVED}
 
 
 def module_of(path: str, **options: Any) -> InpaintDiffusion:
@@ -51,19 +59,29 @@ def sample() -> dict[str, Any]:
 
 
 def loss_by_hand(name: str, module: InpaintDiffusion, batch: dict[str, Any]) -> Tensor:
-    """As train_text_to_image.py, train_text_to_image_sdxl.py, train_dreambooth_sd3.py, train_dreambooth_flux.py."""
+    """As train_text_to_image.py and its _sdxl, and train_dreambooth's _sd3, _flux, _lora_qwen_image, _lora_z_image."""
     model_input = module.encoder.vae.normalize(module.encoder.vae.posterior(batch["image"].float() / 255).mean)
     noise = normal(key(module.seed, batch["position"], Stream.NOISE), model_input.shape[1:])
     drawn = key(module.seed, batch["position"], Stream.TIMESTEP)
     timesteps = module.objective(model_input, noise, drawn).timesteps
     told, unet = module.conditioning(batch), module.denoiser
-    if name in ("sd15", "sdxl"):
+    if name in ("sd15_plain", "sdxl_plain"):
         noisy = module.scheduler.add_noise(model_input, noise, timesteps)
         return F.mse_loss(unet(noisy, timesteps, **told).sample.float(), noise.float(), reduction="mean")
     sigmas = (timesteps / 1000).reshape(-1, 1, 1, 1)
     noisy, target = (1.0 - sigmas) * model_input + sigmas * noise, noise - model_input
-    if name == "sd3":
+    if name == "sd3_plain":
         prediction = unet(hidden_states=noisy, timestep=timesteps, **told, return_dict=False)[0]
+    elif name == "z_image_plain":
+        said = unet(list(noisy.unsqueeze(2).unbind(dim=0)), (1000 - timesteps) / 1000, **told, return_dict=False)[0]
+        prediction = -torch.stack(said, dim=0).squeeze(2)
+    elif name == "qwen_image_plain":
+        pipeline, (height, width) = diffusers.QwenImagePipeline, noisy.shape[-2:]
+        packed = pipeline._pack_latents(noisy, 2, 16, height, width)
+        shapes = [(1, height // 2, width // 2)] * 2
+        tokens = unet(packed, timestep=timesteps / 1000, img_shapes=shapes, **told, return_dict=False)[0]
+        prediction = pipeline._unpack_latents(tokens, 8 * height, 8 * width, 8).squeeze(2)
+        prediction = prediction.to(memory_format=torch.channels_last)  # the order in which ours is summed
     else:
         pipeline = diffusers.FluxPipeline
         height, width = noisy.shape[-2:]
@@ -85,21 +103,22 @@ def test_the_loss_is_that_of_the_example_scripts(name: str, folders: dict[str, s
     assert torch.equal(module.loss(sample()), loss_by_hand(name, module, sample()))  # type: ignore[arg-type]
 
 
-def answer(pipeline: Any, batch: dict[str, Any], noise: Tensor) -> Tensor:
+def answer(pipeline: Any, name: str, batch: dict[str, Any], noise: Tensor, **guidance: Any) -> Tensor:
     """The pipeline's latents, from this noise."""
     pipeline.set_progress_bar_config(disable=True)
-    return pipeline(
-        prompt=batch["caption"],
-        image=batch["image"].float() / 255,
-        mask_image=batch["mask"].float(),
-        latents=noise,
-        height=32,
-        width=48,
-        strength=1.0,
-        num_inference_steps=3,
-        guidance_scale=3.5 if isinstance(pipeline, diffusers.FluxInpaintPipeline) else 1.0,
-        output_type="latent",
-    ).images
+    drawn = f"{type(pipeline).__module__}.randn_tensor"
+    with mock.patch(drawn, lambda shape, **_: noise.reshape(shape)):
+        return pipeline(
+            prompt=batch["caption"],
+            image=batch["image"].float() / 255,
+            mask_image=batch["mask"].float(),
+            height=32,
+            width=48,
+            strength=1.0,
+            num_inference_steps=3,
+            output_type="latent",
+            **(guidance or UNGUIDED.get(name, {"guidance_scale": 1.0})),
+        ).images
 
 
 @pytest.mark.parametrize("name", SERVED)
@@ -111,24 +130,48 @@ def test_validation_blends_as_the_pipeline(
     ours = caught(module.denoiser, lambda: filled.append(module.inpaint(batch)))  # type: ignore[arg-type]
     export(module, tmp_path / "out")
     pipeline = getattr(diffusers, SERVED[name]).from_pretrained(tmp_path / "out")
-    pipeline.vae.to(memory_format=torch.channels_last)
+    in_the_order_of_training(pipeline.vae)
     monkeypatch.setattr(DiagonalGaussianDistribution, "sample", lambda self, generator=None: self.mode())
     noise = normal(key(module.seed, batch["position"], Stream.SAMPLER), (module.encoder.vae.channels, 4, 6))
     denoiser = pipeline.unet if hasattr(pipeline, "unet") else pipeline.transformer
     images: list[Tensor] = []
-    theirs = caught(denoiser, lambda: images.append(answer(pipeline, batch, noise)))
+    theirs = caught(denoiser, lambda: images.append(answer(pipeline, name, batch, noise)))
     assert len(ours) == len(theirs) == 3
     for number, (mine, other) in enumerate(zip(ours, theirs, strict=True)):
         assert_same_call(mine, other, atol=1e-6 if number == 0 else 1e-5)
     latents = images[0]
     if latents.ndim == 3:
-        latents = pipeline._unpack_latents(latents, 32, 48, 8)
+        latents = pipeline._unpack_latents(latents, 32, 48, 8).reshape(noise.shape)
     decoded = module.encoder.decode(latents)
     torch.testing.assert_close(filled[0].inpainted, decoded, rtol=0, atol=1e-5)
 
 
+@pytest.mark.parametrize(
+    ("name", "guidance"),
+    [
+        ("qwen_image_plain", {"true_cfg_scale": 4.0, "negative_prompt": ["", ""]}),
+        ("z_image_plain", {"guidance_scale": 3.0}),
+        ("sd15_plain", {"guidance_scale": 4.0}),
+    ],
+)
+def test_guidance_is_the_pipelines(name: str, guidance: dict[str, Any], folders: dict[str, str]) -> None:
+    module, batch = module_of(folders[name]), sample()
+    module.guidance_scale = 4.0
+    ours = module.inpaint(batch).inpainted  # type: ignore[arg-type]
+    pipeline: Any = getattr(diffusers, SERVED[name]).from_pretrained(folders[name])
+    in_the_order_of_training(pipeline.vae)
+    noise = normal(key(module.seed, batch["position"], Stream.SAMPLER), (module.encoder.vae.channels, 4, 6))
+    with mock.patch.object(DiagonalGaussianDistribution, "sample", lambda self, generator=None: self.mode()):
+        latents = answer(pipeline, name, batch, noise, **guidance)
+    if latents.ndim == 3:
+        latents = pipeline._unpack_latents(latents, 32, 48, 8).reshape(noise.shape)
+    torch.testing.assert_close(ours, module.encoder.decode(latents), rtol=0, atol=1e-5)
+
+
 @pytest.mark.parametrize("lora", [None, LoRA(4)], ids=["whole", "lora"])
-@pytest.mark.parametrize("name", ["sd15", *(pytest.param(each, marks=pytest.mark.slow) for each in list(SERVED)[1:])])
+@pytest.mark.parametrize(
+    "name", ["sd15_plain", *(pytest.param(each, marks=pytest.mark.slow) for each in list(SERVED)[1:])]
+)
 def test_resumes_to_the_bit_and_is_loaded(
     name: str, lora: LoRA | None, folders: dict[str, str], tmp_path: Path
 ) -> None:
@@ -152,8 +195,8 @@ def test_resumes_to_the_bit_and_is_loaded(
 def test_mistakes_are_named(folders: dict[str, str]) -> None:
     message = r"base.train: Stable Diffusion 1.x and 2.x is trained by channels \(.*\); plain \(.*\); .*; got 'edit'"
     with pytest.raises(ValueError, match=message):
-        BaseModel(folders["sd15"], train="edit")
-    module = module_of(folders["sd15"])
+        BaseModel(folders["sd15_plain"], train="edit")
+    module = module_of(folders["sd15_plain"])
     latents = module.encode(sample())._replace(target=None)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="target: expected the whole images' latents for PlainLayout, got None"):
         inpaint_latents(module.denoiser, module.scheduler, PlainLayout(), latents, torch.zeros(2, 4, 4, 6), 1)

@@ -78,7 +78,7 @@ def test_flow_matching_walks_to_the_oracles_answer(options: dict[str, Any]) -> N
 
 def test_schedules_are_those_of_the_pipelines() -> None:
     dynamic = FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True)
-    found = scheduled(dynamic, 4, (32, 32), torch.device("cpu"))  # 256 tokens, where mu is 0.5
+    found = scheduled(dynamic, 4, (32, 32), torch.device("cpu"), even=True)  # 256 tokens, where mu is 0.5
     expected = FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True)
     expected.set_timesteps(sigmas=[1, 0.75, 0.5, 0.25], mu=0.5)
     torch.testing.assert_close(found.sigmas, expected.sigmas)

@@ -10,13 +10,16 @@ import tiny_pipelines as tiny
 import torch
 from diffusers import (
     AutoencoderKL,
+    AutoencoderKLQwenImage,
     DDIMScheduler,
     DiffusionPipeline,
     FlowMatchEulerDiscreteScheduler,
     FluxFillPipeline,
+    QwenImageInpaintPipeline,
     StableDiffusion3InpaintPipeline,
     StableDiffusionInpaintPipeline,
     StableDiffusionXLInpaintPipeline,
+    ZImageInpaintPipeline,
 )
 from tiny_vaes import kl
 from transformers import (
@@ -25,10 +28,16 @@ from transformers import (
     CLIPTextModelWithProjection,
     CLIPTokenizer,
     PreTrainedModel,
+    Qwen2_5_VLConfig,
+    Qwen2_5_VLForConditionalGeneration,
+    Qwen2Tokenizer,
+    Qwen3Config,
+    Qwen3Model,
     T5Config,
     T5EncoderModel,
     T5TokenizerFast,
 )
+from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 WIDTH = tiny.TEXT
@@ -139,6 +148,62 @@ def flux(in_channels: int = 64, guidance_embeds: bool = True) -> FluxFillPipelin
     )
 
 
+def qwen_tokenizer() -> Qwen2Tokenizer:
+    """A token a byte."""
+    words = [*bytes_to_unicode().values(), "<|endoftext|>"]
+    tokenizer = Qwen2Tokenizer(vocab={word: number for number, word in enumerate(words)}, merges=[])
+    turn = "{% for each in messages %}<|im_start|>{{ each.role }}\n{{ each.content }}<|im_end|>\n{% endfor %}"
+    tokenizer.chat_template = turn + "<|im_start|>assistant\n"
+    return tokenizer
+
+
+_QWEN = {
+    "vocab_size": 257,
+    "hidden_size": WIDTH,
+    "intermediate_size": 2 * WIDTH,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 2,
+    "bos_token_id": None,
+    "eos_token_id": 256,
+}
+
+
+def qwen_vl() -> Qwen2_5_VLForConditionalGeneration:
+    """A Qwen2.5-VL."""
+    torch.manual_seed(9)
+    text = {**_QWEN, "rope_scaling": {"type": "mrope", "mrope_section": [2, 1, 1]}}
+    sizes = {"depth": 1, "hidden_size": WIDTH, "intermediate_size": WIDTH, "num_heads": 2, "out_hidden_size": WIDTH}
+    vision = {**sizes, "patch_size": 14, "window_size": 56, "fullatt_block_indexes": [0]}
+    config = Qwen2_5_VLConfig(text_config=text, vision_config=vision, bos_token_id=None, eos_token_id=256)
+    return Qwen2_5_VLForConditionalGeneration(config).eval()
+
+
+def qwen_image() -> QwenImageInpaintPipeline:
+    """Qwen-Image."""
+    torch.manual_seed(0)
+    shifts = {"use_dynamic_shifting": True, "base_shift": 0.5, "max_shift": 0.9, "max_image_seq_len": 8192}
+    return QwenImageInpaintPipeline(
+        vae=AutoencoderKLQwenImage(base_dim=8, dim_mult=[1, 1, 1, 1], num_res_blocks=1).eval(),
+        transformer=tiny.qwen_image_transformer(),
+        text_encoder=qwen_vl(),
+        tokenizer=qwen_tokenizer(),
+        scheduler=FlowMatchEulerDiscreteScheduler(**shifts, shift_terminal=0.02),
+    )
+
+
+def z_image() -> ZImageInpaintPipeline:
+    """Z-Image."""
+    torch.manual_seed(9)
+    return ZImageInpaintPipeline(
+        vae=autoencoder(16, 0.3611, 0.1159),
+        transformer=tiny.z_image_transformer(),
+        text_encoder=Qwen3Model(Qwen3Config(**_QWEN, head_dim=8)).eval(),
+        tokenizer=qwen_tokenizer(),
+        scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0),
+    )
+
+
 def ddim() -> DDIMScheduler:
     """With the betas of Stable Diffusion."""
     betas = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
@@ -162,12 +227,15 @@ PLAIN_BASES: dict[str, Callable[[], DiffusionPipeline]] = {
     "sdxl_plain": stable_diffusion_xl,
     "sd3_plain": stable_diffusion_3,
     "flux_plain": flux,
+    "qwen_image_plain": qwen_image,
+    "z_image_plain": z_image,
 }
 CONTROLNET_BASES: dict[str, Callable[[], DiffusionPipeline]] = {
     "sd15_controlnet": stable_diffusion,
     "sdxl_controlnet": stable_diffusion_xl,
     "sd3_controlnet": lambda: stable_diffusion_3(num_layers=2),
     "flux_controlnet": flux,
+    "qwen_image_controlnet": qwen_image,
 }
 
 

@@ -239,6 +239,19 @@ def flux_controlnet() -> FluxControlNetInpaintPipeline:
     )
 
 
+def qwen_image_transformer(**config: Any) -> QwenImageTransformer2DModel:
+    """A Qwen-Image transformer over packed tokens."""
+    torch.manual_seed(1)
+    return QwenImageTransformer2DModel(**_QWEN | config).eval()
+
+
+def z_image_transformer() -> ZImageTransformer2DModel:
+    """A Z-Image transformer of 16 channels."""
+    torch.manual_seed(1)
+    sizes = {"dim": 16, "n_refiner_layers": 1, "n_heads": 2, "n_kv_heads": 2, "n_layers": 1, "axes_dims": [4, 2, 2]}
+    return ZImageTransformer2DModel(**sizes, cap_feat_dim=TEXT).eval()
+
+
 def qwen_image_controlnet() -> QwenImageControlNetInpaintPipeline:
     """Qwen-Image with the inpaint ControlNet."""
     torch.manual_seed(0)

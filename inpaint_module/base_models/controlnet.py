@@ -175,7 +175,11 @@ class ControlNetCall(DenoiserCall):
     """
 
     def __init__(self, call: DenoiserCall, control: Control):
-        self.call, self.control = call, control
+        self.call, self.control, self.even_steps = call, control, call.even_steps
+
+    def guided(self, told: Tensor, untold: Tensor, scale: float) -> Tensor:
+        """See `DenoiserCall.guided`."""
+        return self.call.guided(told, untold, scale)
 
     def __call__(
         self, denoiser: Any, inputs: Tensor, timesteps: Tensor, conditions: Mapping[str, Any], size: tuple[int, int]

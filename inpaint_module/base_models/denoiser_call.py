@@ -18,7 +18,13 @@ class DenoiserCall:
 
     A base model that is called otherwise has a subclass that overrides `__call__`. Inputs and floating-point
     conditions are brought to the denoiser's dtype; timesteps stay as the scheduler counts them.
+
+    Attributes:
+        even_steps: whether its pipelines give the scheduler equal steps of noise, 1 to 1 / steps, instead of leaving
+            them to it.
     """
+
+    even_steps = False
 
     def __call__(
         self, denoiser: Any, inputs: Tensor, timesteps: Tensor, conditions: Mapping[str, Any], size: tuple[int, int]
@@ -38,6 +44,16 @@ class DenoiserCall:
         """
         told = matched(conditions, denoiser.dtype)
         return denoiser(inputs.to(denoiser.dtype), timesteps, **told).sample
+
+    def guided(self, told: Tensor, untold: Tensor, scale: float) -> Tensor:
+        """Classifier-free guidance as its pipelines do it, Ho and Salimans 2022: (B, C, h, w).
+
+        Args:
+            told: what the denoiser says with its captions.
+            untold: without.
+            scale: 1 for `told` alone.
+        """
+        return torch.lerp(untold, told, scale)
 
     def residuals(
         self,
@@ -168,7 +184,11 @@ class TiledCall(DenoiserCall):
     def __init__(self, call: DenoiserCall, *, tile: int, overlap: int) -> None:
         if not 0 <= overlap <= tile // 2:
             raise ValueError(f"tile overlap: expected 0 to {tile // 2}, half a tile, got {overlap}")
-        self.call, self.tile, self.overlap = call, tile, overlap
+        self.call, self.tile, self.overlap, self.even_steps = call, tile, overlap, call.even_steps
+
+    def guided(self, told: Tensor, untold: Tensor, scale: float) -> Tensor:
+        """See `DenoiserCall.guided`."""
+        return self.call.guided(told, untold, scale)
 
     def __call__(
         self, denoiser: Any, inputs: Tensor, timesteps: Tensor, conditions: Mapping[str, Any], size: tuple[int, int]

@@ -28,11 +28,13 @@ def grow_input_channels(denoiser: nn.Module, channels: int, base: int | None = N
     Raises:
         ValueError: a model whose first layer is not known, or whose input channels are not the base model's.
     """
+    config = getattr(denoiser, "config", {})
+    if config.get("in_channels") == channels:
+        return denoiser
     name, layer = first_layer(denoiser)
     found = layer.weight.shape[1]
     if found == channels:
         return denoiser
-    config = getattr(denoiser, "config", {})
     outputs = config.get("out_channels") or vars(denoiser).get("out_channels")
     expected = base or outputs or found
     if found != expected:

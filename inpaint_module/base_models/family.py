@@ -45,6 +45,18 @@ class TextOptions:
         self.dtype, self.length, self.guidance, self.t5, self.clip_skip = dtype, length, guidance, t5, clip_skip
 
 
+def without_clip(name: str, options: TextOptions) -> None:
+    """Refuse what only a CLIP has.
+
+    Raises:
+        ValueError: layers to skip.
+    """
+    if options.clip_skip is not None:
+        raise ValueError(
+            f"clip_skip: expected null for {name}, which reads no layer of a CLIP; got {options.clip_skip}"
+        )
+
+
 class TextFolder(Protocol):
     """The text encoders of a pipeline's folder, counted from 1."""
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from inpaint_module.base_models.controlnet import ControlNetKind, layers_of
 from inpaint_module.base_models.denoiser_call import DenoiserCall, matched
-from inpaint_module.base_models.family import Family, TextFolder, TextOptions, Way
+from inpaint_module.base_models.family import Family, TextFolder, TextOptions, Way, without_clip
 from inpaint_module.base_models.layout import (
     ControlNetCondition,
     DenoiserLayout,
@@ -80,6 +80,8 @@ class FluxInpaintControlNetLayout(PackedKeptMaskCondition):
 
 class FluxCall(DenoiserCall):
     """Call FluxTransformer2DModel: time in 0..1, the place of every token, packed tokens in and out."""
+
+    even_steps = True
 
     def __call__(
         self, denoiser: Any, inputs: Tensor, timesteps: Tensor, conditions: Mapping[str, Any], size: tuple[int, int]
@@ -154,10 +156,7 @@ class FluxText(TextConditioning):
 
 
 def _text(folder: TextFolder, options: TextOptions) -> FluxText:
-    if options.clip_skip is not None:
-        raise ValueError(
-            f"clip_skip: expected null for Flux, which reads no layer of its CLIP; got {options.clip_skip}"
-        )
+    without_clip("Flux", options)
     guidance = options.guidance if folder.transformer().get("guidance_embeds") else None
     return FluxText(folder.encoder(1), folder.encoder(2, options.length or 512), guidance=guidance)
 

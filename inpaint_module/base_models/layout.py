@@ -215,6 +215,12 @@ class PackedPlainLayout(PlainLayout):
         return 4 * channels
 
 
+class PackedNoisyLayout(PackedPlainLayout):
+    """The same for a transformer beside a ControlNet, whose pipeline does not blend, as Qwen-Image's."""
+
+    blends = False
+
+
 class ControlNetCondition(Layout, Condition):
     """A condition made of latents and mask cells."""
 

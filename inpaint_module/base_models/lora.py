@@ -94,7 +94,7 @@ def lora_weights(denoiser: nn.Module) -> dict[str, Tensor]:
 
 def trains_first_layer(denoiser: nn.Module) -> bool:
     """Whether there is more to save than the factors."""
-    return first_layer(denoiser)[1].weight.requires_grad
+    return any(weight.requires_grad and "lora_" not in name for name, weight in denoiser.named_parameters())
 
 
 def remove_lora(denoiser: Any, *, fuse: bool = False) -> Any:
@@ -124,8 +124,12 @@ def _frozen(denoiser: nn.Module) -> dict[str, Tensor]:
 
 
 def _train_first_layer(denoiser: nn.Module, wanted: bool | None) -> None:
-    _, layer = first_layer(denoiser)
-    layer.requires_grad_(isinstance(layer, GrownConv2d | GrownLinear) if wanted is None else wanted)
+    if wanted is not None:
+        first_layer(denoiser)[1].requires_grad_(wanted)
+        return
+    for layer in denoiser.modules():
+        if isinstance(layer, GrownConv2d | GrownLinear):
+            layer.requires_grad_(True)
 
 
 def _keep_what_trains(denoiser: nn.Module, state: dict[str, Any], prefix: str, _: Any) -> None:

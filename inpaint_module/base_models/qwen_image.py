@@ -1,8 +1,24 @@
-"""Qwen-Image: its ControlNet's condition, for a loop of your own."""
+"""Qwen-Image."""
 
 from __future__ import annotations
 
-from inpaint_module.base_models.layout import PackedKeptMaskCondition
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from inpaint_module.base_models.controlnet import ControlNetKind, layers_of
+from inpaint_module.base_models.denoiser_call import DenoiserCall, matched
+from inpaint_module.base_models.family import Family, TextFolder, TextOptions, Way, without_clip
+from inpaint_module.base_models.layout import (
+    PackedKeptMaskCondition,
+    PackedNoisyLayout,
+    PackedPlainLayout,
+    pack,
+    unpack,
+)
+from inpaint_module.base_models.text import PipelineText
 
 
 class QwenImageControlNetLayout(PackedKeptMaskCondition):
@@ -10,3 +26,101 @@ class QwenImageControlNetLayout(PackedKeptMaskCondition):
 
     Matches `QwenImageControlNetInpaintPipeline` of diffusers (`controlnet_cond`).
     """
+
+    call_with = "control_image=image * 2 - 1 and control_mask=mask, tensors (B, 3, H, W) and (B, 1, H, W)"
+
+
+class QwenImageCall(DenoiserCall):
+    """Call QwenImageTransformer2DModel: time in 0..1, the shape of the picture in tokens, packed tokens in and out."""
+
+    even_steps = True
+
+    def __call__(
+        self, denoiser: Any, inputs: Tensor, timesteps: Tensor, conditions: Mapping[str, Any], size: tuple[int, int]
+    ) -> Tensor:
+        """See `DenoiserCall`."""
+        return unpack(denoiser(**_named(denoiser, inputs, timesteps, conditions, size)).sample, *size)
+
+    def guided(self, told: Tensor, untold: Tensor, scale: float) -> Tensor:
+        """As `DenoiserCall.guided`, then each token brought back to the length of `told`, as in the pipelines."""
+        told, mixed = pack(told), pack(untold + scale * (told - untold))
+        lengths = [torch.norm(each, dim=-1, keepdim=True) for each in (told, mixed)]
+        return unpack(mixed * (lengths[0] / lengths[1]), untold.shape[-2], untold.shape[-1])
+
+    def residuals(
+        self,
+        controlnet: Any,
+        inputs: Tensor,
+        timesteps: Tensor,
+        conditions: Mapping[str, Any],
+        condition: Tensor,
+        scale: float,
+        size: tuple[int, int],
+    ) -> dict[str, Any]:
+        """See `DenoiserCall.residuals`."""
+        known = {**conditions, "controlnet_cond": condition}
+        said = controlnet(conditioning_scale=scale, **_named(controlnet, inputs, timesteps, known, size))
+        return {"controlnet_block_samples": said.controlnet_block_samples}
+
+
+def _named(
+    model: Any, inputs: Tensor, timesteps: Tensor, conditions: Mapping[str, Any], size: tuple[int, int]
+) -> dict[str, Any]:
+    """The arguments that a transformer and its ControlNet share, by name."""
+    shapes = [[(1, size[0] // 2, size[1] // 2)]] * len(inputs)
+    time = timesteps.to(model.dtype).expand(len(inputs)) / 1000
+    told = matched(conditions, model.dtype)
+    return {"hidden_states": inputs.to(model.dtype), "timestep": time, "img_shapes": shapes, **told}
+
+
+class QwenImageText(PipelineText):
+    """Qwen-Image: the hidden states of a Qwen2.5-VL, padded to the longest caption, and which of them are padding.
+
+    Args:
+        encoder: Qwen2_5_VLForConditionalGeneration and its tokenizer, 512 tokens in the pipeline.
+    """
+
+    pipeline = "QwenImagePipeline"
+
+    def named(self, read: Any) -> dict[str, Any]:
+        """See `PipelineText.named`; no mask where all captions are of one length, as in the pipeline."""
+        hidden, mask = read
+        told = {"encoder_hidden_states": hidden}
+        return told if mask is None else {**told, "encoder_hidden_states_mask": mask}
+
+
+def _text(folder: TextFolder, options: TextOptions) -> QwenImageText:
+    without_clip("Qwen-Image", options)
+    return QwenImageText(folder.encoder(1, options.length or 512))
+
+
+def _new_controlnet(transformer: Any, layers: int | None) -> nn.Module:
+    from diffusers import QwenImageControlNetModel
+
+    config = transformer.config
+    controlnet: Any = QwenImageControlNetModel.from_transformer(
+        transformer,
+        num_layers=layers_of(layers, 5, config.num_layers),
+        attention_head_dim=config.attention_head_dim,
+        num_attention_heads=config.num_attention_heads,
+        extra_condition_channels=4,
+    )
+    # which diffusers 0.42 forgets
+    controlnet.txt_norm.load_state_dict(transformer.txt_norm.state_dict())
+    return controlnet
+
+
+_CONTROLNET = ControlNetKind(
+    "QwenImageControlNetModel", _new_controlnet, QwenImageControlNetLayout, "controlnet_x_embedder"
+)
+QWEN_IMAGE = Family(
+    name="Qwen-Image",
+    pipelines=("QwenImage",),
+    text=QwenImageText,
+    read_text=_text,
+    call=QwenImageCall(),
+    ways={
+        "plain": Way(PackedPlainLayout, "QwenImageInpaintPipeline"),
+        "controlnet": Way(PackedNoisyLayout, "QwenImageControlNetInpaintPipeline", controlnet=_CONTROLNET),
+    },
+)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import inspect
 import warnings
 from abc import abstractmethod
+from collections.abc import Mapping
 from functools import cached_property
 from typing import Any, cast
 
@@ -110,7 +112,7 @@ class TextConditioning(Conditioning):
     clip_skip: int | None = None
 
     @abstractmethod
-    def read(self, captions: list[str]) -> dict[str, Tensor]:
+    def read(self, captions: list[str]) -> dict[str, Any]:
         """The embeddings of B captions, B rows each."""
 
     def nothing(self) -> dict[str, Tensor]:
@@ -169,6 +171,47 @@ class TextConditioning(Conditioning):
     @cached_property
     def _nothing(self) -> dict[str, Tensor]:
         return self.nothing()
+
+
+class PipelineText(TextConditioning):
+    """Captions as a pipeline of diffusers reads them itself, by its `encode_prompt`.
+
+    For base models whose captions become as many tokens as they have. Which captions are dropped is read back from the
+    device.
+
+    Args:
+        encoder: its one text encoder, and the tokenizer; `length` is the pipeline's `max_sequence_length`.
+    """
+
+    pipeline: str
+    arguments: Mapping[str, Any] = {}
+
+    def __init__(self, encoder: FrozenTextEncoder):
+        import diffusers
+
+        self.encoders = (encoder,)
+        self.encoder = encoder
+        kind: Any = getattr(diffusers, self.pipeline)
+        parts = {"tokenizer": encoder.tokenizer, "text_encoder": encoder.model}
+        names = [name for name in inspect.signature(kind).parameters if name not in parts]
+        self.reader: Any = kind(**parts, **dict.fromkeys(names))
+
+    @abstractmethod
+    def named(self, read: Any) -> dict[str, Any]:
+        """What `encode_prompt` gave, as keyword arguments of the denoiser."""
+
+    def read(self, captions: list[str]) -> dict[str, Any]:
+        """See `TextConditioning.read`."""
+        arguments = {"device": self.encoder.device, "max_sequence_length": self.encoder.length, **self.arguments}
+        self.encoder.model.eval()
+        return self.named(self.reader.encode_prompt(prompt=list(captions), **arguments))
+
+    def embed(self, batch: Batch, dropped: Tensor | None) -> dict[str, Any]:
+        """See `Conditioning.embed`; a dropped caption is an empty one."""
+        if dropped is not None and isinstance(batch.get("caption"), list):
+            pairs = zip(batch["caption"], dropped.tolist(), strict=True)
+            batch = {**batch, "caption": ["" if gone else caption for caption, gone in pairs]}
+        return super().embed(batch, None)
 
 
 def _either(dropped: Tensor, nothing: Tensor, value: Tensor) -> Tensor:
