@@ -117,7 +117,8 @@ def scheduled(
 
     With `even`, as by `FluxFillPipeline`, it is given equal steps of noise, which it shifts as it does.
     """
-    scheduler, more = copy.deepcopy(scheduler), {}
+    scheduler = copy.deepcopy(scheduler)
+    more: dict[str, Any] = {}
     if scheduler.config.get("use_dynamic_shifting"):
         more["mu"] = resolution_mu(scheduler.config, size[0] * size[1] // 4)
     if even and is_flow_matching(scheduler):
