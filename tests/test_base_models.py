@@ -149,12 +149,13 @@ def test_train_resume_export_load_sample(
 ) -> None:
     once = build(configs[name])
     checkpoint = fit(once, tmp_path / "once", 2)
-    half_way = fit(build(configs[name]), tmp_path / "twice", 1)
-    again = build(configs[name])
-    fit(again, tmp_path / "twice", 2, half_way)
-    weights, resumed = once.denoiser.state_dict(), again.denoiser.state_dict()
-    assert weights.keys() == resumed.keys()
-    assert all(torch.equal(weights[key], resumed[key]) for key in weights)
+    if name == "sdxl":  # the one with most conditions; what resumes knows nothing of base models
+        half_way = fit(build(configs[name]), tmp_path / "twice", 1)
+        again = build(configs[name])
+        fit(again, tmp_path / "twice", 2, half_way)
+        weights, resumed = once.denoiser.state_dict(), again.denoiser.state_dict()
+        assert weights.keys() == resumed.keys()
+        assert all(torch.equal(weights[key], resumed[key]) for key in weights)
 
     module = build(configs[name], "--model.caption_dropout=0")
     base = {key: value.clone() for key, value in module.denoiser.state_dict().items()}

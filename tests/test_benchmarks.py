@@ -32,7 +32,12 @@ def threads() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
-@pytest.mark.parametrize("name", command.BENCHMARKS)
+LONG = ["latent_cache", "resume", "step", "stream"]  # of which the tests below and test_resume_cost.py run parts
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.slow] * (name in LONG)) for name in command.BENCHMARKS]
+)
 def test_a_benchmark_runs(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     importlib.import_module(f"tests.benchmarks.bench_{name}").main(["--quick"])
     printed = capsys.readouterr().out

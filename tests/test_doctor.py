@@ -147,7 +147,7 @@ def test_a_grid_that_the_denoiser_cannot_halve(capsys: pytest.CaptureFixture[str
     assert "such as 64 x 64" in told.text
 
 
-@pytest.mark.parametrize("silent", ["manifest.json", "000.tar"])
+@pytest.mark.parametrize("silent", [pytest.param("manifest.json", marks=pytest.mark.slow), "000.tar"])
 def test_stalled_source(silent: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """In a process of its own, which must end although a thread waits for the source."""
     faults.shards(tmp_path / "www" / "train", faults.no_fault)

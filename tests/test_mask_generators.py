@@ -99,7 +99,11 @@ COMPILED = [
 ]
 
 
-@pytest.mark.parametrize("masks", COMPILED, ids=lambda masks: type(masks).__name__)
+@pytest.mark.parametrize(
+    "masks",  # Cloud and Blob are one code
+    [pytest.param(each, marks=[pytest.mark.slow] * isinstance(each, Blob)) for each in COMPILED],
+    ids=lambda masks: type(masks).__name__,
+)
 def test_generators_compile_without_a_graph_break(masks: MaskGenerator) -> None:
     torch.compiler.reset()
     compiled = torch.compile(masks.paint, fullgraph=True, backend="eager")
