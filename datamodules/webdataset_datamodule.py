@@ -7,6 +7,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info
 
 from datamodules import order as orders
@@ -22,6 +23,7 @@ from datamodules.decode import (
 from datamodules.order import LoadingOptions, OrderOptions
 from datamodules.shards import Shard, ShardSet, aside_line, find_shards, look_into
 from datamodules.stream_datamodule import StreamDataModule, check_batch, check_trainer, memory_of
+from datamodules.writing.folder_shards import PictureFolders
 from inpaint_module.batch import DescribedData, LatentsTag
 from inpaint_module.commands.older_configs import takes_older_arguments
 from inpaint_module.masks import graph_masks
@@ -49,8 +51,9 @@ class WebDatasetDataModule(StreamDataModule, DescribedData):
 
     Args:
         train_shards: A folder of tars, a path, a pattern such as data/{000..099}.tar or data/*.tar, the same at
-            https://, s3:// or gs://, embedded:train, or a list of these. Of shards by datamodules.cache_latents the
-            images are taken as they are: cropped, flipped and augmented already.
+            https://, s3:// or gs://, embedded:train, or a list of these. A folder of pictures, with what lies beside
+            them as make_shards reads it, is read as the shards that make_shards would make of it. Of shards by
+            datamodules.cache_latents the images are taken as they are: cropped, flipped and augmented already.
         val_shards: Likewise; null for no validation.
         batch_size: Samples of one batch on one device.
         image_size: Pixels, one number for squares or [height, width].
@@ -98,14 +101,18 @@ class WebDatasetDataModule(StreamDataModule, DescribedData):
         options: dict[str, Any] = {"image_size": size, "seed": seed, "options": decoder, "masks": self.masks}
         self.train_decoder = SampleDecoder(augment=True, **options)
         self.val_decoder = SampleDecoder(augment=False, **options)
-        self._inverted_masks = InvertedMasksWarning()
+        self._inverted_masks, home = InvertedMasksWarning(), self.cache.folder / "folders"
+        self._folders = {
+            "train": PictureFolders("data.train_shards", home, loading.max_bad_share),
+            "val": PictureFolders("data.val_shards", home, 0.0),  # evaluation is of all samples
+        }
         self._loaders: dict[str, orders.BatchLoader] = {}  # the newest of each kind, asked why a worker died
 
     @cached_property
     def train_sources(self) -> list[list[Shard]]:
         """The shards of each entry of `train_shards`, indexed at first use."""
         entries = [self.train_shards] if isinstance(self.train_shards, str) else self.train_shards
-        return [find_shards(entry, self.cache) for entry in entries]
+        return [find_shards(entry, self.cache, self._folders["train"]) for entry in entries]
 
     @cached_property
     def train_set(self) -> ShardSet:
@@ -153,7 +160,7 @@ class WebDatasetDataModule(StreamDataModule, DescribedData):
         """
         if self.val_shards is None:
             raise ValueError("data.val_shards: expected shards to evaluate on, got null")
-        return self._opened("data.val_shards", find_shards(self.val_shards, self.cache))
+        return self._opened("data.val_shards", find_shards(self.val_shards, self.cache, self._folders["val"]))
 
     def _opened(self, name: str, shards: list[Shard]) -> ShardSet:
         """Shards to read from; members of their tars that are left aside are told."""
@@ -181,6 +188,7 @@ class WebDatasetDataModule(StreamDataModule, DescribedData):
             memory = memory_of(self.trainer.strategy.root_device)
             check_batch(self.batch_size, sum(self.train_set.counts), self.train_decoder.image_size, memory)
             self._inverted_masks.begin(self.train_set, self.train_decoder.masks)
+            self._folders["train"].begin(run_folder(self.trainer), self.rank_and_world()[0])
         self._expect_pairs(self.train_decoder, self.train_set)
         self.begin()
         loader = orders.StreamLoader(
@@ -224,6 +232,12 @@ class WebDatasetDataModule(StreamDataModule, DescribedData):
     def predict_dataloader(self) -> orders.EvaluationLoader:
         """As validation."""
         return self.val_dataloader()
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """See `StreamDataModule`; names the files of a folder of pictures that have changed since."""
+        if self.trainer is not None and self.trainer.state.fn == TrainerFn.FITTING and self.train_set:
+            self._folders["train"].tell_changes(run_folder(self.trainer))
+        super().load_state_dict(state_dict)
 
     def on_exception(self, exception: BaseException) -> None:
         """Keep the position; if a worker has died, add to the error which sample it was decoding."""

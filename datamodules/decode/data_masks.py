@@ -124,6 +124,8 @@ class DataMasks:
             ValueError: naming the donor, if its mask cannot be used.
         """
         try:
+            if donor.fault:
+                raise ValueError(donor.fault)
             draws = position_draws(self.seed, position, Stream.DONOR_MASK, 5)
             image = open_image(image_bytes(donor.fields), self.max_pixels)
             frame = upright_size(image)

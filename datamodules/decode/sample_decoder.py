@@ -203,6 +203,8 @@ class SampleDecoder:
             ]
 
     def _decode(self, raw: RawSample) -> dict[str, Any]:
+        if raw.fault:
+            raise ValueError(raw.fault)
         texts, size = self._texts(raw), raw.size or self.image_size
         files = self._open(raw)
         images = [image for image, _ in files]

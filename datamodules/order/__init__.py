@@ -4,12 +4,13 @@ from datamodules.order.bucket_order import BucketOrder, Buckets, OrderOptions, S
 from datamodules.order.loaders import BatchLoader, EvaluationLoader, LoadingOptions, StreamLoader, add_masks
 from datamodules.order.mixed_order import MixedOrder
 from datamodules.order.order import PLAN_VERSION, Donors, Order, SampleOrder
-from datamodules.order.quarantine import QUARANTINE
+from datamodules.order.quarantine import QUARANTINE, BadSample, Quarantine
 from datamodules.order.sample_stream import SampleStream, evaluation_steps
 
 __all__ = [
     "PLAN_VERSION",
     "QUARANTINE",
+    "BadSample",
     "BatchLoader",
     "BucketOrder",
     "Buckets",
@@ -19,6 +20,7 @@ __all__ = [
     "MixedOrder",
     "Order",
     "OrderOptions",
+    "Quarantine",
     "SampleOrder",
     "SampleStream",
     "ShardAspects",

@@ -172,9 +172,7 @@ class SubstitutingDecoder:
             return None
         other = self.shards.read(number)
         own_donor = raw.donor is not None and (raw.donor.shard, raw.donor.key) == (other.shard, other.key)
-        return raw._replace(
-            shard=other.shard, key=other.key, fields=other.fields, donor=None if own_donor else raw.donor
-        )
+        return other._replace(position=raw.position, size=raw.size, donor=None if own_donor else raw.donor)
 
     def __call__(self, raw: RawSample) -> dict[str, Any]:
         """Decode the sample, else a substitute.

@@ -51,7 +51,8 @@ class Shard:
     """One tar: `digest` is its sha256 from the manifest, else `index:` and the sha256 of its index.
 
     `index_file` names the index file of a tar that has it elsewhere than beside itself; `aside` counts the members that
-    are no part of a sample.
+    are no part of a sample. `files` is there of a tar that was never written: for each sample, by field, the file that
+    holds its bytes and the time (ns since 1970) that this file must have, 0 for any.
     """
 
     path: str
@@ -61,6 +62,7 @@ class Shard:
     index: ShardIndex | None = dataclass_field(default=None, repr=False)
     index_file: str | None = None
     aside: int = 0
+    files: tuple[dict[str, tuple[str, int]], ...] | None = dataclass_field(default=None, repr=False)
 
 
 @dataclass(frozen=True)

@@ -32,7 +32,8 @@ class RawSample(NamedTuple):
     """One sample's undecoded fields, and the position in the stream that asked for it.
 
     `donor` is another sample, whose object mask goes onto this one's image; most samples have none. `size` is the
-    target, (H, W) pixels, of a sample that gets another than the data module's.
+    target, (H, W) pixels, of a sample that gets another than the data module's. `fault` says why the fields of a sample
+    could not be read, if that is the sample's own fault; then they are not all there.
     """
 
     shard: str
@@ -41,6 +42,7 @@ class RawSample(NamedTuple):
     position: int = -1
     donor: RawSample | None = None
     size: tuple[int, int] | None = None
+    fault: str = ""
 
 
 class ShardSet:
@@ -70,7 +72,9 @@ class ShardSet:
 
     def _begin(self) -> None:
         self._is_remote = [is_remote(shard.path) for shard in self.shards]
-        self._addresses = [redact(shard.path) for shard in self.shards]
+        self._addresses = [
+            redact(shard.path) if shard.files is None else os.path.dirname(shard.path) for shard in self.shards
+        ]
         self._local = OpenFiles(_OPEN_SHARDS)
         self._remote = OpenFiles(_OPEN_REMOTE, release)
         self._indexes: OrderedDict[int, ShardIndex] = OrderedDict()
@@ -131,7 +135,25 @@ class ShardSet:
             return self._remote.get(number, partial(self._open_cached, self.cache, shard))
         return self._local.get(number, partial(os.open, shard.path, os.O_RDONLY))
 
+    def _from_files(self, number: int, row: int, files: dict[str, tuple[str, int]]) -> RawSample:
+        """A sample of a folder of pictures, whose files are what they were when its index was made."""
+        index, fields, faults = self.index(number), {}, []
+        for name, (path, time_ns) in files.items():
+            try:
+                with open(path, "rb") as file:
+                    state, fields[name] = os.fstat(file.fileno()), file.read()
+            except FileNotFoundError:
+                faults.append(f"{path}: expected the file that was there at the start, got none")
+                continue
+            if len(fields[name]) != index.fields[row][name][1] or (time_ns and state.st_mtime_ns != time_ns):
+                faults.append(
+                    f"{path}: expected the file as it was at the start, got one that has changed; start again"
+                )
+        return RawSample(self._addresses[number], index.keys[row], fields, fault="; ".join(faults))
+
     def _fields(self, number: int, row: int) -> RawSample:
+        if (files := self.shards[number].files) is not None:
+            return self._from_files(number, row, files[row])
         index, file = self.index(number), self._file(number)
         fields = {name: os.pread(file, size, offset) for name, (offset, size) in index.fields[row].items()}
         short = [name for name, (_, size) in index.fields[row].items() if len(fields[name]) != size]

@@ -6,7 +6,7 @@ import mimetypes
 import os
 import shlex
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from fnmatch import fnmatchcase
 from glob import glob
 from itertools import islice
@@ -24,6 +24,7 @@ from datamodules.shards.tar_index import index_shard
 from datamodules.shards.transports import SCHEMES, MissingError, file_name, is_remote, scheme, with_path
 from inpaint_module.redaction import redact
 
+OfFolder = Callable[[Path, list[Shard]], list[Shard]]
 _EMBEDDED = Path(__file__).parents[1] / "assets"
 _LOOKED_AT = 10_000  # files of a folder without shards, to see whether there are pictures
 _TABLES = (".csv", ".tsv", ".jsonl", ".ndjson", ".parquet")
@@ -77,8 +78,8 @@ def _advice(item: str) -> str:
 class _Finder:
     """Finds the shards of one list, reading each folder's manifest once."""
 
-    def __init__(self, policy: RetryPolicy) -> None:
-        self.policy = policy
+    def __init__(self, policy: RetryPolicy, of_folder: OfFolder | None) -> None:
+        self.policy, self.of_folder = policy, of_folder
         self.here: dict[Path, dict[str, Shard]] = {}  # folder -> path -> shard
         self.there: dict[str, dict[str, Shard]] = {}  # folder -> name -> shard
 
@@ -106,6 +107,8 @@ class _Finder:
         folder = Path(place)
         if folder.is_dir():
             shards = list(self._known(folder).values()) or [_scan(path) for path in sorted(folder.glob("*.tar"))]
+            if self.of_folder is not None:
+                shards = self.of_folder(folder, shards)
             if not shards:
                 advice = packing_advice(folder)
                 raise ValueError(f"shards {item!r}: no {MANIFEST} and no *.tar in {folder.resolve()}{advice}")
@@ -140,7 +143,9 @@ class _Finder:
         return found
 
 
-def find_shards(spec: str | Sequence[str], cache: ShardCache | None = None) -> list[Shard]:
+def find_shards(
+    spec: str | Sequence[str], cache: ShardCache | None = None, of_folder: OfFolder | None = None
+) -> list[Shard]:
     """Shards by folder, path, URL, brace pattern (`train-{000..099}.tar`), glob, or `embedded:train`; one or a list.
 
     Remote shards are those that the `manifest.json` in their folder names, or a local folder made by `index_shards`.
@@ -148,11 +153,12 @@ def find_shards(spec: str | Sequence[str], cache: ShardCache | None = None) -> l
     Args:
         spec: one or several of them.
         cache: whose policy applies to remote manifests.
+        of_folder: a local folder and its shards -> those that are read, which may be its pictures.
 
     Raises:
         ValueError: if an entry finds nothing, a remote shard is in no manifest, or a scheme is not allowed.
     """
-    finder = _Finder(RetryPolicy() if cache is None else cache.policy)
+    finder = _Finder(RetryPolicy() if cache is None else cache.policy, of_folder)
     return [shard for item in ([spec] if isinstance(spec, str) else spec) for shard in finder.find(item)]
 
 

@@ -22,14 +22,15 @@ PART = ".part"  # until a set is complete its tars are called NUMBER.tar.part
 
 
 class _HashedFile(io.FileIO):
-    """A file written once from its start; hashes what is written."""
+    """A file written once from its start, or none; hashes and counts what is written."""
 
-    def __init__(self, path: Path) -> None:
-        super().__init__(path, "w")
-        self.sha256 = hashlib.sha256()
+    def __init__(self, path: Path | None) -> None:
+        super().__init__(os.devnull if path is None else path, "w")
+        self.sha256, self.size = hashlib.sha256(), 0
 
     def write(self, data: bytes) -> int:  # type: ignore[override]
         self.sha256.update(data)
+        self.size += len(data)
         view = memoryview(data)
         while view:
             view = view[super().write(view) :]
@@ -43,13 +44,15 @@ class ShardWriter:
     for one of a complete set.
 
     Args:
-        folder: where the tars go.
+        folder: where the tars go; None writes none, to learn what they would be.
         shard_bytes: start a new tar before it grows over this.
         samples_per_shard: start a new tar after so many samples; None for no limit.
         number: of the first tar.
     """
 
-    def __init__(self, folder: Path, shard_bytes: int, samples_per_shard: int | None, *, number: int = 0) -> None:
+    def __init__(
+        self, folder: Path | None, shard_bytes: int, samples_per_shard: int | None, *, number: int = 0
+    ) -> None:
         self.folder = folder
         self.shard_bytes = shard_bytes
         self.samples_per_shard = samples_per_shard
@@ -73,7 +76,7 @@ class ShardWriter:
         if self._tar is not None and self._is_full(sum(len(data) + 1024 for data in fields.values())):
             finished = self.finish()
         if self._tar is None:
-            self._file = _HashedFile(self.folder / (self.name + PART))
+            self._file = _HashedFile(None if self.folder is None else self.folder / (self.name + PART))
             self._tar = tarfile.open(fileobj=self._file, mode="w", format=tarfile.GNU_FORMAT)  # noqa: SIM115
         places = {field: self._add(self._tar, f"{key}.{field}", data) for field, data in sorted(fields.items())}
         self._index.keys.append(key)
@@ -99,8 +102,9 @@ class ShardWriter:
         if self._tar is None or self._file is None:
             return None
         self._tar.close()
-        os.fsync(self._file.fileno())
-        scanned = ScannedTar(self._index, self._file.tell(), self._file.sha256.hexdigest())
+        if self.folder is not None:
+            os.fsync(self._file.fileno())
+        scanned = ScannedTar(self._index, self._file.size, self._file.sha256.hexdigest())
         finished = (self.name, scanned)
         self.close()
         self.number += 1

@@ -261,6 +261,14 @@ def _state(path: Path) -> tuple[int, int] | None:
         return None
 
 
+def file_states(sources: Iterable[Source]) -> dict[Path, tuple[int, int]]:
+    """Size in bytes and time, in ns since 1970, of each file of the sources that is there."""
+    _listing.cache_clear()
+    places = {place for source in sources for place in (source.path, *dict(source.beside).values())}
+    paths = sorted(place for place in places if isinstance(place, Path))
+    return {path: state for path in paths if (state := _state(path)) is not None}
+
+
 def fingerprint(sources: Iterable[Source]) -> str:
     """sha256 over every source's key, given fields, and the names, sizes and times of its files."""
     _listing.cache_clear()
