@@ -30,6 +30,7 @@ from inpaint_module.commands.older_configs import today, today_options
 from inpaint_module.commands.parser import OneParagraph
 from inpaint_module.embedded import without_weights
 from inpaint_module.lightning_module import InpaintDiffusion
+from inpaint_module.training.averaged_optimizer import AveragedOptimizer
 from inpaint_module.training.changes import settings_of
 from inpaint_module.training.checkpoints import VerifiedCheckpointIO
 from inpaint_module.training.leftovers import Leftovers
@@ -163,7 +164,7 @@ class ResumingCLI(LightningCLI):
             callbacks.insert(0, NonFiniteGuard())
         callbacks.append(MemoryReport())
         self.exact_resume, self.leftovers = ExactResume(), Leftovers()
-        callbacks[:0] = [self.leftovers, self.exact_resume]
+        callbacks[:0] = [self.leftovers, AveragedOptimizer(), self.exact_resume]
         return trainer
 
     def _run_subcommand(self, subcommand: str) -> None:

@@ -7,6 +7,7 @@ import os
 import re
 import struct
 import time
+from importlib import import_module
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
@@ -73,8 +74,9 @@ class VerifiedCheckpointIO(CheckpointIO):
                 _verify(file, path)
             _VERIFIED.pop(path.absolute(), None)
             file.seek(0)
-            place = map_location or (lambda storage, location: storage)
-            return torch.load(file, map_location=place, weights_only=True)
+            _know_quantized(file)
+            # no function: tensors of subclasses, such as torchao's, take none
+            return torch.load(file, map_location="cpu" if map_location is None else map_location, weights_only=True)
 
     def remove_checkpoint(self, path: str | Path) -> None:
         """Remove the file, if it is there."""
@@ -131,8 +133,28 @@ def read_seal(path: Path) -> Seal:
 
 def read_plain(path: Path) -> dict[str, Any]:
     """The content of a checkpoint that was verified, for its plain values: tensors stay on the disk until used."""
+    with path.open("rb") as file:
+        _know_quantized(file)
     found: dict[str, Any] = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
     return found
+
+
+def _know_quantized(file: BinaryIO) -> None:
+    """Import torchao where an optimizer of it has written into the checkpoint, which tells torch.load its classes.
+
+    Raises:
+        ValueError: it is not installed.
+    """
+    names = torch.serialization.get_unsafe_globals_in_checkpoint(file)
+    file.seek(0)
+    if any(name.startswith("torchao.") for name in names):
+        try:
+            import_module("torchao.optim")
+        except ImportError as error:
+            raise ValueError(
+                "checkpoint: expected torchao, whose optimizer has written it, got no such package: pip install "
+                "'inpaint-module[torchao]'"
+            ) from error
 
 
 def local_path(path: str | Path) -> Path:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import weakref
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from itertools import chain
 from typing import Any, NamedTuple
 
@@ -28,6 +29,8 @@ from inpaint_module.embedded import no_content, runnable
 from inpaint_module.lightning_module import InpaintDiffusion
 
 GIB = 2**30
+Kind = tuple[tuple[int, ...], torch.dtype]
+_TRIED = 2**16  # numbers of a real tensor on which an optimizer is tried
 
 
 class Memory(NamedTuple):
@@ -114,19 +117,33 @@ def _plain(tensors: Iterable[Tensor]) -> Iterator[Tensor]:
 def optimizer_bytes(optimizer: Callable[..., Any], trained: Iterable[Tensor]) -> int | None:
     """Bytes of an optimizer's state after its first step, which is tried on one tensor of each shape without content.
 
+    One that cannot do this, as those of bitsandbytes, takes it on real tensors, of at most `_TRIED` numbers each; what
+    their states take of more is as much the more.
+
     Returns:
         None if this optimizer has no such step.
     """
     counts = Counter((tuple(each.shape), each.dtype) for each in trained)
     try:
         with FakeTensorMode():
-            weights = {kind: nn.Parameter(torch.empty(kind[0], dtype=kind[1])) for kind in counts}
-            made = optimizer(list(weights.values()))
-            _pretend_step(made)
-            states = {kind: list(_tensors(made.state.get(weight))) for kind, weight in weights.items()}
-            return sum(count * bytes_of(states[kind]) for kind, count in counts.items())
+            return round(_tried_bytes(optimizer, counts))
     except Exception:  # of any kind: kernels that know no tensors without content
+        with suppress(Exception):
+            return round(_tried_bytes(optimizer, counts, _TRIED))
         return None
+
+
+def _tried_bytes(optimizer: Callable[..., Any], counts: Mapping[Kind, int], most: int | None = None) -> float:
+    """Bytes of the state for so many tensors of each shape and dtype."""
+    total = 0.0
+    for (shape, dtype), count in counts.items():
+        size = math.prod(shape)
+        cut = most is not None and size > most
+        weight = nn.Parameter(torch.ones((most,) if cut else shape, dtype=dtype))  # Prodigy keeps no zeros
+        made = optimizer([weight])
+        _pretend_step(made)
+        total += count * bytes_of(_tensors(made.state.get(weight))) * (size / weight.numel() if cut else 1)
+    return total
 
 
 def _pretend_step(optimizer: Any) -> None:
@@ -135,7 +152,7 @@ def _pretend_step(optimizer: Any) -> None:
         optimizer.train()
     for group in optimizer.param_groups:
         for weight in group["params"]:
-            weight.grad = torch.empty_like(weight)
+            weight.grad = torch.zeros_like(weight)
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
 
