@@ -138,11 +138,11 @@ def _tried_bytes(optimizer: Callable[..., Any], counts: Mapping[Kind, int], most
     total = 0.0
     for (shape, dtype), count in counts.items():
         size = math.prod(shape)
-        cut = most is not None and size > most
-        weight = nn.Parameter(torch.ones((most,) if cut else shape, dtype=dtype))  # Prodigy keeps no zeros
+        tried = shape if most is None or size <= most else (most,)
+        weight = nn.Parameter(torch.ones(tried, dtype=dtype))  # Prodigy keeps no zeros
         made = optimizer([weight])
         _pretend_step(made)
-        total += count * bytes_of(_tensors(made.state.get(weight))) * (size / weight.numel() if cut else 1)
+        total += count * bytes_of(_tensors(made.state.get(weight))) * size / max(1, weight.numel())
     return total
 
 
