@@ -5,12 +5,22 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from datamodules.data_counters import DataCounters
-    from datamodules.decode import AlphaMask, CocoMask, DecoderOptions, FileMask, LabelMap, MaskOptions, MaskSource
+    from datamodules.decode import (
+        AlphaMask,
+        CaptionOptions,
+        CocoMask,
+        DecoderOptions,
+        FileMask,
+        LabelMap,
+        MaskOptions,
+        MaskSource,
+    )
     from datamodules.order import LoadingOptions, OrderOptions
     from datamodules.webdataset_datamodule import WebDatasetDataModule
 
 _HOMES = {
     "AlphaMask": "decode",
+    "CaptionOptions": "decode",
     "CocoMask": "decode",
     "DataCounters": "data_counters",
     "DecoderOptions": "decode",
@@ -24,6 +34,7 @@ _HOMES = {
 }
 __all__ = [
     "AlphaMask",
+    "CaptionOptions",
     "CocoMask",
     "DataCounters",
     "DecoderOptions",

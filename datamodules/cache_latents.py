@@ -145,10 +145,10 @@ def _check(data: WebDatasetDataModule, encoder: InpaintEncoder, crops: int, dtyp
         raise ValueError(f"encoder.posterior: expected mode, which can be kept; got {encoder.posterior}")
     if data.buckets is not None:
         raise ValueError("data.order.bucket_step: expected null, since cached latents have one shape")
-    if data.order.source_weights is not None:
+    if data.order.source_weights is not None or data.order.repeats is not None:
         raise ValueError(
-            "data.order.source_weights: expected null; cache each source into a folder of its own, weigh those in "
-            "training"
+            "data.order.source_weights, data.order.repeats: expected null; cache each source into a folder of its own, "
+            "weigh those in training"
         )
     if data.latents is not None:
         raise ValueError(f"data.train_shards: expected shards of images, got cached latents: {data.latents}")

@@ -117,7 +117,9 @@ class WebDatasetDataModule(StreamDataModule, DescribedData):
     @cached_property
     def train_set(self) -> ShardSet:
         """All training shards."""
-        return self._opened("data.train_shards", [shard for shards in self.train_sources for shard in shards])
+        self.train_decoder.options.check_sources(len(self.train_sources))
+        shards = [shard for source in self.train_sources for shard in source]
+        return self._opened("data.train_shards", shards, list(map(len, self.train_sources)))
 
     @cached_property
     def train_order(self) -> orders.Order:
@@ -162,11 +164,11 @@ class WebDatasetDataModule(StreamDataModule, DescribedData):
             raise ValueError("data.val_shards: expected shards to evaluate on, got null")
         return self._opened("data.val_shards", find_shards(self.val_shards, self.cache, self._folders["val"]))
 
-    def _opened(self, name: str, shards: list[Shard]) -> ShardSet:
+    def _opened(self, name: str, shards: list[Shard], sources: list[int] | None = None) -> ShardSet:
         """Shards to read from; members of their tars that are left aside are told."""
         if told := aside_line(shards, name):
             rank_zero_info(told)
-        return ShardSet(shards, self.cache)
+        return ShardSet(shards, self.cache, sources)
 
     def setup(self, stage: str) -> None:
         """Without validation shards, train without validation."""

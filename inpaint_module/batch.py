@@ -23,6 +23,7 @@ class Batch(TypedDict, total=False):
         caption: B texts.
         __key__: the samples' names.
         label: int64 (B,), class numbers, if they are asked for.
+        loss_weight: float32 (B,), how much the loss of each sample counts, where sources differ in that; in training.
         target: uint8 (B, 3, H, W), what the images should become inside and outside of their holes, where the set has
             pairs; those of samples without are their images.
         has_target: bool (B,), in a batch of which some samples have a target and others do not.
@@ -42,6 +43,7 @@ class Batch(TypedDict, total=False):
     caption: list[str]
     __key__: list[str]
     label: Tensor
+    loss_weight: Tensor
     target: Tensor
     has_target: Tensor
     latents: Tensor

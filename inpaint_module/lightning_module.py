@@ -28,7 +28,7 @@ from inpaint_module.clean_latents import check_clean, encode_beside, encode_whol
 from inpaint_module.encoder import InpaintLatents
 from inpaint_module.fingerprints import check_ranks, check_saved, check_weights
 from inpaint_module.metrics.scores import FillMetrics, LatentMaskMetrics
-from inpaint_module.objectives.loss_weights import LossWeights, weighted_loss
+from inpaint_module.objectives.loss_weights import LossWeights, product, weighted_loss
 from inpaint_module.objectives.objectives import ObjectiveCallable, objective_for
 from inpaint_module.pixels import to_unit_float
 from inpaint_module.randomness import Stream, key, normal
@@ -180,7 +180,8 @@ class InpaintDiffusion(ScheduledModule):
         weigh = self.loss_weights
         cells = None if weigh is None else weigh(latents.noise_mask, self.encoder.vae.ratio)
         huber = self.objective.thresholds(example.timesteps)
-        return weighted_loss(prediction, example.target, cells, example.weight, huber)
+        samples = product(example.weight, batch.get("loss_weight"))
+        return weighted_loss(prediction, example.target, cells, samples, huber)
 
     def encode(self, batch: Batch, target: bool = True) -> InpaintLatents:
         """Latents of the masked images of a batch; with `target`, or where a layout blends, of the whole ones too.

@@ -64,6 +64,7 @@ class Stream(IntEnum):
     DONOR_MASK = 13
     SUBSTITUTE = 14
     CAPTION_DROP = 15
+    TAGS = 16
     CONDITION_DROP = 16
 
 

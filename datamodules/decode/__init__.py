@@ -1,7 +1,14 @@
 """One sample: bytes to an upright, cropped image, its caption, its mask, its cached latents."""
 
 from datamodules.decode.annotations import RunLengths, check_runs, parse_annotations
-from datamodules.decode.captions import check_encoding, decode_text, parse_caption, parse_label, read_json
+from datamodules.decode.captions import (
+    CaptionOptions,
+    check_encoding,
+    decode_text,
+    parse_caption,
+    parse_label,
+    read_json,
+)
 from datamodules.decode.coco_masks import CocoMask
 from datamodules.decode.conversion import (
     CMYK,
@@ -34,6 +41,7 @@ __all__ = [
     "KEPT_SIZES",
     "ORIENTATION",
     "AlphaMask",
+    "CaptionOptions",
     "CocoMask",
     "DataMasks",
     "DecoderOptions",

@@ -1,12 +1,17 @@
-"""Captions and class labels: what a sample says about its image."""
+"""Captions and class labels: what a sample says about its image, and what is added to it or left out of it."""
 
 from __future__ import annotations
 
 import codecs
 import re
+from dataclasses import dataclass
 from typing import Any
 
+import torch
+
+from datamodules.checks import check_at_least, check_share
 from inpaint_module.parsing import parse_json
+from inpaint_module.randomness import Stream, key, uniform
 
 _LARGEST_LABEL = 2**63 - 1
 _NULS = re.compile(r"\0[\0\s]*\Z")
@@ -101,3 +106,71 @@ def parse_label(fields: dict[str, bytes], key: str = "label") -> int:
         place = "cls" if "cls" in fields else f"{key} in json"
         raise ValueError(f"expected a whole number from 0 to 2^63 - 1 as class label in {place}, got {label!r:.40}")
     return label
+
+
+@dataclass(frozen=True)
+class CaptionOptions:
+    """What is done to the captions of samples; of their tags in training alone, by (seed, position).
+
+    The model's own `caption_dropout` leaves out a whole caption, whatever was added to it here.
+
+    Args:
+        prefix: Text before every caption, such as a trigger word, as it stands, spaces and commas included; or a list
+            of texts, one for each entry of train_shards: a prior's photos have none. Validation gets the first.
+        suffix: Likewise, after it.
+        shuffle_tags: Bring the tags of a caption, the texts between separators, into another order each time.
+        tag_dropout: Share (0..1) of the tags that are left out each time.
+        keep_tags: This many first tags are neither moved nor left out.
+        separator: What is between tags.
+
+    Raises:
+        ValueError: naming the argument, if one is out of range.
+    """
+
+    prefix: list[str] | str = ""
+    suffix: list[str] | str = ""
+    shuffle_tags: bool = False
+    tag_dropout: float = 0.0
+    keep_tags: int = 0
+    separator: str = ","
+
+    def __post_init__(self) -> None:
+        check_share("data.decoder.captions", tag_dropout=self.tag_dropout)
+        check_at_least(0, "data.decoder.captions", keep_tags=self.keep_tags)
+        if not self.separator:
+            raise ValueError("data.decoder.captions.separator: expected a text, such as a comma, got an empty one")
+
+    def check_sources(self, sources: int) -> None:
+        """Refuse lists of other lengths than the number of sources."""
+        for name, texts in (("prefix", self.prefix), ("suffix", self.suffix)):
+            if not isinstance(texts, str) and len(texts) != sources:
+                raise ValueError(
+                    f"data.decoder.captions.{name}: expected one text, or one for each of the {sources} entries of "
+                    f"data.train_shards, got {texts}"
+                )
+
+    def around(self, caption: str, source: int = 0) -> str:
+        """A caption of an entry of train_shards between prefix and suffix; without one, these without a comma."""
+        before, after = (texts if isinstance(texts, str) else texts[source] for texts in (self.prefix, self.suffix))
+        if caption:
+            return f"{before}{caption}{after}".strip()
+        return f"{before}{after}".strip().strip(self.separator).strip()
+
+    def tags(self, caption: str, seed: int, position: int) -> str:
+        """A caption with its tags shuffled and some left out, as a function of (seed, position).
+
+        Example:
+            >>> CaptionOptions(shuffle_tags=True, keep_tags=1).tags("cat, grass, sun, red", seed=0, position=1)
+            'cat, red, sun, grass'
+        """
+        if not (self.shuffle_tags or self.tag_dropout):
+            return caption
+        tags = [tag for part in caption.split(self.separator) if (tag := part.strip())]
+        first, rest = tags[: self.keep_tags], tags[self.keep_tags :]
+        if not rest:
+            return caption
+        draws = uniform(key(seed, torch.tensor([position]), Stream.TAGS), 2 * len(rest))[0].tolist()
+        places = sorted(range(len(rest)), key=draws.__getitem__) if self.shuffle_tags else range(len(rest))
+        kept = [rest[place] for place in places if draws[len(rest) + place] >= self.tag_dropout]
+        joint = self.separator if self.separator.isspace() else f"{self.separator} "
+        return joint.join([*first, *kept])

@@ -7,6 +7,7 @@ restarts change them.
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 
 from datamodules.checks import check_at_least, check_colour, check_share
 from datamodules.decode.augmentations import Augmentations, Crop, centre_crop, crop_draws, random_crop
-from datamodules.decode.captions import parse_caption, parse_label
+from datamodules.decode.captions import CaptionOptions, parse_caption, parse_label
 from datamodules.decode.data_masks import DataMasks, MaskOptions
 from datamodules.decode.latent_cache import read_latents, read_sizes, read_tag
 from datamodules.decode.mask_sources import FileMask, image_bytes, naming, target_bytes
@@ -55,6 +56,9 @@ class DecoderOptions:
             the full decode, 2 kept 42 dB PSNR in all crops that were measured, 1.5 kept 40 dB in 98 of 100.
         max_caption_bytes: Refuse longer captions.
         caption_key: Where in NAME.json the caption is, if there is no NAME.txt.
+        captions: Trigger words and tags, see `datamodules.CaptionOptions`.
+        loss_weights: How much the loss of a sample counts, one number for each entry of train_shards, such as [1, 0.5]
+            where the second holds the photos of a prior; null for 1.
         label_key: Put class numbers into the batch, from NAME.cls or from this key of NAME.json; a sample without one
             is refused. Null for none.
 
@@ -72,6 +76,8 @@ class DecoderOptions:
     max_caption_bytes: int = 16384
     caption_key: str = "caption"
     label_key: str | None = None
+    captions: CaptionOptions = CaptionOptions()  # noqa: RUF009, immutable
+    loss_weights: list[float] | None = None
 
     def __post_init__(self) -> None:
         part = "data.decoder"
@@ -79,6 +85,17 @@ class DecoderOptions:
         check_at_least(1, part, max_pixels=self.max_pixels, reducing_gap=self.reducing_gap)
         check_at_least(0, part, max_caption_bytes=self.max_caption_bytes)
         check_colour(part, background=self.background)
+        if not all(0 <= weight < math.inf for weight in self.loss_weights or ()):
+            raise ValueError(f"{part}.loss_weights: expected finite numbers of at least 0, got {self.loss_weights}")
+
+    def check_sources(self, sources: int) -> None:
+        """Refuse what is said of each entry of train_shards if it is not as many."""
+        self.captions.check_sources(sources)
+        if self.loss_weights is not None and len(self.loss_weights) != sources:
+            raise ValueError(
+                f"data.decoder.loss_weights: expected one number for each of the {sources} entries of "
+                f"data.train_shards, got {self.loss_weights}"
+            )
 
 
 class SampleDecoder:
@@ -89,6 +106,7 @@ class SampleDecoder:
     its own mask, which says what is to be taken away: it neither gets another's nor lends its own.
 
     Attributes:
+        trains: whether tags and weights of the loss are those of training; of a cache's decoder too.
         pairs: whether samples without a target take their image for it, as in a set of which some have one.
 
     Args:
@@ -114,7 +132,7 @@ class SampleDecoder:
         red, green, blue = options.background  # a list, where Python code says so
         self.background = None if self.masks.shows_hidden else (red, green, blue)
         self.latents: LatentsTag | None = None
-        self.pairs = False
+        self.pairs, self.trains = False, augment
 
     def for_cache(self, latents: LatentsTag) -> SampleDecoder:
         """This decoder for the samples of a latent cache, which hold all that was done to image and mask."""
@@ -163,11 +181,16 @@ class SampleDecoder:
         return [(kind, raw.key) for kind, true in kinds if true]
 
     def _texts(self, raw: RawSample) -> dict[str, Any]:
-        """Caption, key and, if wanted, the label."""
+        """Caption, key and, if wanted, the label and the weight of the loss."""
         options = self.options
         caption = parse_caption(raw.fields, options.max_caption_bytes, options.caption_key)
+        if self.trains:
+            caption = options.captions.tags(caption, self.seed, raw.position)
+        caption = options.captions.around(caption, raw.source)
         label = {} if options.label_key is None else {"label": parse_label(raw.fields, options.label_key)}
-        return {"caption": caption, "__key__": raw.key, **label}
+        weights = options.loss_weights if self.trains else None
+        weight = {} if weights is None else {"loss_weight": float(weights[raw.source])}
+        return {"caption": caption, "__key__": raw.key, **label, **weight}
 
     def _is_pair(self, raw: RawSample) -> bool:
         """Whether the sample has a target, or cached latents of one."""

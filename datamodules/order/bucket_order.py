@@ -121,6 +121,8 @@ class OrderOptions:
         window: Shards whose samples are mixed with each other.
         source_weights: How often each entry of train_shards is drawn from, such as [3, 1]; null draws every sample
             equally often.
+        repeats: How often each sample of an entry of train_shards comes while one of 1 comes once, such as [10, 1] for
+            few photos beside many others. With source_weights it must be null, and the other way round.
         bucket_step: Train in batches of one shape each, of about the pixels of image_size, sides multiples of this;
             null crops all to image_size. The index must hold image sizes, as make_shards and index_shards write it.
         bucket_max_aspect: Longest side of a bucket, in times its shortest.
@@ -131,11 +133,19 @@ class OrderOptions:
 
     window: int = 8
     source_weights: list[float] | None = None
+    repeats: list[float] | None = None
     bucket_step: int | None = None
     bucket_max_aspect: float = 2.0
 
     def __post_init__(self) -> None:
         check_at_least(1, "data.order", window=self.window)
+        if self.repeats is not None and self.source_weights is not None:
+            raise ValueError(
+                f"data.order.repeats: expected null with source_weights {self.source_weights}, which say how often "
+                f"each source is drawn from whatever it holds, got {self.repeats}"
+            )
+        if not all(0 < number < math.inf for number in self.repeats or ()):
+            raise ValueError(f"data.order.repeats: expected positive finite numbers, got {self.repeats}")
 
     def buckets(self, image_size: tuple[int, int]) -> Buckets | None:
         """The shapes of the batches, near the pixels of `image_size` (H, W); None for that size alone."""
@@ -276,9 +286,16 @@ def stream_order(
     """
     window, weights = options.window, options.source_weights
     order: Order = SampleOrder(shards.counts, seed=seed, window=window)
-    if weights is not None:
+    if options.repeats is not None and len(options.repeats) != len(sources):
+        raise ValueError(
+            f"data.order.repeats: expected one number for each of the {len(sources)} entries of data.train_shards, got "
+            f"{options.repeats}"
+        )
+    if weights is not None or options.repeats is not None:
         ends = accumulate(sources, initial=0)
         parts = [SampleOrder(shards.counts[first:last], seed=seed, window=window) for first, last in pairwise(ends)]
+        if weights is None:
+            weights = [number * len(part) for number, part in zip(options.repeats or (), parts, strict=True)]
         order = MixedOrder(parts, weights, seed=seed)
     if buckets is None:
         return order

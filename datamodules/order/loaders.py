@@ -36,6 +36,8 @@ def collate(samples: list[dict[str, Any]]) -> Batch:
     }
     if "label" in samples[0]:
         batch["label"] = torch.tensor([sample["label"] for sample in samples])
+    if "loss_weight" in samples[0]:
+        batch["loss_weight"] = torch.tensor([sample["loss_weight"] for sample in samples])
     if "latents" in samples[0]:
         batch["latents"] = torch.stack([sample["latents"] for sample in samples])
     if "original_size" in samples[0]:

@@ -33,7 +33,8 @@ class RawSample(NamedTuple):
 
     `donor` is another sample, whose object mask goes onto this one's image; most samples have none. `size` is the
     target, (H, W) pixels, of a sample that gets another than the data module's. `fault` says why the fields of a sample
-    could not be read, if that is the sample's own fault; then they are not all there.
+    could not be read, if that is the sample's own fault; then they are not all there. `source` is the number of the
+    entry of train_shards that it comes from.
     """
 
     shard: str
@@ -43,6 +44,7 @@ class RawSample(NamedTuple):
     donor: RawSample | None = None
     size: tuple[int, int] | None = None
     fault: str = ""
+    source: int = 0
 
 
 class ShardSet:
@@ -53,13 +55,17 @@ class ShardSet:
     Args:
         shards: local or remote.
         cache: through which remote shards are read; None for one in the default folder.
+        sources: how many of the shards each source has; None for one source.
 
     Raises:
         ValueError: if there is no sample, or a remote shard is larger than the cache.
     """
 
-    def __init__(self, shards: Sequence[Shard], cache: ShardCache | None = None) -> None:
+    def __init__(
+        self, shards: Sequence[Shard], cache: ShardCache | None = None, sources: Sequence[int] | None = None
+    ) -> None:
         self.shards = list(shards)
+        self._ends = list(accumulate(sources or [len(self.shards)]))
         self.counts = [shard.count for shard in self.shards]
         self.starts = [0, *accumulate(self.counts)]
         self._begin()
@@ -83,7 +89,7 @@ class ShardSet:
         return self.starts[-1]
 
     def __getstate__(self) -> dict[str, Any]:
-        return {name: self.__dict__[name] for name in ("shards", "counts", "starts", "cache")}
+        return {name: self.__dict__[name] for name in ("shards", "counts", "starts", "cache", "_ends")}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
@@ -170,7 +176,8 @@ class ShardSet:
         number = bisect_right(self.starts, sample) - 1
         for pause in (*_PAUSES, None):
             try:
-                return self._fields(number, sample - self.starts[number])
+                found = self._fields(number, sample - self.starts[number])
+                return found._replace(source=bisect_right(self._ends, number))
             except _FINAL:
                 raise
             except OSError as error:

@@ -6,6 +6,7 @@ import copy
 import io
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -16,6 +17,7 @@ from PIL import Image
 from torch import Tensor
 from torchvision.transforms.v2.functional import to_pil_image
 
+from datamodules.decode.captions import CaptionOptions
 from datamodules.decode.latent_cache import KEPT_SIZES, pack_latents
 from datamodules.decode.sample_decoder import SampleDecoder
 from datamodules.order.loaders import StreamLoader
@@ -91,8 +93,9 @@ def _batches(data: WebDatasetDataModule, begin: int, folder: Path) -> Iterator[d
 
 
 def _with_all_masks(decoder: SampleDecoder) -> SampleDecoder:
-    """A decoder that leaves it to the training which own masks are used."""
+    """A decoder that leaves it to the training which own masks are used, and what is done to captions."""
     decoder = copy.deepcopy(decoder)
+    decoder.options, decoder.trains = replace(decoder.options, captions=CaptionOptions()), False
     decoder.masks.share, decoder.masks.allow_empty = 1.0, True
     return decoder
 

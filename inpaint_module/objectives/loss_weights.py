@@ -121,6 +121,13 @@ class Huber:
         return (1 - self.c) / (1 + noise_to_signal).square() + self.c
 
 
+def product(first: Tensor | None, second: Tensor | None) -> Tensor | None:
+    """Weights of samples (B,) times others; None stands for 1."""
+    if first is None or second is None:
+        return second if first is None else first
+    return first * second
+
+
 def weighted_loss(
     prediction: Tensor,
     target: Tensor,
