@@ -121,6 +121,11 @@ class WebDatasetDataModule(StreamDataModule, DescribedData):
         shards = [shard for source in self.train_sources for shard in source]
         return self._opened("data.train_shards", shards, list(map(len, self.train_sources)))
 
+    @property
+    def left_out(self) -> list[orders.BadSample]:
+        """The pictures of training folders that cannot be used and are no samples."""
+        return self._folders["train"].refused if self.train_set else []
+
     @cached_property
     def train_order(self) -> orders.Order:
         """Which training sample stands at each position."""

@@ -95,7 +95,10 @@ def doctor() -> Parser:
     """`inpaint doctor`."""
     parser = Parser("doctor", "datamodules.doctor.command", parts=("model", "data"))
     parser.add_argument("--batches", type=_positive, metavar="N", default=4, help="batches to read (default 4)")
-    parser.add_argument("--out", type=Path, metavar="PNG", help="write a sheet of samples there (default: no sheet)")
+    told = "write a sheet of samples there, with --all the page (default: no sheet; with --all doctor.html)"
+    parser.add_argument("--out", type=Path, metavar="FILE", help=told)
+    told = "look at every sample of train_shards, without a model, and write one page"
+    _add_flag(parser, "--all", f"{told}: sizes, buckets, captions, masks, near-duplicates, bad files")
     _add_flag(parser, "--strict", "exit code 1 for warnings too (default: for errors)")
     told = "how long to wait for a batch (default 120)"
     parser.add_argument("--timeout", type=_seconds, metavar="SECONDS", default=120.0, help=told)
