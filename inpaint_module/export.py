@@ -116,7 +116,7 @@ def _record(module: InpaintDiffusion, pipeline: Any, out: Path, trained: dict[st
         for each in differ:
             warnings.warn(each, stacklevel=3)
         differ += [told] if (told := served.posterior_difference(encoder)) else []
-        differ.append(served.dtype_difference(encoder))
+        differ += [served.dtype_difference(encoder), *served.reference_call(module.layout)]
         if module.control is None:
             files = comfyui_files.places(out, _folder(pipeline))
             notes = comfyui_files.limits(denoiser, module.scheduler)

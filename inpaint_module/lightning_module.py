@@ -194,10 +194,30 @@ class InpaintDiffusion(ScheduledModule):
         keys = key(self.seed, batch["position"], Stream.POSTERIOR) if clean is None else None
         if not (self.layout.eats_masked or (self.control and self.control.condition.eats_masked)):
             return encode_whole(self.encoder, images if wanted is None else wanted, masks, clean, keys)
+        if self.layout.reference == "image":
+            return self._encode_reference(batch, target, keys)
         if clean is not None:
             return encode_beside(self.encoder, images, masks, clean)
         whole = target or self.layout.blends if wanted is None else wanted
         return self.encoder(images, masks, target=whole, generator=keys)
+
+    def _encode_reference(self, batch: Batch, target: bool, keys: Tensor | None) -> InpaintLatents:
+        """Latents of the whole images, which an edit model is shown, beside the grown masks and the targets."""
+        images, masks = batch["image"], batch["mask"]
+        wanted: bool | Tensor = True
+        if target:
+            if "target" not in batch or "has_target" in batch:
+                raise ValueError(
+                    "base.reference: expected samples that all have a target with image, which shows the whole image, "
+                    f"got some without, such as {batch['__key__'][0]!r}: add NAME.target.png, or take masked"
+                )
+            wanted = batch["target"]
+        shown, clean = torch.zeros_like(masks), batch.get("latents") if target else None
+        if clean is None:
+            latents = self.encoder(images, shown, target=wanted, generator=keys)
+        else:
+            latents = encode_beside(self.encoder, images, shown, clean)
+        return latents._replace(noise_mask=self.encoder.fill_hole(images, masks).noise_mask)
 
     def _controlled(self, batch: Batch, latents: InpaintLatents) -> dict[str, Tensor]:
         """What a ControlNet is told of a batch; nothing without one."""

@@ -1,4 +1,4 @@
-"""`train: plain`: the loss of diffusers' example scripts, and the pipelines that blend, step by step."""
+"""`train: plain` and `train: edit`: the loss of diffusers' example scripts, and the pipelines that blend, step by step."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tiny_folders import PLAIN_BASES, saved
 from tiny_models import tiny_batch
 from torch import Tensor
 
-from inpaint_module.base_models import BaseModel, LoRA, PlainLayout
+from inpaint_module.base_models import BaseModel, LoRA, PlainLayout, family_of, unpack
 from inpaint_module.export import export
 from inpaint_module.lightning_module import InpaintDiffusion
 from inpaint_module.randomness import Stream, key, normal
@@ -37,8 +37,10 @@ SERVED = {
     "flux_plain": "FluxInpaintPipeline",
     "qwen_image_plain": "QwenImageInpaintPipeline",
     "z_image_plain": "ZImageInpaintPipeline",
+    "flux_kontext_edit": "FluxKontextInpaintPipeline",
 }
 UNGUIDED = {  # and what Flux is told in training
+    "flux_kontext_edit": {"guidance_scale": 3.5, "_auto_resize": False},
     "flux_plain": {"guidance_scale": 3.5},
     "qwen_image_plain": {"true_cfg_scale": 1.0},
     "z_image_plain": {"guidance_scale": 0.0},
@@ -51,7 +53,11 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 
 
 def module_of(path: str, **options: Any) -> InpaintDiffusion:
-    return InpaintDiffusion(BaseModel(path, train="plain", **options), sampling_steps=3)
+    return InpaintDiffusion(BaseModel(path, train=options.pop("train", "plain"), **options), sampling_steps=3)
+
+
+def of(name: str, folders: dict[str, str], **options: Any) -> InpaintDiffusion:
+    return module_of(folders[name], train=name.rpartition("_")[2], **options)
 
 
 def sample() -> dict[str, Any]:
@@ -60,7 +66,11 @@ def sample() -> dict[str, Any]:
 
 def loss_by_hand(name: str, module: InpaintDiffusion, batch: dict[str, Any]) -> Tensor:
     """As train_text_to_image.py and its _sdxl, and train_dreambooth's _sd3, _flux, _lora_qwen_image, _lora_z_image."""
-    model_input = module.encoder.vae.normalize(module.encoder.vae.posterior(batch["image"].float() / 255).mean)
+    vae, image = module.encoder.vae, batch["image"].float() / 255
+    model_input, shown = vae.normalize(vae.posterior(image).mean), None
+    if name.endswith("_edit"):  # in one pass: in batches of another size sums are rounded otherwise
+        masked = torch.where(batch["mask"], 0.5, image)
+        shown, model_input = vae.normalize(vae.posterior(torch.cat([masked, image])).mean).chunk(2)
     noise = normal(key(module.seed, batch["position"], Stream.NOISE), model_input.shape[1:])
     drawn = key(module.seed, batch["position"], Stream.TIMESTEP)
     timesteps = module.objective(model_input, noise, drawn).timesteps
@@ -89,9 +99,13 @@ def loss_by_hand(name: str, module: InpaintDiffusion, batch: dict[str, Any]) -> 
         packed = pipeline._pack_latents(noisy, 2, 16, height, width)
         ids = pipeline._prepare_latent_image_ids(2, height // 2, width // 2, noisy.device, noisy.dtype)
         guidance = torch.tensor([3.5]).expand(2)
+        tokens_of_noisy = packed.shape[1]
+        if shown is not None:
+            packed = torch.cat([packed, pipeline._pack_latents(shown, 2, 16, height, width)], dim=1)
+            ids = torch.cat([ids, torch.cat([torch.ones_like(ids[:, :1]), ids[:, 1:]], dim=1)])
         tokens = unet(
             hidden_states=packed, timestep=timesteps / 1000, guidance=guidance, img_ids=ids, **told, return_dict=False
-        )[0]
+        )[0][:, :tokens_of_noisy]
         prediction = pipeline._unpack_latents(tokens, 8 * height, 8 * width, 8)
     # the scripts take the mean of each sample and then that of all: the same number, summed in another order
     return F.mse_loss(prediction.float(), target.float())
@@ -99,7 +113,7 @@ def loss_by_hand(name: str, module: InpaintDiffusion, batch: dict[str, Any]) -> 
 
 @pytest.mark.parametrize("name", SERVED)
 def test_the_loss_is_that_of_the_example_scripts(name: str, folders: dict[str, str]) -> None:
-    module = module_of(folders[name])
+    module = of(name, folders)
     assert torch.equal(module.loss(sample()), loss_by_hand(name, module, sample()))  # type: ignore[arg-type]
 
 
@@ -107,11 +121,14 @@ def answer(pipeline: Any, name: str, batch: dict[str, Any], noise: Tensor, **gui
     """The pipeline's latents, from this noise."""
     pipeline.set_progress_bar_config(disable=True)
     drawn = f"{type(pipeline).__module__}.randn_tensor"
+    image, mask = batch["image"].float() / 255, batch["mask"].float()
+    shown = {"image_reference": torch.where(mask > 0.5, 0.5, image)} if name == "flux_kontext_edit" else {}
     with mock.patch(drawn, lambda shape, **_: noise.reshape(shape)):
         return pipeline(
             prompt=batch["caption"],
-            image=batch["image"].float() / 255,
-            mask_image=batch["mask"].float(),
+            image=image,
+            mask_image=mask,
+            **shown,
             height=32,
             width=48,
             strength=1.0,
@@ -125,7 +142,7 @@ def answer(pipeline: Any, name: str, batch: dict[str, Any], noise: Tensor, **gui
 def test_validation_blends_as_the_pipeline(
     name: str, folders: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    module, batch = module_of(folders[name]), sample()
+    module, batch = of(name, folders), sample()
     filled: list[Any] = []
     ours = caught(module.denoiser, lambda: filled.append(module.inpaint(batch)))  # type: ignore[arg-type]
     export(module, tmp_path / "out")
@@ -155,7 +172,7 @@ def test_validation_blends_as_the_pipeline(
     ],
 )
 def test_guidance_is_the_pipelines(name: str, guidance: dict[str, Any], folders: dict[str, str]) -> None:
-    module, batch = module_of(folders[name]), sample()
+    module, batch = of(name, folders), sample()
     module.guidance_scale = 4.0
     ours = module.inpaint(batch).inpainted  # type: ignore[arg-type]
     pipeline: Any = getattr(diffusers, SERVED[name]).from_pretrained(folders[name])
@@ -175,9 +192,9 @@ def test_guidance_is_the_pipelines(name: str, guidance: dict[str, Any], folders:
 def test_resumes_to_the_bit_and_is_loaded(
     name: str, lora: LoRA | None, folders: dict[str, str], tmp_path: Path
 ) -> None:
-    once, again = (module_of(folders[name], lora=lora) for _ in range(2))
+    once, again = (of(name, folders, lora=lora) for _ in range(2))
     fit(once, tmp_path / "once", 2, ema=False)
-    first = fit(module_of(folders[name], lora=lora), tmp_path / "twice", 1, ema=False)
+    first = fit(of(name, folders, lora=lora), tmp_path / "twice", 1, ema=False)
     fit(again, tmp_path / "twice", 2, first, ema=False)
     weights, resumed = once.denoiser.state_dict(), again.denoiser.state_dict()
     assert weights.keys() == resumed.keys()
@@ -190,6 +207,31 @@ def test_resumes_to_the_bit_and_is_loaded(
     pipeline = pipeline_class.from_pretrained(folders[name])
     pipeline.load_lora_weights(tmp_path / "out")
     assert pipeline.get_active_adapters()
+
+
+def test_an_edit_model_may_be_shown_the_whole_image(folders: dict[str, str]) -> None:
+    module, batch = of("flux_kontext_edit", folders, reference="image"), sample()
+    with pytest.raises(ValueError, match=r"base.reference: expected samples that all have a target .* 'photo0'"):
+        module.loss(batch)  # type: ignore[arg-type]
+    batch["target"] = batch["image"].flip(-1)
+    fed = caught(module.denoiser, lambda: module.loss(batch))[0]["hidden_states"]  # type: ignore[arg-type]
+    vae = module.encoder.vae
+    whole, target = (vae.normalize(vae.posterior(batch[name].float() / 255).mean) for name in ("image", "target"))
+    torch.testing.assert_close(unpack(fed[:, 6:], 4, 6), whole, rtol=0, atol=1e-5)
+    latents = module.encode(batch)  # type: ignore[arg-type]
+    torch.testing.assert_close(latents.target, target, rtol=0, atol=1e-5)
+    assert torch.equal(latents.noise_mask, batch["mask"].float())
+    assert module.inpaint(sample()).inpainted.shape == (2, 3, 32, 48)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"base.reference: expected masked or image, got 'hole'"):
+        of("flux_kontext_edit", folders, reference="hole")
+    with pytest.raises(ValueError, match=r"base.reference: expected null, as PackedPlainLayout is of no edit model"):
+        of("flux_plain", folders, reference="masked")
+
+
+@pytest.mark.parametrize("name", ["Flux2Pipeline", "QwenImageEditPipeline", "ZImageOmniPipeline"])
+def test_a_sibling_that_is_told_otherwise_is_no_family_of_its_name(name: str) -> None:
+    with pytest.raises(ValueError, match=f"base model: expected a pipeline .* got {name}"):
+        family_of({"_class_name": name}, "somewhere")
 
 
 def test_mistakes_are_named(folders: dict[str, str]) -> None:

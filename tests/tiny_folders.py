@@ -229,6 +229,7 @@ PLAIN_BASES: dict[str, Callable[[], DiffusionPipeline]] = {
     "flux_plain": flux,
     "qwen_image_plain": qwen_image,
     "z_image_plain": z_image,
+    "flux_kontext_edit": flux,
 }
 CONTROLNET_BASES: dict[str, Callable[[], DiffusionPipeline]] = {
     "sd15_controlnet": stable_diffusion,

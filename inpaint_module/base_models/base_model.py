@@ -158,11 +158,14 @@ class BaseModel(ModelParts):
         path: a pipeline's folder or hub name.
         train: channels: the first layer grows, its new channels at zero, and eats the mask and the masked image too.
             plain: the base model as it is, for the pipelines that blend; validation and prediction blend as they do.
+            edit: the base model as it is, shown a reference picture too, for the pipelines of edit models, which blend.
             controlnet: a ControlNet, which is told the mask and the masked image, beside the frozen base model.
         dtype: of the denoiser's weights: float32 to train them all, bfloat16 to halve the memory of those that LoRA
             or a ControlNet leaves frozen. What the step computes in is the trainer's `precision`.
         lora: train low-rank factors instead of the weights; with `controlnet` those of a ControlNet that is loaded.
         controlnet: of `train: controlnet`: which one, and how strong.
+        reference: of `train: edit`: masked, the image with its hole filled, which is the default; or image, the whole
+            one, of samples with a target picture.
         gradient_checkpointing: compute activations again in the backward pass instead of keeping them.
         channels_last: memory format of convolutions. Measure it.
         encoder: how images and masks come to latents, where it is to be otherwise than in the pipeline.
@@ -189,12 +192,13 @@ class BaseModel(ModelParts):
         scheduler_changes: dict[str, Any] | None = None,
         text: TextOptions | None = None,
         controlnet: ControlNetOptions | None = None,
+        reference: str | None = None,
     ):
         self.family = family_of(pipeline_index(path), path)
         self.way = self.family.way(train)
         if self.way.controlnet is None and controlnet is not None:
             raise ValueError(f"base.controlnet: expected null with train: {train}, which trains none; got options")
-        layout, condition = _layout(self.way.layout, reduce), self.way.condition(reduce)
+        layout, condition = _layout(self.way.layout, reduce, reference), self.way.condition(reduce)
         made = (encoder or EncoderOptions()).make(path, (condition or layout).fill)
         load = partial(
             load_denoiser, dtype=dtype, gradient_checkpointing=gradient_checkpointing, channels_last=channels_last
@@ -240,9 +244,10 @@ def _text(path: str, text: TextOptions | None, guidance: float) -> Conditioning:
     return text_of(path, options)
 
 
-def _layout(kind: type[DenoiserLayout], reduce: str | None) -> DenoiserLayout:
-    if reduce is None:
-        return kind()
-    if "reduce" not in signature(kind).parameters:
-        raise ValueError(f"base.reduce: expected null, as {kind.__name__} keeps all pixels of the mask; got {reduce!r}")
-    return kind(reduce)
+def _layout(kind: type[DenoiserLayout], reduce: str | None, reference: str | None = None) -> DenoiserLayout:
+    given = {name: value for name, value in (("reduce", reduce), ("reference", reference)) if value is not None}
+    reasons = {"reduce": "keeps all pixels of the mask", "reference": "is of no edit model"}
+    for name, value in given.items():
+        if name not in signature(kind).parameters:
+            raise ValueError(f"base.{name}: expected null, as {kind.__name__} {reasons[name]}; got {value!r}")
+    return kind(**given)

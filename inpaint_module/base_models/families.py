@@ -17,6 +17,8 @@ from inpaint_module.base_models.z_image import Z_IMAGE
 
 FAMILIES = (STABLE_DIFFUSION, STABLE_DIFFUSION_XL, STABLE_DIFFUSION_3, FLUX, QWEN_IMAGE, Z_IMAGE)
 
+SIBLINGS = ("Flux2", "QwenImageEdit", "QwenImageLayered", "ZImageOmni")  # that are told otherwise than their namesakes
+
 
 def family_of(index: Mapping[str, Any] | None, path: str) -> Family:
     """The family of a pipeline.
@@ -30,7 +32,7 @@ def family_of(index: Mapping[str, Any] | None, path: str) -> Family:
     """
     name = str((index or {}).get("_class_name", "none"))
     fitting = [(begin, family) for family in FAMILIES for begin in family.pipelines if name.startswith(begin)]
-    if not fitting or (index or {}).get("requires_aesthetics_score"):
+    if not fitting or name.startswith(SIBLINGS) or (index or {}).get("requires_aesthetics_score"):
         known = ", ".join(begin for family in FAMILIES for begin in family.pipelines)
         raise ValueError(
             f"base model: expected a pipeline (no refiner) whose name begins with one of {known} at {path!r}, a folder "

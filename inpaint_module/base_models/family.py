@@ -15,6 +15,7 @@ from inpaint_module.base_models.text import FrozenTextEncoder, TextConditioning
 WAYS = {
     "plain": "the base model as it is, for the pipelines that blend",
     "channels": "the denoiser's first layer grows and eats the mask and the masked image too",
+    "edit": "the base model as it is, shown a reference picture, for the pipelines of edit models, which blend",
     "controlnet": "the base model is frozen, and a ControlNet trains that is told the mask and the masked image",
 }
 

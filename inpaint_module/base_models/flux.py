@@ -16,6 +16,7 @@ from inpaint_module.base_models.layout import (
     DenoiserLayout,
     PackedKeptMaskCondition,
     PackedPlainLayout,
+    ReferenceLayout,
     pack,
     unpack,
 )
@@ -87,7 +88,8 @@ class FluxCall(DenoiserCall):
         self, denoiser: Any, inputs: Tensor, timesteps: Tensor, conditions: Mapping[str, Any], size: tuple[int, int]
     ) -> Tensor:
         """See `DenoiserCall`."""
-        return unpack(denoiser(**_named(denoiser, inputs, timesteps, conditions, size)).sample, *size)
+        tokens = denoiser(**_named(denoiser, inputs, timesteps, conditions, size)).sample
+        return unpack(tokens[:, : size[0] * size[1] // 4], *size)
 
     def residuals(
         self,
@@ -112,7 +114,10 @@ def _named(
     model: Any, inputs: Tensor, timesteps: Tensor, conditions: Mapping[str, Any], size: tuple[int, int]
 ) -> dict[str, Any]:
     """The arguments that a transformer and its ControlNet share, by name."""
-    told = matched({**conditions, "img_ids": token_places(*size, inputs.device)}, model.dtype)
+    places = token_places(*size, inputs.device)
+    if (pictures := inputs.shape[1] // len(places)) > 1:  # a reference picture: the same places, told apart by a 1
+        places = torch.cat([places + torch.tensor([n > 0, 0, 0], device=places.device) for n in range(pictures)])
+    told = matched({**conditions, "img_ids": places}, model.dtype)
     # the pipeline, too, rounds the time to the model's precision before the division
     time = timesteps.to(model.dtype).expand(len(inputs)) / 1000
     return {"hidden_states": inputs.to(model.dtype), "timestep": time, **told}
@@ -185,6 +190,7 @@ FLUX = Family(
     ways={
         "channels": Way(FluxFillLayout, "FluxFillPipeline"),
         "plain": Way(PackedPlainLayout, "FluxInpaintPipeline", guidance=3.5),
+        "edit": Way(ReferenceLayout, "FluxKontextInpaintPipeline", guidance=3.5),
         "controlnet": Way(PackedPlainLayout, "FluxControlNetInpaintPipeline", guidance=3.5, controlnet=_CONTROLNET),
     },
 )

@@ -166,11 +166,13 @@ class DenoiserLayout(Layout):
     Attributes:
         blends: whether the pipelines put the known latents back after every step, as nothing tells the denoiser of
             them.
+        reference: of edit models, the picture that they are shown: masked, or image for the whole one; None for others.
         own_loop: whether it is for a loop of your own alone, as its model learns more than `InpaintDiffusion` trains.
     """
 
     blends = False
     own_loop = False
+    reference: str | None = None
 
     def __call__(self, noisy: Tensor, latents: InpaintLatents) -> Tensor:
         """The denoiser's input, from noisy latents (B, C, h, w) and the encoder's result."""
@@ -213,6 +215,32 @@ class PackedPlainLayout(PlainLayout):
     def in_channels(self, channels: int) -> int:
         """4 C."""
         return 4 * channels
+
+
+class ReferenceLayout(PackedPlainLayout):
+    """The tokens of the noisy latents, then those of a reference picture: (B, 2 * h/2 * w/2, 4 C), of edit models.
+
+    Matches `FluxKontextInpaintPipeline` with a `image_reference` of the same size, which blends too.
+
+    Args:
+        reduce: as of `Layout`.
+        reference: masked: the image with its hole filled with grey; image: the whole one, of samples with a target.
+
+    Raises:
+        ValueError: another reference.
+    """
+
+    eats_masked = True
+
+    def __init__(self, reduce: str = "nearest", reference: str = "masked"):
+        super().__init__(reduce)
+        if reference not in ("masked", "image"):
+            raise ValueError(f"base.reference: expected masked or image, got {reference!r}")
+        self.reference = reference
+
+    def assemble(self, noisy: Tensor, cells: Tensor, masked: Tensor) -> Tensor:
+        """To (B, 2 * h/2 * w/2, 4 C)."""
+        return torch.cat([pack(noisy), pack(masked)], dim=1)
 
 
 class PackedNoisyLayout(PackedPlainLayout):

@@ -9,7 +9,7 @@ import torch
 
 from inpaint_module.base_models.conditioning import Conditioning
 from inpaint_module.base_models.controlnet import Control
-from inpaint_module.base_models.layout import Layout
+from inpaint_module.base_models.layout import Layout, ReferenceLayout
 from inpaint_module.base_models.stable_diffusion import StableDiffusionText
 from inpaint_module.base_models.text import TextConditioning
 from inpaint_module.encoder import InpaintEncoder
@@ -58,6 +58,15 @@ def controlnet_call(control: Control, pipeline: Any) -> list[str]:
     if default != control.scale:
         found.append(f"trained with {name} {control.scale}, but the pipeline's default is {default}: call it with ours")
     return [*found, f"the pipeline makes no condition of image and mask: call it with {control.condition.call_with}"]
+
+
+def reference_call(layout: Layout) -> list[str]:
+    """How a pipeline has to be called for an edit model to be shown what it was shown in training."""
+    if not isinstance(layout, ReferenceLayout):
+        return []
+    shown = "torch.where(mask > 0.5, 0.5, image)" if layout.reference == "masked" else "image"
+    call = f"image_reference={shown}, a tensor, and _auto_resize=False"
+    return [f"the pipeline shows the whole image, brought to a size of its own: call it with {call}"]
 
 
 def clip_skip_difference(conditioning: Conditioning) -> str | None:
