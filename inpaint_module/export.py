@@ -112,6 +112,7 @@ def _record(module: InpaintDiffusion, pipeline: Any, out: Path, trained: dict[st
     if pipeline is not None:
         differ = served.mask_differences(encoder, module.layout)
         asked = [served.scaling_difference(encoder, pipeline), served.decode_difference(encoder, pipeline)]
+        asked.append(served.config_difference(module.denoiser, pipeline) if module.control is None else None)
         differ += [told for told in [*asked, served.clip_skip_difference(module.conditioning)] if told]
         for each in differ:
             warnings.warn(each, stacklevel=3)

@@ -1,4 +1,4 @@
-"""`train: plain` and `train: edit`: the loss of diffusers' example scripts, and the pipelines that blend, step by step."""
+"""`train: plain` and `edit`: the loss of diffusers' example scripts, and the pipelines that blend, step by step."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from tiny_models import tiny_batch
 from torch import Tensor
 
 from inpaint_module.base_models import BaseModel, LoRA, PlainLayout, family_of, unpack
+from inpaint_module.base_models.served import config_difference
 from inpaint_module.export import export
 from inpaint_module.lightning_module import InpaintDiffusion
 from inpaint_module.randomness import Stream, key, normal
@@ -28,6 +29,8 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:You.re resuming from a checkpoint that ended"),
     pytest.mark.filterwarnings("ignore:Checkpoint directory .*not empty"),
     pytest.mark.filterwarnings("ignore:a caption fills all 77 tokens"),
+    pytest.mark.filterwarnings("ignore:ChromaInpaintPipeline of the installed diffusers stops"),
+    pytest.mark.filterwarnings("ignore:.FluxPosEmbed. is deprecated:FutureWarning"),  # Chroma's transformer uses it
     pytest.mark.filterwarnings("ignore:StableDiffusion3InpaintPipeline of the installed diffusers decodes without"),
 ]
 SERVED = {
@@ -37,6 +40,7 @@ SERVED = {
     "flux_plain": "FluxInpaintPipeline",
     "qwen_image_plain": "QwenImageInpaintPipeline",
     "z_image_plain": "ZImageInpaintPipeline",
+    "chroma_plain": "ChromaInpaintPipeline",
     "flux_kontext_edit": "FluxKontextInpaintPipeline",
 }
 UNGUIDED = {  # and what Flux is told in training
@@ -65,7 +69,9 @@ def sample() -> dict[str, Any]:
 
 
 def loss_by_hand(name: str, module: InpaintDiffusion, batch: dict[str, Any]) -> Tensor:
-    """As train_text_to_image.py and its _sdxl, and train_dreambooth's _sd3, _flux, _lora_qwen_image, _lora_z_image."""
+    """As train_text_to_image.py and its _sdxl, and train_dreambooth's _sd3, _flux, _lora_qwen_image, _lora_z_image;
+    Chroma's as Flux's, told what its pipeline tells.
+    """
     vae, image = module.encoder.vae, batch["image"].float() / 255
     model_input, shown = vae.normalize(vae.posterior(image).mean), None
     if name.endswith("_edit"):  # in one pass: in batches of another size sums are rounded otherwise
@@ -85,6 +91,15 @@ def loss_by_hand(name: str, module: InpaintDiffusion, batch: dict[str, Any]) -> 
     elif name == "z_image_plain":
         said = unet(list(noisy.unsqueeze(2).unbind(dim=0)), (1000 - timesteps) / 1000, **told, return_dict=False)[0]
         prediction = -torch.stack(said, dim=0).squeeze(2)
+    elif name == "chroma_plain":
+        pipeline, (height, width) = diffusers.ChromaPipeline, noisy.shape[-2:]
+        packed = pipeline._pack_latents(noisy, 2, 16, height, width)
+        ids = pipeline._prepare_latent_image_ids(2, height // 2, width // 2, noisy.device, noisy.dtype)
+        known = torch.cat([told.pop("attention_mask"), torch.ones(2, packed.shape[1])], dim=1)
+        named = {"timestep": timesteps / 1000, "img_ids": ids, "attention_mask": known, "return_dict": False}
+        tokens = unet(packed, **named, **told)[0]
+        prediction = pipeline._unpack_latents(tokens, 8 * height, 8 * width, 8)
+        prediction = prediction.to(memory_format=torch.channels_last)  # the order in which ours is summed
     elif name == "qwen_image_plain":
         pipeline, (height, width) = diffusers.QwenImagePipeline, noisy.shape[-2:]
         packed = pipeline._pack_latents(noisy, 2, 16, height, width)
@@ -120,6 +135,8 @@ def test_the_loss_is_that_of_the_example_scripts(name: str, folders: dict[str, s
 def answer(pipeline: Any, name: str, batch: dict[str, Any], noise: Tensor, **guidance: Any) -> Tensor:
     """The pipeline's latents, from this noise."""
     pipeline.set_progress_bar_config(disable=True)
+    if name == "chroma_plain":  # its pipeline in diffusers 0.42 looks for this, and `export` says so
+        pipeline.transformer.register_to_config(guidance_embeds=False)
     drawn = f"{type(pipeline).__module__}.randn_tensor"
     image, mask = batch["image"].float() / 255, batch["mask"].float()
     shown = {"image_reference": torch.where(mask > 0.5, 0.5, image)} if name == "flux_kontext_edit" else {}
@@ -169,6 +186,7 @@ def test_validation_blends_as_the_pipeline(
         ("qwen_image_plain", {"true_cfg_scale": 4.0, "negative_prompt": ["", ""]}),
         ("z_image_plain", {"guidance_scale": 3.0}),
         ("sd15_plain", {"guidance_scale": 4.0}),
+        ("chroma_plain", {"guidance_scale": 4.0}),
     ],
 )
 def test_guidance_is_the_pipelines(name: str, guidance: dict[str, Any], folders: dict[str, str]) -> None:
@@ -226,6 +244,14 @@ def test_an_edit_model_may_be_shown_the_whole_image(folders: dict[str, str]) -> 
         of("flux_kontext_edit", folders, reference="hole")
     with pytest.raises(ValueError, match=r"base.reference: expected null, as PackedPlainLayout is of no edit model"):
         of("flux_plain", folders, reference="masked")
+
+
+def test_what_a_pipeline_looks_for_in_vain_is_said(folders: dict[str, str]) -> None:
+    said = "set pipeline.transformer.register_to_config(guidance_embeds=False) before the call"
+    for name, there in (("chroma_plain", 1), ("flux_plain", 0)):
+        module = of(name, folders)
+        found = config_difference(module.denoiser, getattr(diffusers, SERVED[name]))
+        assert str(found).count(said) == there
 
 
 @pytest.mark.parametrize("name", ["Flux2Pipeline", "QwenImageEditPipeline", "ZImageOmniPipeline"])

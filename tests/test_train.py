@@ -41,6 +41,7 @@ ELSEWHERE = {
     "multi_gpu": "test_distributed.py",
     "latent_cache": "latent_cache/test_latent_cache_training.py",
     **dict.fromkeys(("adamw8bit", "prodigy", "schedule_free"), "test_optimizers.py"),
+    "removal": "test_pairs.py",
 }  # where they are trained
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*does not have many workers.*"),  # two tiny steps need none
@@ -149,6 +150,7 @@ def test_an_overlay_trains_two_steps(name: str, lora: bool, run_folder: Path, tm
 
 @pytest.mark.filterwarnings("ignore:a caption fills all")
 @pytest.mark.filterwarnings("ignore:StableDiffusion3InpaintPipeline of the installed")
+@pytest.mark.filterwarnings("ignore:.FluxPosEmbed. is deprecated:FutureWarning")
 @pytest.mark.parametrize(
     "name",
     [

@@ -11,6 +11,7 @@ import torch
 from diffusers import (
     AutoencoderKL,
     AutoencoderKLQwenImage,
+    ChromaInpaintPipeline,
     DDIMScheduler,
     DiffusionPipeline,
     FlowMatchEulerDiscreteScheduler,
@@ -204,6 +205,17 @@ def z_image() -> ZImageInpaintPipeline:
     )
 
 
+def chroma() -> ChromaInpaintPipeline:
+    """Chroma."""
+    return ChromaInpaintPipeline(
+        vae=autoencoder(16, 0.3611, 0.1159),
+        transformer=tiny.chroma_transformer(),
+        text_encoder=t5(),
+        tokenizer=t5_tokenizer(),
+        scheduler=FlowMatchEulerDiscreteScheduler(),
+    )
+
+
 def ddim() -> DDIMScheduler:
     """With the betas of Stable Diffusion."""
     betas = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
@@ -229,6 +241,7 @@ PLAIN_BASES: dict[str, Callable[[], DiffusionPipeline]] = {
     "flux_plain": flux,
     "qwen_image_plain": qwen_image,
     "z_image_plain": z_image,
+    "chroma_plain": chroma,
     "flux_kontext_edit": flux,
 }
 CONTROLNET_BASES: dict[str, Callable[[], DiffusionPipeline]] = {

@@ -13,6 +13,7 @@ import torch
 from diffusers import (
     AutoencoderKL,
     AutoencoderKLQwenImage,
+    ChromaTransformer2DModel,
     DDIMScheduler,
     DiffusionPipeline,
     FlowMatchEulerDiscreteScheduler,
@@ -243,6 +244,14 @@ def qwen_image_transformer(**config: Any) -> QwenImageTransformer2DModel:
     """A Qwen-Image transformer over packed tokens."""
     torch.manual_seed(1)
     return QwenImageTransformer2DModel(**_QWEN | config).eval()
+
+
+def chroma_transformer() -> ChromaTransformer2DModel:
+    """A Chroma transformer over packed tokens."""
+    torch.manual_seed(1)
+    sizes = {key: value for key, value in _FLUX.items() if key != "pooled_projection_dim"}
+    small = {"approximator_num_channels": 8, "approximator_hidden_dim": 16, "approximator_layers": 1}
+    return ChromaTransformer2DModel(**sizes, **small).eval()
 
 
 def z_image_transformer() -> ZImageTransformer2DModel:

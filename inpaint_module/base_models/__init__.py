@@ -29,7 +29,6 @@ from inpaint_module.base_models.layout import (
     DenoiserLayout,
     Layout,
     PackedPlainLayout,
-    PixelCondition,
     PlainLayout,
     ReferenceLayout,
     denoiser_layout,
@@ -42,6 +41,7 @@ from inpaint_module.base_models.qwen_image import QwenImageControlNetLayout
 from inpaint_module.base_models.stable_diffusion import (
     BrushNetLayout,
     LatentDiffusionLayout,
+    PixelCondition,
     PowerPaintLayout,
     StableDiffusionLayout,
     StableDiffusionText,

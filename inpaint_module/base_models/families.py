@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from inpaint_module.base_models.chroma import CHROMA
 from inpaint_module.base_models.conditioning import Conditioning
 from inpaint_module.base_models.family import Family
 from inpaint_module.base_models.flux import FLUX
@@ -15,7 +16,7 @@ from inpaint_module.base_models.stable_diffusion_3 import STABLE_DIFFUSION_3
 from inpaint_module.base_models.stable_diffusion_xl import STABLE_DIFFUSION_XL
 from inpaint_module.base_models.z_image import Z_IMAGE
 
-FAMILIES = (STABLE_DIFFUSION, STABLE_DIFFUSION_XL, STABLE_DIFFUSION_3, FLUX, QWEN_IMAGE, Z_IMAGE)
+FAMILIES = (STABLE_DIFFUSION, STABLE_DIFFUSION_XL, STABLE_DIFFUSION_3, FLUX, QWEN_IMAGE, Z_IMAGE, CHROMA)
 
 SIBLINGS = ("Flux2", "QwenImageEdit", "QwenImageLayered", "ZImageOmni")  # that are told otherwise than their namesakes
 

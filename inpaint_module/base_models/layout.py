@@ -53,29 +53,6 @@ class Condition(ABC):
         """
 
 
-class PixelCondition(Condition):
-    """The image in 0..1, its grown mask at -1, 3 channels: of inpaint ControlNets of Stable Diffusion 1.x, 2.x and XL.
-
-    Follows lllyasviel/control_v11p_sd15_inpaint and its successors: so is `control_image` to be made for
-    `StableDiffusionControlNetInpaintPipeline` and `StableDiffusionXLControlNetInpaintPipeline` of diffusers.
-    """
-
-    eats_masked = False
-    call_with = "control_image=torch.where(mask > 0.5, -1.0, image), a tensor (B, 3, H, W)"
-
-    def from_batch(self, encoder: InpaintEncoder, images: Tensor, masks: Tensor, latents: InpaintLatents) -> Tensor:
-        """To (B, 3, H, W)."""
-        filled = encoder.fill_hole(images, masks)
-        return torch.where(filled.noise_mask > 0.5, -1.0, filled.image)
-
-    def in_channels(self, channels: int) -> int:
-        """3."""
-        return 3
-
-    def check(self, encoder: InpaintEncoder) -> None:
-        """Nothing: it takes no latents."""
-
-
 def pack(latents: Tensor) -> Tensor:
     """Fold 2 x 2 latents into a token, row by row: (B, C, h, w) -> (B, h/2 * w/2, 4 C), as Flux and Qwen-Image do.
 

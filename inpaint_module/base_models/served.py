@@ -69,6 +69,19 @@ def reference_call(layout: Layout) -> list[str]:
     return [f"the pipeline shows the whole image, brought to a size of its own: call it with {call}"]
 
 
+def config_difference(denoiser: Any, pipeline: Any) -> str | None:
+    """What a pipeline's class looks for in the config of a denoiser that has none; None if it is there.
+
+    `ChromaInpaintPipeline` of diffusers 0.42 asks for `guidance_embeds`, which its transformer does not know.
+    """
+    if "guidance_embeds" in denoiser.config or "config.guidance_embeds" not in inspect.getsource(pipeline.__call__):
+        return None
+    return (
+        f"{pipeline.__name__} of the installed diffusers stops at a {type(denoiser).__name__}, whose config has no "
+        "guidance_embeds: set pipeline.transformer.register_to_config(guidance_embeds=False) before the call"
+    )
+
+
 def clip_skip_difference(conditioning: Conditioning) -> str | None:
     """Which layers of its CLIPs a pipeline must be asked to leave out; None if those that it leaves out itself."""
     if not isinstance(conditioning, TextConditioning) or not conditioning.clip_skip:

@@ -10,8 +10,9 @@ from torch import Tensor, nn
 from inpaint_module.base_models.controlnet import ControlNetKind
 from inpaint_module.base_models.denoiser_call import DenoiserCall
 from inpaint_module.base_models.family import Family, TextFolder, TextOptions, Way
-from inpaint_module.base_models.layout import BLACK, DenoiserLayout, KeptMaskCondition, PixelCondition, PlainLayout
+from inpaint_module.base_models.layout import BLACK, Condition, DenoiserLayout, KeptMaskCondition, PlainLayout
 from inpaint_module.base_models.text import FrozenTextEncoder, TextConditioning, checked_clip_skip
+from inpaint_module.encoder import InpaintEncoder, InpaintLatents
 
 
 class StableDiffusionLayout(DenoiserLayout):
@@ -59,6 +60,29 @@ class BrushNetLayout(KeptMaskCondition):
 
     Follows TencentARC/BrushNet `pipeline_brushnet.py` (`brushnet_cond`), and so does PowerPaint v2.
     """
+
+
+class PixelCondition(Condition):
+    """The image in 0..1, its grown mask at -1, 3 channels: of inpaint ControlNets of Stable Diffusion 1.x, 2.x and XL.
+
+    Follows lllyasviel/control_v11p_sd15_inpaint and its successors: so is `control_image` to be made for
+    `StableDiffusionControlNetInpaintPipeline` and `StableDiffusionXLControlNetInpaintPipeline` of diffusers.
+    """
+
+    eats_masked = False
+    call_with = "control_image=torch.where(mask > 0.5, -1.0, image), a tensor (B, 3, H, W)"
+
+    def from_batch(self, encoder: InpaintEncoder, images: Tensor, masks: Tensor, latents: InpaintLatents) -> Tensor:
+        """To (B, 3, H, W)."""
+        filled = encoder.fill_hole(images, masks)
+        return torch.where(filled.noise_mask > 0.5, -1.0, filled.image)
+
+    def in_channels(self, channels: int) -> int:
+        """3."""
+        return 3
+
+    def check(self, encoder: InpaintEncoder) -> None:
+        """Nothing: it takes no latents."""
 
 
 class StableDiffusionText(TextConditioning):
