@@ -63,6 +63,7 @@ def test_the_first_batch_is_the_same_work_everywhere(
         assert sorted(hashed) == sorted(work), start
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_a_resume_takes_little_memory() -> None:
     """Of a fresh process, the indexes of the 8 shards of 10,000 samples that the first batch comes from included."""
