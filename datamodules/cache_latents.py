@@ -85,7 +85,7 @@ def _encoder(base: Namespace) -> InpaintEncoder:
     if "path" not in base:
         return make_parts({"encoder": named}, encoder=InpaintEncoder).encoder
     options = None if named is None else make_parts({"encoder": named}, encoder=EncoderOptions).encoder
-    return encoder_for(base.path, base.train, options)
+    return encoder_for(base.path, base.train, options, base.get("config"))
 
 
 def cache_latents(

@@ -20,6 +20,7 @@ from inpaint_module.base_models.family import TextOptions
 from inpaint_module.base_models.layout import Condition, DenoiserLayout, Layout, denoiser_layout
 from inpaint_module.base_models.loading import load_denoiser, load_scheduler, pipeline_index, text_of
 from inpaint_module.base_models.lora import LoRA
+from inpaint_module.base_models.single_file import folder_of
 from inpaint_module.encoder import Fill, InpaintEncoder
 from inpaint_module.vae.loading import load_vae
 
@@ -142,8 +143,11 @@ class EncoderOptions:
         return InpaintEncoder(self.vae.load(base), fill=fill, normalize=True, **arguments)
 
 
-def encoder_for(path: str, train: str = "channels", options: EncoderOptions | None = None) -> InpaintEncoder:
-    """The encoder alone of `BaseModel(path, train, encoder=options)`."""
+def encoder_for(
+    path: str, train: str = "channels", options: EncoderOptions | None = None, config: str | None = None
+) -> InpaintEncoder:
+    """The encoder alone of `BaseModel(path, train, encoder=options, config=config)`."""
+    path = folder_of(path, config)
     way = family_of(pipeline_index(path), path).way(train)
     return (options or EncoderOptions()).make(path, (way.controlnet.condition if way.controlnet else way.layout).fill)
 
@@ -155,7 +159,10 @@ class BaseModel(ModelParts):
     the diffusers pipeline that will serve the result has them.
 
     Args:
-        path: a pipeline's folder or hub name.
+        path: a pipeline's folder or hub name; or a single file, .safetensors or .ckpt, in the original names.
+        config: of a single file, the local folder of a pipeline of the same base model, for configs, tokenizers, and
+            the weights of what the file lacks. The file is converted once, to a folder in INPAINT_MODELS of the
+            environment, or ~/.cache/inpaint_module/models.
         train: channels: the first layer grows, its new channels at zero, and eats the mask and the masked image too.
             plain: the base model as it is, for the pipelines that blend; validation and prediction blend as they do.
             edit: the base model as it is, shown a reference picture too, for the pipelines of edit models, which blend.
@@ -193,7 +200,9 @@ class BaseModel(ModelParts):
         text: TextOptions | None = None,
         controlnet: ControlNetOptions | None = None,
         reference: str | None = None,
+        config: str | None = None,
     ):
+        path = folder_of(path, config)
         self.family = family_of(pipeline_index(path), path)
         self.way = self.family.way(train)
         if self.way.controlnet is None and controlnet is not None:

@@ -1,0 +1,149 @@
+"""Base models in a single file of the original names: equal weights, trained, or refused by name."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tiny_folders as tiny
+import torch
+from original_names import original
+from quiet_trainer import QUIET
+from safetensors.torch import save_file
+from tiny_models import tiny_batch
+from torch import Tensor, nn
+
+from inpaint_module.base_models import BaseModel
+from inpaint_module.base_models.single_file import CACHE, folder_of
+from inpaint_module.lightning_module import InpaintDiffusion
+
+pytestmark = QUIET
+BASES = {"sd15": (tiny.stable_diffusion, True), "sdxl": (tiny.stable_diffusion_xl, False)}
+
+
+@pytest.fixture(autouse=True)
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv(CACHE, str(tmp_path / "models"))
+    return tmp_path / "models"
+
+
+def written(folder: Path, name: str, *, weights: str = "") -> tuple[Path, str, Any]:
+    """A checkpoint, the folder of configs beside it with the weights of no part but those, and the pipeline."""
+    make, text = BASES[name]
+    pipeline = make()
+    config = tiny.saved(pipeline, folder / f"{name}_configs")
+    for file in Path(config).rglob("*.safetensors"):
+        if not weights or not file.parent.name.startswith(weights):
+            file.unlink()
+    save_file(original(pipeline, text=text), folder / f"{name}.safetensors")
+    return folder / f"{name}.safetensors", config, pipeline
+
+
+def assert_equal(one: nn.Module, other: nn.Module) -> None:
+    states = one.state_dict(), other.state_dict()
+    assert states[0].keys() == states[1].keys()
+    for name, value in states[0].items():
+        assert torch.equal(value, states[1][name]), name
+
+
+@pytest.mark.parametrize(("name", "weights"), [("sd15", ""), ("sdxl", "text_encoder")])
+def test_a_file_is_the_pipeline_that_it_was_written_from(name: str, weights: str, tmp_path: Path) -> None:
+    file, config, pipeline = written(tmp_path, name, weights=weights)
+    base = BaseModel(str(file), "plain", config=config)
+    assert_equal(base.denoiser, pipeline.unet)
+    assert_equal(base.encoder.vae.module, pipeline.vae)
+    for mine, theirs in zip(base.conditioning.models(), (pipeline.text_encoder,), strict=False):
+        assert_equal(mine, theirs)
+    made = folder_of(str(file), config)
+    times = {path: path.stat().st_mtime_ns for path in Path(made).rglob("*") if path.is_file()}
+    assert folder_of(str(file), config) == made, "converted once"
+    assert times == {path: path.stat().st_mtime_ns for path in times}
+
+
+def test_it_trains(tmp_path: Path) -> None:
+    file, config, _ = written(tmp_path, "sd15")
+    module = InpaintDiffusion(BaseModel(str(file), "channels", config=config))
+    optimizer = torch.optim.SGD(module.optimized(), lr=1e-2)
+    batch = {**tiny_batch(2, 64, 64), "caption": ["a", "the"]}
+    losses = []
+    for _ in range(2):
+        losses.append(module.loss(batch))
+        optimizer.zero_grad()
+        losses[-1].backward()
+        optimizer.step()
+    assert losses[1] < losses[0]
+
+
+def test_a_ckpt_is_read_without_running_code(tmp_path: Path) -> None:
+    file, config, pipeline = written(tmp_path, "sd15")
+    state = OrderedDict(original(pipeline))
+    torch.save({"state_dict": state, "global_step": 3}, tmp_path / "a.ckpt")
+    assert_equal(BaseModel(str(tmp_path / "a.ckpt"), "plain", config=config).denoiser, pipeline.unet)
+    file.unlink()
+
+    class Evil:
+        def __reduce__(self) -> tuple[Any, ...]:
+            return (Path.touch, (tmp_path / "ran",))
+
+    torch.save({"state_dict": {**state, "x": Evil()}}, tmp_path / "b.ckpt")
+    with pytest.raises(ValueError, match=r"base.path: expected weights alone in .*b.ckpt"):
+        folder_of(str(tmp_path / "b.ckpt"), config)
+    assert not (tmp_path / "ran").exists()
+
+
+def changed(state: dict[str, Tensor], kind: str) -> dict[str, Tensor]:
+    name = "model.diffusion_model.middle_block.0.in_layers.2.weight"
+    if kind == "scaled":
+        return {**state, f"{name.removesuffix('.weight')}.scale_weight": torch.ones(1)}
+    if kind == "missing":
+        return {each: value for each, value in state.items() if each != name}
+    return {**state, name: torch.zeros(3, 3)}
+
+
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        ("scaled", r"got float8 with scales beside them, such as .*scale_weight"),
+        ("missing", r"base\.(config|path): .*sd15.safetensors"),
+        ("shape", r"base.path: cannot read .*sd15.safetensors' as a StableDiffusionInpaintPipeline"),
+    ],
+)
+def test_weights_that_do_not_fit_are_refused(kind: str, message: str, tmp_path: Path, home: Path) -> None:
+    file, config, pipeline = written(tmp_path, "sd15")
+    save_file(changed(original(pipeline), kind), file)
+    with pytest.raises(ValueError, match=message):
+        folder_of(str(file), config)
+    assert not [path for path in home.glob("*") if path.is_dir()]
+
+
+def test_another_base_models_configs_are_refused(tmp_path: Path) -> None:
+    file, _, _ = written(tmp_path, "sd15")
+    _, config, _ = written(tmp_path, "sdxl", weights="text_encoder")
+    with pytest.raises(ValueError, match=r"base\.(path|config): .*sdxl_configs"):
+        folder_of(str(file), config)
+
+
+def test_float8_is_said_to_be_what_it_is(tmp_path: Path) -> None:
+    file, config, pipeline = written(tmp_path, "sd15")
+    coarse = {name: value.to(torch.float8_e4m3fn) for name, value in original(pipeline).items()}
+    save_file(coarse, file)
+    with pytest.warns(UserWarning, match=r"sd15.safetensors' holds float8 weights \(F8_E4M3\)"):
+        base = BaseModel(str(file), "plain", config=config, dtype="bfloat16")
+    name = "conv_in.weight"
+    rounded = pipeline.unet.state_dict()[name].to(torch.float8_e4m3fn).bfloat16()
+    assert torch.equal(base.denoiser.state_dict()[name], rounded)
+
+
+def test_what_is_no_file_or_has_no_configs(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"base.path: expected a file at .*none.safetensors"):
+        folder_of(str(tmp_path / "none.safetensors"), str(tmp_path))
+    (tmp_path / "a.safetensors").write_bytes(b"text")
+    with pytest.raises(ValueError, match=r"base.config: expected the local folder of a pipeline .* got None"):
+        folder_of(str(tmp_path / "a.safetensors"))
+    with pytest.raises(ValueError, match=r"base.config: expected null with 'some/model'"):
+        folder_of("some/model", "folder")
+    config = tiny.saved(tiny.stable_diffusion(), tmp_path / "configs")
+    with pytest.raises(ValueError, match=r"base.path: expected weights alone in .*a.safetensors"):
+        folder_of(str(tmp_path / "a.safetensors"), config)
