@@ -2,10 +2,10 @@
 
 inpaint export out --config runs/sd15/config.yaml --checkpoint runs/sd15/checkpoints/last.ckpt
 
-Writes the pipeline that serves the run's model, with a LoRA as `pytorch_lora_weights.safetensors` beside the weights;
-of a model without text encoders, for which diffusers has no pipeline, the folders unet, vae and scheduler. The folder
-`comfyui` holds what ComfyUI knows by other names alone. `export.json` says the dtypes, what will be otherwise than in
-training, and where ComfyUI wants each file.
+Writes the pipeline that serves the run's model, with a LoRA as `pytorch_lora_weights.safetensors` beside the weights; of
+a ControlNet it alone; of a model without text encoders, for which diffusers has no pipeline, the folders unet, vae and
+scheduler. The folder `comfyui` holds what ComfyUI knows by other names alone. `README.md` is a model card; `export.json`
+says the dtypes, what will be otherwise than in training, and where ComfyUI wants each file.
 """
 
 from __future__ import annotations
@@ -37,6 +37,7 @@ from inpaint_module.commands import options
 from inpaint_module.commands.errors import exit_code_of
 from inpaint_module.files import atomic_folder, atomic_write_text
 from inpaint_module.lightning_module import InpaintDiffusion
+from inpaint_module.model_card import run_of, write_card
 from inpaint_module.parsing import read_json
 from inpaint_module.trained import load_weights, module_from_configs
 from inpaint_module.vae.loading import DiffusersVAE
@@ -47,7 +48,13 @@ RECORD = "export.json"
 
 
 def export(
-    module: InpaintDiffusion, out: Path, *, fuse: bool = False, lora_only: bool = False, dtype: str | None = None
+    module: InpaintDiffusion,
+    out: Path,
+    *,
+    fuse: bool = False,
+    lora_only: bool = False,
+    dtype: str | None = None,
+    run_folder: Path | None = None,
 ) -> None:
     """Write the folder of the diffusers pipeline that serves this module; it changes the module's denoiser.
 
@@ -63,6 +70,7 @@ def export(
         lora_only: write that file alone.
         dtype: of the denoiser's weights: float32, bfloat16 or float16; None for that of its frozen weights, or of all
             if none are frozen. VAE and text encoders are written in the dtypes that they were trained beside.
+        run_folder: of the run, whose command, config, metrics and pictures go into the model card, README.md.
 
     Warns:
         UserWarning: for other masks than training's, another decode, or a `clip_skip`; `export.json` lists all that
@@ -77,6 +85,7 @@ def export(
     name = module.base.pipeline
     pipeline = None if name is None else served.pipeline_class(name)
     base, trained = base_dtype(denoiser), _dtypes(module)
+    lora = has_lora(denoiser) and not fuse
     with atomic_folder(out) as folder:
         if has_lora(denoiser):
             if not fuse:
@@ -89,7 +98,24 @@ def export(
                 _save_parts(module, pipeline, folder)
             else:
                 denoiser.save_pretrained(folder, max_shard_size="999GB")
-        _record(module, pipeline, folder, trained)
+        record = _record(module, pipeline, folder, trained)
+        loading = _loading(module, name, lora, lora_only)
+        write_card(folder, record, loading, module.base.path, run_folder)
+
+
+def _loading(module: InpaintDiffusion, pipeline: str | None, lora: bool, lora_only: bool) -> str:
+    """Python that loads an exported folder."""
+    here, base = '"THIS_FOLDER"', '"BASE_MODEL"'
+    if pipeline is None:
+        kind = type(module.denoiser).__name__
+        return f'from diffusers import {kind}\n\ndenoiser = {kind}.from_pretrained({here}, subfolder="unet")'
+    if module.control is not None:
+        kind = type(module.denoiser).__name__
+        lines = [f"from diffusers import {kind}, {pipeline}", "", f"controlnet = {kind}.from_pretrained({here})"]
+        return "\n".join([*lines, f"pipeline = {pipeline}.from_pretrained({base}, controlnet=controlnet)"])
+    lines = [f"from diffusers import {pipeline}", ""]
+    lines.append(f"pipeline = {pipeline}.from_pretrained({base if lora_only else here})")
+    return "\n".join([*lines, f"pipeline.load_lora_weights({here})"] if lora else lines)
 
 
 def _save_parts(module: InpaintDiffusion, pipeline: Any, out: Path) -> None:
@@ -105,8 +131,8 @@ def _save_parts(module: InpaintDiffusion, pipeline: Any, out: Path) -> None:
     comfyui_files.write_text_encoder(parts["text_encoder"], out)
 
 
-def _record(module: InpaintDiffusion, pipeline: Any, out: Path, trained: dict[str, str]) -> None:
-    """Write what is in the folder, and warn of what its pipeline will do otherwise than training did."""
+def _record(module: InpaintDiffusion, pipeline: Any, out: Path, trained: dict[str, str]) -> dict[str, Any]:
+    """Write and return what is in the folder, and warn of what its pipeline will do otherwise than training did."""
     encoder, denoiser = module.encoder, module.denoiser
     record: dict[str, Any] = {"dtypes": {"trained": trained, "written": _dtypes(module)}}
     if pipeline is not None:
@@ -126,6 +152,7 @@ def _record(module: InpaintDiffusion, pipeline: Any, out: Path, trained: dict[st
             files, notes = {"diffusion_pytorch_model.safetensors": "models/controlnet"}, []
         record |= {"pipeline": pipeline.__name__, "differences": differ, "comfyui": {"files": files, "limits": notes}}
     atomic_write_text(out / RECORD, json.dumps(record, indent=1) + "\n")
+    return record
 
 
 def _dtypes(module: InpaintDiffusion) -> dict[str, str]:
@@ -193,7 +220,8 @@ def run(given: Namespace, overrides: Sequence[str]) -> int:
     """The command, with what `options.export` parsed."""
     module = module_from_configs(given.config, overrides)
     load_weights(module, given.checkpoint, averaged=not given.last_step)
-    export(module, given.out, fuse=given.fuse, lora_only=given.lora_only, dtype=given.dtype)
+    options = {"fuse": given.fuse, "lora_only": given.lora_only, "dtype": given.dtype}
+    export(module, given.out, **options, run_folder=run_of(given.checkpoint, given.config))
     record = read_json(given.out / RECORD).value
     comfyui = record.get("comfyui", {"files": {}, "limits": []})
     lines = [f"wrote {given.out}", *(f"unlike training: {each}" for each in record.get("differences", []))]

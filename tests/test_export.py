@@ -41,9 +41,12 @@ from inpaint_module.base_models import (
 )
 from inpaint_module.export import COMFYUI_FILE, LORA_FILE, RECORD, export, main
 from inpaint_module.lightning_module import InpaintDiffusion
+from inpaint_module.model_card import run_of
 from inpaint_module.trained import load_weights, module_from_configs
 from inpaint_module.training.checkpoints import VerifiedCheckpointIO
 from inpaint_module.training.ema import EMA
+from inpaint_module.training.run_folder import METRICS, MetricRow, write_metrics
+from inpaint_module.training.run_folder import RECORD as RUN_RECORD
 from inpaint_module.vae.frozen_vae import FrozenVAE
 
 pytestmark = [
@@ -137,7 +140,7 @@ def test_without_an_average_both_are_the_last_steps(tmp_path: Path) -> None:
 def test_a_model_without_text_is_exported_in_parts(tmp_path: Path) -> None:
     module = tiny_module()
     export(module, tmp_path / "out")
-    assert {path.name for path in (tmp_path / "out").iterdir()} == {"unet", "vae", "scheduler", RECORD}
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"unet", "vae", "scheduler", RECORD, "README.md"}
     again = InpaintDiffusion(
         ModelParts(
             load_denoiser(str(tmp_path / "out"), subfolder="unet"),
@@ -158,7 +161,7 @@ def test_a_pipeline_with_the_lora_answers_as_in_training(way: str, tmp_path: Pat
     export(module, tmp_path / "out", fuse=way == "fused", lora_only=way == "alone")
     assert (tmp_path / "out" / LORA_FILE).is_file() is (way != "fused")
     if way == "alone":
-        assert {path.name for path in (tmp_path / "out").iterdir()} == {LORA_FILE, "comfyui", RECORD}
+        assert {path.name for path in (tmp_path / "out").iterdir()} == {LORA_FILE, "comfyui", RECORD, "README.md"}
         pipeline = tiny_folders.stable_diffusion(9)
     else:
         pipeline = StableDiffusionInpaintPipeline.from_pretrained(tmp_path / "out")
@@ -225,6 +228,42 @@ def test_the_record_says_dtypes_differences_and_places(tmp_path: Path) -> None:
     assert files["unet/diffusion_pytorch_model.safetensors"] == "models/diffusion_models"
     assert all((tmp_path / "out" / name).is_file() for name in files)
     assert record["comfyui"]["limits"]  # no U-Net as small as this
+
+
+def test_the_model_card_says_how_and_with_what(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    (run / "grids").mkdir(parents=True)
+    (run / "grids" / "step_000001.png").write_bytes(b"old")
+    (run / "grids" / "step_000002.png").write_bytes(b"new")
+    record = {"command": ["inpaint", "fit", "--config", "a b.yaml", "--logger.api_key=abc"], "versions": {"torch": "2"}}
+    (run / RUN_RECORD).write_text(json.dumps(record | {"device": "cpu"}))
+    write_metrics(run / METRICS, [MetricRow(1, "val/psnr_inside", 10.0), MetricRow(2, "val/psnr_inside", 12.5)])
+    (run / "config.yaml").write_text("# lightning.pytorch==2\nmodel: {seed: 7}\ntoken: hf_secret\n")
+    assert run_of(run / "checkpoints" / "last.ckpt") == run_of(tmp_path / "x", [run / "config.yaml"]) == run
+    assert run_of(tmp_path / "x" / "last.ckpt") is None
+    module = stable_diffusion(moved(add_lora(unet(9), LoRA(2))))
+    module.base.path = "some/model"
+    export(module, tmp_path / "out", run_folder=run)
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert card.startswith("---\nlibrary_name: diffusers\n")
+    for part in (
+        "base_model: some/model\n",
+        'StableDiffusionInpaintPipeline.from_pretrained("THIS_FOLDER")\npipeline.load_lora_weights("THIS_FOLDER")',
+        "inpaint fit --config 'a b.yaml' '--logger.api_key=***'",
+        "| val/psnr_inside | 2 | 12.5 |",
+        "(pictures/step_000002.png)",
+        "seed: 7",
+        "- trained with a VAE in float32",
+    ):
+        assert part in card
+    assert "abc" not in card
+    assert "hf_secret" not in card
+    assert (tmp_path / "out" / "pictures" / "step_000002.png").read_bytes() == b"new"
+    module.base.path = str(tmp_path)  # the folders of a machine are its own
+    export(stable_diffusion(unet(9)), tmp_path / "plain")
+    plain = (tmp_path / "plain" / "README.md").read_text()
+    assert "## Training" not in plain
+    assert str(tmp_path) not in plain
 
 
 def test_the_running_encoder_is_left_as_it_is(tmp_path: Path) -> None:

@@ -37,6 +37,7 @@ class ModelParts:
         call: how the denoiser is called; null for a U-Net.
 
     Attributes:
+        path: of the base model, if it is of a folder or hub name.
         control: where `denoiser` is a ControlNet, the frozen base model and what the ControlNet is told.
 
     Raises:
@@ -57,6 +58,7 @@ class ModelParts:
         self.denoiser: Any = denoiser
         self.encoder, self.layout, self.scheduler = encoder, denoiser_layout(layout), scheduler
         self.conditioning, self.call = conditioning or NoConditioning(), call or DenoiserCall()
+        self.path: str | None = None
         self.control: Control | None = None
         if self.layout.own_loop:
             raise ValueError(
@@ -222,6 +224,7 @@ class BaseModel(ModelParts):
             conditioning=_text(path, text, self.way.guidance),
             call=self.family.call,
         )
+        self.path = path
         if condition is not None:
             self._put_controlnet_beside(condition, controlnet or ControlNetOptions(), lora, load)
 
