@@ -2,10 +2,10 @@
 
 inpaint export out --config runs/sd15/config.yaml --checkpoint runs/sd15/checkpoints/last.ckpt
 
-Writes the pipeline that serves the run's model, with a LoRA as `pytorch_lora_weights.safetensors` beside the weights; of
-a ControlNet it alone; of a model without text encoders, for which diffusers has no pipeline, the folders unet, vae and
-scheduler. The folder `comfyui` holds what ComfyUI knows by other names alone. `README.md` is a model card; `export.json`
-says the dtypes, what will be otherwise than in training, and where ComfyUI wants each file.
+Writes the pipeline that serves the run's model, with a LoRA as `pytorch_lora_weights.safetensors` beside the weights;
+of a ControlNet it alone; of a model without text encoders, for which diffusers has no pipeline, the folders unet, vae
+and scheduler. The folder `comfyui` holds what ComfyUI knows by other names alone. `README.md` is a model card;
+`export.json` says the dtypes, what will be otherwise than in training, and where ComfyUI wants each file.
 """
 
 from __future__ import annotations
