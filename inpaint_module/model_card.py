@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
+import yaml  # type: ignore[import-untyped]
 
 from inpaint_module.commands.config_files import read_config
 from inpaint_module.files import atomic_write_text
