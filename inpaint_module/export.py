@@ -27,6 +27,7 @@ from inpaint_module import comfyui_files
 from inpaint_module.base_models import (
     DTYPES,
     TextConditioning,
+    dequantize,
     has_lora,
     lora_weights,
     remove_lora,
@@ -120,6 +121,8 @@ def _loading(module: InpaintDiffusion, pipeline: str | None, lora: bool, lora_on
 
 def _save_parts(module: InpaintDiffusion, pipeline: Any, out: Path) -> None:
     denoiser, conditioning = module.denoiser, module.conditioning
+    for model in conditioning.models():
+        dequantize(model)
     vae = copy.deepcopy(module.encoder.vae.module).to(memory_format=torch.contiguous_format)  # type: ignore[attr-defined]
     if pipeline is None or not isinstance(conditioning, TextConditioning):
         for name, part in (("unet", denoiser), ("vae", vae), ("scheduler", module.scheduler)):
@@ -212,7 +215,7 @@ def _check(module: InpaintDiffusion, out: Path, fuse: bool, lora_only: bool, dty
 
 def base_dtype(denoiser: nn.Module) -> torch.dtype:
     """The dtype of what does not train, or of all."""
-    parameters = list(denoiser.parameters())
+    parameters = [each for each in denoiser.parameters() if each.is_floating_point()]  # else quantized
     return next((each.dtype for each in parameters if not each.requires_grad), parameters[0].dtype)
 
 

@@ -37,6 +37,7 @@ from inpaint_module.base_models.layout import (
 )
 from inpaint_module.base_models.loading import DTYPES, load_denoiser, load_scheduler, load_text, new_model
 from inpaint_module.base_models.lora import LoRA, add_lora, has_lora, lora_weights, remove_lora, trains_first_layer
+from inpaint_module.base_models.quantize import dequantize, quantize, quantized_state
 from inpaint_module.base_models.qwen_image import QwenImageControlNetLayout
 from inpaint_module.base_models.stable_diffusion import (
     BrushNetLayout,
@@ -112,6 +113,7 @@ __all__ = [
     "check_image_sizes",
     "check_input_channels",
     "denoiser_layout",
+    "dequantize",
     "drop_mask",
     "encoder_for",
     "family_of",
@@ -125,6 +127,8 @@ __all__ = [
     "lora_weights",
     "new_model",
     "pack",
+    "quantize",
+    "quantized_state",
     "remove_lora",
     "serving_pipeline",
     "shard",

@@ -172,6 +172,8 @@ class BaseModel(ModelParts):
         dtype: of the denoiser's weights: float32 to train them all, bfloat16 to halve the memory of those that LoRA
             or a ControlNet leaves frozen. What the step computes in is the trainer's `precision`.
         lora: train low-rank factors instead of the weights; with `controlnet` those of a ControlNet that is loaded.
+        quantize: nf4 or int8: the linear layers of the frozen base model in 4 or 8 bits, by bitsandbytes; with `lora`
+            or `controlnet`.
         controlnet: of `train: controlnet`: which one, and how strong.
         reference: of `train: edit`: masked, the image with its hole filled, which is the default; or image, the whole
             one, of samples with a target picture.
@@ -194,6 +196,7 @@ class BaseModel(ModelParts):
         *,
         dtype: str = "float32",
         lora: LoRA | None = None,
+        quantize: str | None = None,
         gradient_checkpointing: bool = False,
         channels_last: bool = False,
         encoder: EncoderOptions | None = None,
@@ -209,13 +212,18 @@ class BaseModel(ModelParts):
         self.way = self.family.way(train)
         if self.way.controlnet is None and controlnet is not None:
             raise ValueError(f"base.controlnet: expected null with train: {train}, which trains none; got options")
+        if quantize is not None and lora is None and self.way.controlnet is None:
+            raise ValueError(
+                "base.quantize: expected null, or base.lora beside it, as weights in few bits do not train; got "
+                f"{quantize}"
+            )
         layout, condition = _layout(self.way.layout, reduce, reference), self.way.condition(reduce)
         made = (encoder or EncoderOptions()).make(path, (condition or layout).fill)
         load = partial(
             load_denoiser, dtype=dtype, gradient_checkpointing=gradient_checkpointing, channels_last=channels_last
         )
         channels = layout.in_channels(made.vae.channels)
-        denoiser = load(path, in_channels=channels, lora=None if condition else lora)
+        denoiser = load(path, in_channels=channels, lora=None if condition else lora, quantize=quantize)
         super().__init__(
             denoiser,
             made,

@@ -31,6 +31,7 @@ class TextOptions:
         t5: False leaves out the T5 of SD3, which the base model was trained to bear.
         clip_skip: layers that the CLIPs of Stable Diffusion, XL and 3 leave out at the end, as the argument of their
             pipelines; serve with the same. None for the default of each. Flux has none.
+        quantize: nf4 or int8: their linear layers in 4 or 8 bits, by bitsandbytes; what they say moves by rounding.
     """
 
     # no dataclass: jsonargparse does not parse one twice, as overlays need
@@ -42,7 +43,9 @@ class TextOptions:
         guidance: float | None = None,
         t5: bool = True,
         clip_skip: int | None = None,
+        quantize: str | None = None,
     ):
+        self.quantize = quantize
         self.dtype, self.length, self.guidance, self.t5, self.clip_skip = dtype, length, guidance, t5, clip_skip
 
 

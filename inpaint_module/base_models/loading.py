@@ -16,6 +16,7 @@ from inpaint_module.base_models.expand_input import grow_input_channels
 from inpaint_module.base_models.families import family_of
 from inpaint_module.base_models.family import TextOptions
 from inpaint_module.base_models.lora import LoRA, add_lora
+from inpaint_module.base_models.quantize import quantize as put_into_bits
 from inpaint_module.base_models.text import FrozenTextEncoder, TextConditioning
 from inpaint_module.embedded import config_model, loading_options, local_folder, runnable, weightless
 
@@ -55,6 +56,7 @@ def load_denoiser(
     gradient_checkpointing: bool = False,
     channels_last: bool = False,
     lora: LoRA | None = None,
+    quantize: str | None = None,
 ) -> nn.Module:
     """A U-Net or transformer of diffusers, ready to train.
 
@@ -70,9 +72,11 @@ def load_denoiser(
         channels_last: memory format of convolutions. Measure it: uncompiled, with group norms between them, it made a
             VAE 1.4 times slower on an H100. No use to a transformer.
         lora: train low-rank factors instead of the weights.
+        quantize: nf4 or int8: its frozen linear layers in 4 or 8 bits, by bitsandbytes.
 
     Raises:
-        ValueError: nothing there, an unknown dtype, a first layer that cannot grow, or a LoRA that fits nothing.
+        ValueError: nothing there, an unknown dtype or kind, a first layer that cannot grow, or a LoRA that fits
+            nothing.
     """
     from diffusers import AutoModel
 
@@ -85,6 +89,7 @@ def load_denoiser(
     denoiser.train()
     if in_channels is not None:
         grow_input_channels(denoiser, in_channels)
+    put_into_bits(denoiser, quantize)
     if lora is not None:
         add_lora(denoiser, lora)
     if gradient_checkpointing:
@@ -155,7 +160,7 @@ def text_of(path: str, options: TextOptions) -> TextConditioning:
         raise ValueError(f"text dtype must be one of {', '.join(DTYPES)}; got {options.dtype!r}")
     index = pipeline_index(path)
     family = family_of(index, path)
-    return family.read_text(FolderOfText(path, index or {}, DTYPES[options.dtype]), options)
+    return family.read_text(FolderOfText(path, index or {}, DTYPES[options.dtype], options.quantize), options)
 
 
 class FolderOfText:
@@ -163,8 +168,8 @@ class FolderOfText:
 
     index: Mapping[str, Any]
 
-    def __init__(self, path: str, index: Mapping[str, Any], dtype: torch.dtype):
-        self.path, self.index, self.dtype = path, index, dtype
+    def __init__(self, path: str, index: Mapping[str, Any], dtype: torch.dtype, quantize: str | None = None):
+        self.path, self.index, self.dtype, self.quantize = path, index, dtype, quantize
 
     def has(self, number: int) -> bool:
         """If the pipeline has a text encoder of this number."""
@@ -184,6 +189,7 @@ class FolderOfText:
         names = [f"tokenizer{end}", f"text_encoder{end}"]
         tokenizer, model = (getattr(transformers, self.index[name][1]) for name in names)
         made = _loaded(model, self.path, names[1], "text encoder", dtype=self.dtype)
+        put_into_bits(made, self.quantize)
         made = runnable(made) if weightless() else made
         return FrozenTextEncoder(_loaded(tokenizer, self.path, names[0], "tokenizer"), made, length)
 

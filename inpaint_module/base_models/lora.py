@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from inpaint_module.base_models.expand_input import GrownConv2d, GrownLinear, first_layer
+from inpaint_module.base_models.quantize import dequantize, quantized_state
 
 ATTENTION = ("to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out")
 FROZEN_SHA256 = "frozen_sha256"
@@ -97,11 +98,23 @@ def trains_first_layer(denoiser: nn.Module) -> bool:
     return any(weight.requires_grad and "lora_" not in name for name, weight in denoiser.named_parameters())
 
 
+@torch.no_grad()
 def remove_lora(denoiser: Any, *, fuse: bool = False) -> Any:
-    """The plain model again, in place, with the factors in its weights (`fuse`) or without them."""
-    if fuse:
+    """The plain model again, in place, with the factors in its weights (`fuse`) or without them.
+
+    Quantized weights are brought back to plain ones first, which then take the factors without a second rounding.
+    """
+    added = {}
+    if fuse and quantized_state(denoiser):
+        layers = {name: each for name, each in denoiser.named_modules() if hasattr(each, "get_delta_weight")}
+        added = {name: each.get_delta_weight("default") for name, each in layers.items()}
+    elif fuse:
         denoiser.fuse_lora()
     denoiser.unload_lora()
+    dequantize(denoiser)
+    for name, delta in added.items():
+        weight = denoiser.get_submodule(name).weight
+        weight.copy_((weight.float() + delta.float()).to(weight.dtype))
     delattr(denoiser, FROZEN_SHA256)
     denoiser._state_dict_hooks.clear()
     denoiser._load_state_dict_pre_hooks.clear()
@@ -111,7 +124,7 @@ def remove_lora(denoiser: Any, *, fuse: bool = False) -> Any:
 def frozen_sha256(denoiser: nn.Module) -> bytes:
     """The sha256 over names, shapes, dtypes and evenly spaced values of all that does not train, 32 bytes."""
     digest = hashlib.sha256()
-    for name, value in sorted(_frozen(denoiser).items()):
+    for name, value in sorted((_frozen(denoiser) | quantized_state(denoiser)).items()):
         digest.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
         flat = value.detach().flatten()
         digest.update(flat[:: max(1, len(flat) // _SAMPLES)].cpu().contiguous().view(torch.uint8).numpy().tobytes())

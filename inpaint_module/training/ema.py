@@ -8,6 +8,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import EMAWeightAveraging
 from lightning.pytorch.trainer.states import TrainerFn
@@ -19,7 +20,8 @@ class EMA(EMAWeightAveraging):
     """Lightning's EMAWeightAveraging, with the average on the device that trains.
 
     Validation runs with the average. A checkpoint's `state_dict` is the average, which `validate`, `predict` and an
-    export then use; `current_model_state` is what training goes on from. Weights that do not train keep their bits.
+    export then use; `current_model_state` is what training goes on from. Weights that do not train keep their bits,
+    and are held once, unless `device` is given.
 
     The average is that of all weights since `update_starting_at_step`, each older step counting `decay` times as much
     as the next: 1 / (1 - decay) steps or so. Until the first update, the average is the weights as they are trained.
@@ -57,7 +59,7 @@ class EMA(EMAWeightAveraging):
         )
         self._swapped = False
         # Lightning's own sum of two products moves a frozen weight by rounding at each update; this one interpolates
-        self._kwargs = {"multi_avg_fn": _warmed_up(decay) if warmup else get_ema_multi_avg_fn(decay)}
+        self._kwargs = {"multi_avg_fn": _average_of_trained(decay, warmup)}
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """To train, copy the weights; to evaluate what was trained, leave the average in the module.
@@ -74,11 +76,14 @@ class EMA(EMAWeightAveraging):
                 "trainer.callbacks: EMA expects a strategy that keeps all weights on every rank, such as ddp, got "
                 f"{type(trainer.strategy).__name__}, which shards them; leave EMA out"
             )
+        shared = [each for each in pl_module.parameters() if not each.requires_grad] if self._device is None else []
         # the module is not moved before the callbacks are set up: without this the average would stay on the CPU
         self._device = self._device or trainer.strategy.root_device
         # not copied: the trainer, which the command line's factories hold too, has processes that cannot be
         held = {name: each for name, each in vars(pl_module).items() if isinstance(each, partial | Trainer)}
         vars(pl_module).update(dict.fromkeys(held))
+        for each in shared:
+            each.__deepcopy__ = lambda _, each=each: each  # type: ignore[attr-defined]
         with warnings.catch_warnings():
             warnings.filterwarnings(
                 "ignore", message=".*overrides the configure_model"
@@ -87,6 +92,8 @@ class EMA(EMAWeightAveraging):
                 super().setup(trainer, pl_module, stage)
             finally:
                 vars(pl_module).update(held)
+                for each in shared:
+                    del each.__deepcopy__  # type: ignore[attr-defined]
 
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Put the average into the module, unless it is there."""
@@ -104,6 +111,17 @@ class EMA(EMAWeightAveraging):
         self._follow(pl_module)
         self._swap_models(pl_module)
         self._swapped = True
+
+    @torch.no_grad()
+    def _swap_models(self, pl_module: LightningModule) -> None:
+        """As Lightning, but for weights that do not train, which average and module share."""
+        assert self._average_model is not None
+        both = ((each.parameters(), each.buffers()) for each in (self._average_model.module, pl_module))
+        for mine, current in zip(*(itertools.chain(*each) for each in both), strict=True):
+            if mine is not current:
+                kept = mine.detach().clone()
+                mine.copy_(current)
+                current.copy_(kept)
 
     def _follow(self, pl_module: LightningModule) -> None:
         """Before the first update, make the average what is trained."""
@@ -129,11 +147,17 @@ class EMA(EMAWeightAveraging):
             self._average_model = None  # of other weights
 
 
-def _warmed_up(decay: float) -> Callable[[Any, Any, Any], None]:
-    """The update of an average whose decay rises with the number of updates."""
+def _average_of_trained(decay: float, warmup: bool) -> Callable[[Any, Any, Any], None]:
+    """The update, in one pass over all tensors; what average and module share is left alone.
+
+    With `warmup` the decay rises with the number of updates.
+    """
 
     def update(averages: Any, weights: Any, number: Tensor) -> None:
-        n = int(number)
-        get_ema_multi_avg_fn(min(decay, (1 + n) / (10 + n)))(averages, weights, number)
+        pairs = [pair for pair in zip(averages, weights, strict=True) if pair[0].data_ptr() != pair[1].data_ptr()]
+        if pairs:
+            n = int(number) if warmup else 0
+            now = min(decay, (1 + n) / (10 + n)) if warmup else decay
+            get_ema_multi_avg_fn(now)(*map(list, zip(*pairs, strict=True)), number)
 
     return update

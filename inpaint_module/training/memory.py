@@ -24,6 +24,8 @@ from torch._subclasses.fake_tensor import (
 from torch.distributed.tensor import DTensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from inpaint_module.base_models import quantized_state
+from inpaint_module.base_models.quantize import CountedLinear
 from inpaint_module.batch import Batch, DescribedData
 from inpaint_module.embedded import no_content, runnable
 from inpaint_module.lightning_module import InpaintDiffusion
@@ -88,13 +90,22 @@ def held_memory(module: InpaintDiffusion, trainer: Trainer | None = None) -> Mem
         gradients *= 2 if isinstance(trainer.strategy, DDPStrategy) and trainer.world_size > 1 else 1
     vae: nn.Module | None = getattr(module.encoder.vae, "module", None)
     return Memory(
-        weights=bytes_of(chain(module.denoiser.parameters(), module.denoiser.buffers())),
+        weights=model_bytes(module.denoiser),
         gradients=gradients,
         optimizer=optimizer_bytes(module.optimizer, trained),
         average=average,
-        vae=0 if vae is None else bytes_of(chain(vae.parameters(), vae.buffers())),
-        text=bytes_of(tensor for model in module.conditioning.models() for tensor in model.parameters()),
+        vae=0 if vae is None else model_bytes(vae),
+        text=sum(map(model_bytes, module.conditioning.models())),
     )
+
+
+def model_bytes(model: nn.Module) -> int:
+    """Bytes of a model's weights and buffers; of layers that are quantized, or will be, those of codes and scales."""
+    counted = [each for each in model.modules() if isinstance(each, CountedLinear)]
+    apart = {id(each.weight) for each in counted}
+    tensors = (each for each in chain(model.parameters(), model.buffers()) if id(each) not in apart)
+    scales = quantized_state(model).values()
+    return bytes_of(chain(tensors, scales)) + sum(each.held_bytes() for each in counted)
 
 
 def bytes_of(tensors: Iterable[Tensor]) -> int:
