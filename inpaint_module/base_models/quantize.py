@@ -74,6 +74,7 @@ def _quantized(layer: nn.Linear, kind: str) -> nn.Module:
     import bitsandbytes as bnb
 
     sizes, weight = (layer.in_features, layer.out_features), layer.weight.data
+    made: Any
     if kind == "nf4":
         made = bnb.nn.Linear4bit(*sizes, bias=False, compute_dtype=weight.dtype, quant_type="nf4", device="meta")
         made.weight = bnb.nn.Params4bit(weight, requires_grad=False, quant_type="nf4", module=made)
@@ -103,7 +104,7 @@ def dequantize(model: nn.Module, dtype: torch.dtype | None = None) -> None:
 
 def quantized_state(model: nn.Module) -> dict[str, Tensor]:
     """What quantized layers hold beside their parameters, by name: the scales."""
-    found = {}
+    found: dict[str, Tensor] = {}
     for name, layer in model.named_modules():
         if _is_quantized(layer):
             state = layer.weight.quant_state.as_dict() if hasattr(layer.weight, "quant_state") else _scales(layer)

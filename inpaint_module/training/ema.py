@@ -83,7 +83,7 @@ class EMA(EMAWeightAveraging):
         held = {name: each for name, each in vars(pl_module).items() if isinstance(each, partial | Trainer)}
         vars(pl_module).update(dict.fromkeys(held))
         for each in shared:
-            each.__deepcopy__ = lambda _, each=each: each  # type: ignore[attr-defined]
+            vars(each)["__deepcopy__"] = partial(_itself, each)
         with warnings.catch_warnings():
             warnings.filterwarnings(
                 "ignore", message=".*overrides the configure_model"
@@ -93,7 +93,7 @@ class EMA(EMAWeightAveraging):
             finally:
                 vars(pl_module).update(held)
                 for each in shared:
-                    del each.__deepcopy__  # type: ignore[attr-defined]
+                    del vars(each)["__deepcopy__"]
 
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Put the average into the module, unless it is there."""
@@ -145,6 +145,11 @@ class EMA(EMAWeightAveraging):
             super().on_load_checkpoint(trainer, pl_module, checkpoint)
         else:
             self._average_model = None  # of other weights
+
+
+def _itself(shared: Tensor, memo: dict[int, Any]) -> Tensor:
+    """The copy of what is not copied."""
+    return shared
 
 
 def _average_of_trained(decay: float, warmup: bool) -> Callable[[Any, Any, Any], None]:
