@@ -13,7 +13,7 @@ from torch import Tensor
 
 from datamodules.decode.augmentations import Crop, centre_crop, crop_draws, random_crop
 from datamodules.decode.mask_sources import image_bytes
-from datamodules.decode.reading import has_alpha, open_image, plan_view, read_view, to_rgb, upright_size
+from datamodules.decode.reading import has_alpha, open_image, open_upright, plan_view, read_view, to_rgb, upright_size
 from datamodules.shards.shard_specs import open_shards
 
 NEVER = 1e9  # a reducing gap that no crop has
@@ -74,8 +74,8 @@ def test_large_headers_are_refused_without_a_warning() -> None:
 
 
 def read(data: bytes, crop: Crop, size: tuple[int, int], gap: float = 2.0) -> Tensor:
-    image = open_image(data, 10**8)
-    return read_view(image, data, plan_view(image, crop, size, gap), size)
+    opened = open_upright(data, 10**8)
+    return read_view(opened, plan_view(opened, crop, size, gap), size)
 
 
 def psnr(a: Tensor, b: Tensor) -> float:
@@ -98,7 +98,7 @@ def test_forty_decibels_to_the_full_decode(quality: int, subsampling: str) -> No
         for position, side in enumerate((96, 112, 128, 160, 224)):
             size = (side, side)
             crop = random_crop(1536, 1024, size, crop_draws(number, position), 0.6, 0.5)
-            reduced += plan_view(open_image(data, 10**8), crop, size).scale > 1
+            reduced += plan_view(open_upright(data, 10**8), crop, size).scale > 1
             values.append(psnr(read(data, crop, size), whole(data, crop, size)))
     assert min(values) > 40
     assert reduced >= 7
@@ -111,7 +111,7 @@ def test_forty_decibels_of_small_sharp_photos() -> None:
         data = image_bytes(photos.read(number).fields)
         frame = upright_size(open_image(data, 10**8))
         crop = random_crop(*frame, (64, 64), crop_draws(0, number), 0.6, 0.5)
-        coarse += plan_view(open_image(data, 10**8), crop, (64, 64)).coarse
+        coarse += plan_view(open_upright(data, 10**8), crop, (64, 64)).coarse
         values.append(psnr(read(data, crop, (64, 64)), whole(data, crop, (64, 64))))
     assert min(values) > 40
     assert coarse >= 30
@@ -136,7 +136,7 @@ def test_reduced_and_cut_photos_stand_upright(orientation: int) -> None:
         frame = upright_size(open_image(data, 10**8))
         for position in range(4):
             crop = random_crop(*frame, (40, 32), crop_draws(orientation, position), 0.5, 0.5)
-            scales.append(plan_view(open_image(data, 10**8), crop, (40, 32), 1.5).scale)
+            scales.append(plan_view(open_upright(data, 10**8), crop, (40, 32), 1.5).scale)
             assert psnr(read(data, crop, (40, 32), 1.5), whole(data, crop, (40, 32))) > 32
             assert psnr(read(data, crop, (40, 32), NEVER), whole(data, crop, (40, 32))) > 50
     assert min(scales[:4]) >= 2
@@ -147,7 +147,7 @@ def test_reduced_and_cut_photos_stand_upright(orientation: int) -> None:
 def test_other_modes_are_reduced_too(mode: str) -> None:
     data = as_jpeg(mosaic(4, 512, 512).convert(mode), 90)
     crop = centre_crop(512, 512, (64, 64))
-    assert plan_view(open_image(data, 10**8), crop, (64, 64)).scale == 4
+    assert plan_view(open_upright(data, 10**8), crop, (64, 64)).scale == 4
     assert psnr(read(data, crop, (64, 64)), whole(data, crop, (64, 64))) > 38
 
 

@@ -32,7 +32,17 @@ from datamodules.decode.mask_sources import (
     read_labels,
 )
 from datamodules.decode.profiles import UnusableProfile, colour_mode, from_srgb, profile_of
-from datamodules.decode.reading import Turn, has_alpha, image_size, open_image, read_turn, to_rgb, upright, upright_size
+from datamodules.decode.reading import (
+    Turn,
+    has_alpha,
+    image_size,
+    open_image,
+    open_upright,
+    read_turn,
+    to_rgb,
+    upright,
+    upright_size,
+)
 from datamodules.decode.sample_decoder import DecoderOptions, SampleDecoder
 
 __all__ = [
@@ -71,6 +81,7 @@ __all__ = [
     "mask_of",
     "mask_turn",
     "open_image",
+    "open_upright",
     "pack_latents",
     "parse_annotations",
     "parse_caption",

@@ -12,7 +12,7 @@ from torch import Tensor
 from datamodules.checks import check_at_least, check_share
 from datamodules.decode.augmentations import Crop, position_draws
 from datamodules.decode.mask_sources import FileMask, MaskRequest, MaskSource, image_bytes
-from datamodules.decode.reading import Turn, crop_mask, open_image, read_turn, upright_size
+from datamodules.decode.reading import OpenedImage, crop_mask, open_upright
 from datamodules.shards.shard_set import Contents, RawSample, ShardSet, look_into
 from inpaint_module.randomness import Stream
 
@@ -86,29 +86,28 @@ class DataMasks:
         """Whether images must show the colours that their transparent pixels hide."""
         return any(source.shows_hidden for source in self.sources)
 
-    def _find(self, raw: RawSample, crop: Crop, size: Size, frame: Size, turn: Turn, draw: float) -> Tensor | None:
+    def _find(self, raw: RawSample, crop: Crop, size: Size, opened: OpenedImage, draw: float) -> Tensor | None:
         """The mask of the first source that has one, through the crop; bool (1, H, W)."""
-        request = MaskRequest(raw.fields, frame, draw, self.max_pixels, turn)
+        request = MaskRequest(raw.fields, opened.size, draw, self.max_pixels, opened.turn, opened.image)
         for source in self.sources:
             if (mask := source(request)) is not None:
-                return crop_mask(mask, crop, size, frame)
+                return crop_mask(mask, crop, size, opened.size)
         return None
 
     def own(
-        self, raw: RawSample, crop: Crop, size: Size, frame: Size, turn: Turn, *, always: bool = False
+        self, raw: RawSample, crop: Crop, size: Size, opened: OpenedImage, *, always: bool = False
     ) -> Tensor | None:
         """The sample's own mask at `size` (H, W), bool (1, H, W), as often as it is wanted.
 
         Args:
             raw: the sample.
-            crop: of its image, in pixels of the frame.
+            crop: of its image, in upright pixels.
             size: the target, (H, W) pixels.
-            frame: width and height of the upright image.
-            turn: what its EXIF says.
-            always: whatever the probability.
+            opened: its image.
+            always: whatever the share.
         """
         use, draw = position_draws(self.seed, raw.position, Stream.OWN_MASK, 2)
-        own = self._find(raw, crop, size, frame, turn, draw) if always or use < self.share else None
+        own = self._find(raw, crop, size, opened, draw) if always or use < self.share else None
         return own if own is not None and (self.allow_empty or own.any()) else None
 
     def donated(self, donor: RawSample, position: int, size: Size, choose_crop: ChooseCrop) -> Tensor | None:
@@ -127,10 +126,9 @@ class DataMasks:
             if donor.fault:
                 raise ValueError(donor.fault)
             draws = position_draws(self.seed, position, Stream.DONOR_MASK, 5)
-            image = open_image(image_bytes(donor.fields), self.max_pixels)
-            frame = upright_size(image)
-            crop = choose_crop(frame, size, draws[:4])
-            found = self._find(donor, crop, size, frame, read_turn(image), draws[4])
+            opened = open_upright(image_bytes(donor.fields), self.max_pixels)
+            crop = choose_crop(opened.size, size, draws[:4])
+            found = self._find(donor, crop, size, opened, draws[4])
         except Exception as error:  # as in SampleDecoder
             raise ValueError(f"mask of {donor.shard}: sample {donor.key!r}: {error}") from error
         return found if found is not None and found.any() else None

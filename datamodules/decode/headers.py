@@ -139,7 +139,14 @@ def read_frame(data: bytes) -> Frame | None:
     return None
 
 
-def cut_below(data: bytes, rows: int) -> bytes:
+class Cut(NamedTuple):
+    """A file, and the rows that it announces; `height` is None of one that was not cut."""
+
+    data: bytes
+    height: int | None = None
+
+
+def cut_below(data: bytes, rows: int) -> Cut:
     """The same JPEG, announced as one of about `rows` rows: all of them come out as before, bit for bit.
 
     A file without its end mark stays as it is, so that the decoder refuses it wherever the crop lies; so does one that
@@ -148,13 +155,13 @@ def cut_below(data: bytes, rows: int) -> bytes:
     try:
         frame = read_frame(data) if data.endswith(_END) else None
     except IndexError:  # cut short inside its header
-        return data
+        return Cut(data)
     if frame is None:
-        return data
+        return Cut(data)
     height = (-(-rows // frame.unit) + 1) * frame.unit  # one block row more: chroma is interpolated over its border
-    if 10 * height > 9 * frame.height:  # the header has to be read again, which costs more than it saves
-        return data
-    return b"".join((data[: frame.offset], height.to_bytes(2, "big"), data[frame.offset + 2 :]))
+    if 10 * height > 9 * frame.height:  # a copy of the file costs more than that saves
+        return Cut(data)
+    return Cut(b"".join((data[: frame.offset], height.to_bytes(2, "big"), data[frame.offset + 2 :])), height)
 
 
 def read_pixels(

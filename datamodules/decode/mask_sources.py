@@ -26,7 +26,7 @@ class MaskRequest(NamedTuple):
 
     `fields` are the sample's undecoded fields, `size` width and height of the upright image in pixels, `draw` a number
     in [0, 1) from (seed, position) to choose with, `max_pixels` a bound on what may be decoded, `turn` what the image's
-    EXIF says.
+    EXIF says, `image` the opened image where there is one.
     """
 
     fields: dict[str, bytes]
@@ -34,6 +34,7 @@ class MaskRequest(NamedTuple):
     draw: float = 0.0
     max_pixels: int = 50_000_000
     turn: Turn = Turn()
+    image: Image.Image | None = None
 
 
 class MaskSource(ABC):
@@ -126,7 +127,7 @@ class AlphaMask(MaskSource):
 
     def __call__(self, request: MaskRequest) -> Image.Image | None:
         """See `MaskSource`."""
-        image = open_image(image_bytes(request.fields), request.max_pixels)
+        image = request.image or open_image(image_bytes(request.fields), request.max_pixels)
         if not has_alpha(image):
             return None
         alpha = upright(image).convert("RGBA").getchannel("A")

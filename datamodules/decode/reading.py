@@ -62,6 +62,29 @@ def open_image(data: bytes, max_pixels: int) -> Image.Image:
     return image
 
 
+class OpenedImage(NamedTuple):
+    """A picture whose header was read, once for all that need it.
+
+    Attributes:
+        image: as Pillow opened it, its pixels not decoded yet.
+        data: its file.
+        turn: what EXIF says about the camera's position.
+        size: width and height in pixels of the upright picture.
+    """
+
+    image: Image.Image
+    data: bytes
+    turn: Turn
+    size: tuple[int, int]
+
+
+def open_upright(data: bytes, max_pixels: int) -> OpenedImage:
+    """`open_image`, with what its header says; raises what that raises, and for damaged EXIF."""
+    image = open_image(data, max_pixels)
+    turn = read_turn(image)
+    return OpenedImage(image, data, turn, image.size[::-1] if turn.swap else image.size)
+
+
 def read_turn(image: Image.Image) -> Turn:
     """What EXIF says about the camera's position."""
     with warnings.catch_warnings():
@@ -148,50 +171,47 @@ def _stored_box(box: Box, upright: tuple[int, int], turn: Turn) -> Box:
     return (top, left, bottom, right) if turn.swap else (left, top, right, bottom)
 
 
-def plan_view(image: Image.Image, crop: Crop, size: tuple[int, int], reducing_gap: float = 2.0) -> View:
+def plan_view(opened: OpenedImage, crop: Crop, size: tuple[int, int], reducing_gap: float = 2.0) -> View:
     """How to read a crop for a target `size` (H, W); a JPEG is reduced as `jpeg.reduction` says.
 
     Less so where the crop would not lie on whole pixels any more: of a photo taken upside down, if its length is no
     multiple of 2, 4 or 8.
     """
-    turn = read_turn(image)
-    box = _stored_box(crop.box, upright_size(image), turn)
+    box = _stored_box(crop.box, opened.size, opened.turn)
     factor = min((crop.box[2] - crop.box[0]) / size[1], (crop.box[3] - crop.box[1]) / size[0])
-    scale = reduction(factor, reducing_gap) if image.format == "JPEG" else 1
+    scale = reduction(factor, reducing_gap) if opened.image.format == "JPEG" else 1
     while any(side % scale for side in box):
         scale //= 2
-    return View(box, scale, factor >= reducing_gap, turn, crop.flip)
+    return View(box, scale, factor >= reducing_gap, opened.turn, crop.flip)
 
 
-def plan_pair(
-    images: Sequence[Image.Image], crop: Crop, size: tuple[int, int], reducing_gap: float = 2.0
-) -> list[View]:
+def plan_pair(files: Sequence[OpenedImage], crop: Crop, size: tuple[int, int], reducing_gap: float = 2.0) -> list[View]:
     """`plan_view` for pictures that are to lie on each other: decoded at the finest of their scales, resized alike."""
-    views = [plan_view(image, crop, size, reducing_gap) for image in images]
+    views = [plan_view(file, crop, size, reducing_gap) for file in files]
     scale, mixed = min(view.scale for view in views), len({view.turn.swap for view in views}) > 1
     return [view._replace(scale=scale, upright_first=mixed) for view in views]
 
 
-def _read_box(image: Image.Image, data: bytes, view: View, background: tuple[int, int, int] | None) -> np.ndarray:
+def _read_box(opened: OpenedImage, view: View, background: tuple[int, int, int] | None) -> np.ndarray:
     """Decode what lies in the view's box, in the file's orientation: uint8 RGB (h, w, 3) in sRGB."""
+    image = opened.image
     left, top, right, bottom = (side // view.scale for side in view.box)
     if image.format == "JPEG":
-        shorter = cut_below(data, view.box[3])
-        if shorter is not data:
-            image = open_image(shorter, image.width * image.height)
+        shorter, height = cut_below(opened.data, view.box[3])
+        size = image.size if height is None else (image.width, height)
         # of a file that was cut, libjpeg warns that there is more
-        pixels = read_pixels(shorter, image.size, view.scale, coarse=view.coarse, strict=shorter is data)
+        pixels = read_pixels(shorter, size, view.scale, coarse=view.coarse, strict=height is None)
         if pixels is not None:
             pixels = np.ascontiguousarray(pixels[top:bottom, left:right])
             return pixels_to_srgb(pixels, colour_mode(image), profile_of(image))
+        image = image if height is None else open_image(shorter, image.width * image.height)
     if view.scale > 1:
         image.draft(None, (image.width // view.scale, image.height // view.scale))
     return np.array(to_rgb(image.crop((left, top, right, bottom)), background))
 
 
 def read_view(
-    image: Image.Image,
-    data: bytes,
+    opened: OpenedImage,
     view: View,
     size: tuple[int, int],
     background: tuple[int, int, int] | None = (255, 255, 255),
@@ -199,13 +219,12 @@ def read_view(
     """Decode a view, resize it to `size` (H, W), antialiased bicubic, and turn and flip it; uint8 (3, H, W).
 
     Args:
-        image: as opened, its pixels not decoded yet.
-        data: the file that it was opened from.
+        opened: the picture; its pixels may be decoded once.
         view: of `plan_view`.
         size: the target, (H, W) pixels.
         background: RGB, 0..255, under transparent pixels; None shows the colours that they hide.
     """
-    pixels = torch.from_numpy(_read_box(image, data, view, background)).permute(2, 0, 1)
+    pixels = torch.from_numpy(_read_box(opened, view, background)).permute(2, 0, 1)
     early, late = view.turn.swap and view.upright_first, view.turn.swap and not view.upright_first
     pixels = pixels.transpose(1, 2) if early else pixels
     target = size[::-1] if late else size

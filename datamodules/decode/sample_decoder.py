@@ -23,14 +23,13 @@ from datamodules.decode.latent_cache import read_latents, read_sizes, read_tag
 from datamodules.decode.mask_sources import FileMask, image_bytes, naming, target_bytes
 from datamodules.decode.profiles import profile_fault
 from datamodules.decode.reading import (
-    Turn,
+    OpenedImage,
     View,
     check_pair,
     is_animated,
-    open_image,
+    open_upright,
     plan_pair,
     read_view,
-    upright_size,
 )
 from datamodules.shards.shard_set import RawSample
 from datamodules.shards.tar_index import LATENTS_FIELD
@@ -197,32 +196,32 @@ class SampleDecoder:
         cached = self.latents is not None and LATENTS_FIELD in raw.fields
         return target_bytes(raw.fields) is not None or (cached and read_tag(raw.fields[LATENTS_FIELD]).target)
 
-    def _mask(self, raw: RawSample, crop: Crop, size: Size, frame: Size, turn: Turn) -> Tensor | None:
+    def _mask(self, raw: RawSample, crop: Crop, size: Size, opened: OpenedImage) -> Tensor | None:
         """The donor's or the sample's own mask; None to paint one."""
         pair = self._is_pair(raw)
         if raw.donor and not pair and not self._is_pair(raw.donor):
             mask = self.masks.donated(raw.donor, raw.position, size, self._crop)
             if mask is not None:
                 return mask
-        return self.masks.own(raw, crop, size, frame, turn, always=pair)
+        return self.masks.own(raw, crop, size, opened, always=pair)
 
-    def _open(self, raw: RawSample) -> list[tuple[Image.Image, bytes]]:
-        """The image, and its target if it has one that is to be read: the opened file of each, and its bytes."""
-        data, target = image_bytes(raw.fields), target_bytes(raw.fields)
-        image = open_image(data, self.options.max_pixels)
+    def _open(self, raw: RawSample) -> list[OpenedImage]:
+        """The image, and its target if it has one that is to be read."""
+        target = target_bytes(raw.fields)
+        image = open_upright(image_bytes(raw.fields), self.options.max_pixels)
         if target is None or self.latents is not None:
-            return [(image, data)]
+            return [image]
         with naming("target"):
-            wanted = open_image(target, self.options.max_pixels)
-            check_pair(upright_size(wanted), upright_size(image))
-        return [(image, data), (wanted, target)]
+            wanted = open_upright(target, self.options.max_pixels)
+            check_pair(wanted.size, image.size)
+        return [image, wanted]
 
-    def _read(self, files: Sequence[tuple[Image.Image, bytes]], views: Sequence[View], size: Size) -> list[Tensor]:
+    def _read(self, files: Sequence[OpenedImage], views: Sequence[View], size: Size) -> list[Tensor]:
         """The pixels of image and target, uint8 (3, H, W) each."""
-        pixels = [read_view(*files[0], views[0], size, self.background)]
+        pixels = [read_view(files[0], views[0], size, self.background)]
         with naming("target"):
             return pixels + [
-                read_view(*file, view, size, self.background) for file, view in zip(files[1:], views[1:], strict=True)
+                read_view(file, view, size, self.background) for file, view in zip(files[1:], views[1:], strict=True)
             ]
 
     def _decode(self, raw: RawSample) -> dict[str, Any]:
@@ -230,12 +229,11 @@ class SampleDecoder:
             raise ValueError(raw.fault)
         texts, size = self._texts(raw), raw.size or self.image_size
         files = self._open(raw)
-        images = [image for image, _ in files]
-        frame = upright_size(images[0])
-        notes = self._note(raw, images, frame, size)
+        frame = files[0].size
+        notes = self._note(raw, [file.image for file in files], frame, size)
         crop = self._crop(frame, size, crop_draws(self.seed, raw.position) if self.augment else ())
-        views = plan_pair(images, crop, size, self.options.reducing_gap)
-        mask = self._mask(raw, crop, size, frame, views[0].turn)
+        views = plan_pair(files, crop, size, self.options.reducing_gap)
+        mask = self._mask(raw, crop, size, files[0])
         pixels, *target = self._read(files, views, size)
         augmented = self.augmentations(pixels, mask, raw.position)
         sizes = self._sizes(frame, crop, size) | self._cached(raw, frame)

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from datamodules.decode.data_masks import why_look
 from datamodules.decode.mask_sources import FileMask, MaskRequest, MaskSource, image_bytes
-from datamodules.decode.reading import open_image, read_turn, upright_size
+from datamodules.decode.reading import open_upright
 from datamodules.shards.shard_set import Contents, RawSample, ShardSet, look_into
 from datamodules.shards.tar_index import MASK_FIELDS
 from inpaint_module.batch import Batch
@@ -157,9 +157,8 @@ def measure_contents(shards: ShardSet, samples: Sequence[RawSample], sources: Se
 def _grey_mask(raw: RawSample, source: FileMask) -> Image.Image | None:
     """The mask of a sample's file, upright; None if there is none that can be read, which the loader tells."""
     try:
-        image = open_image(image_bytes(raw.fields), _MAX_PIXELS)
-        size, turn = upright_size(image), read_turn(image)
-        return source(MaskRequest(raw.fields, size, max_pixels=_MAX_PIXELS, turn=turn))
+        opened = open_upright(image_bytes(raw.fields), _MAX_PIXELS)
+        return source(MaskRequest(raw.fields, opened.size, max_pixels=_MAX_PIXELS, turn=opened.turn))
     except Exception:  # Pillow raises many kinds on damaged files
         return None
 

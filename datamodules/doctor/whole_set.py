@@ -18,11 +18,9 @@ from datamodules.decode import (
     MaskRequest,
     SampleDecoder,
     image_bytes,
-    open_image,
-    read_turn,
+    open_upright,
     to_rgb,
     upright,
-    upright_size,
 )
 from datamodules.order import Buckets
 from datamodules.shards.shard_set import RawSample, ShardSet
@@ -141,8 +139,7 @@ class _Looker(Dataset[SampleFacts]):
     def _seen(self, raw: RawSample) -> tuple[tuple[int, int], Image.Image, Image.Image | None]:
         """Upright size, small picture and whole mask of a sample that training can use."""
         most = self.decoder.options.max_pixels
-        image = open_image(image_bytes(raw.fields), most)
-        size, turn = upright_size(image), read_turn(image)
+        image, _, turn, size = open_upright(image_bytes(raw.fields), most)
         image.draft("RGB", (2 * _SIDE, 2 * _SIDE))
         request = MaskRequest(raw.fields, size, max_pixels=most, turn=turn)
         masks = (mask for source in self.sources if (mask := source(request)) is not None)

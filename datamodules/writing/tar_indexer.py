@@ -13,7 +13,7 @@ import numpy as np
 from datamodules.account import Account
 from datamodules.decode.data_masks import why_look
 from datamodules.decode.mask_sources import FileMask, MaskRequest, image_bytes
-from datamodules.decode.reading import image_size, open_image, read_turn, upright_size
+from datamodules.decode.reading import image_size, open_upright
 from datamodules.shards.manifest import SHA256, ManifestRow, Shard, load_index, write_index
 from datamodules.shards.retries import RemoteStream
 from datamodules.shards.shard_set import account_of
@@ -90,8 +90,8 @@ def _masks(index: ShardIndex, path: str) -> Iterator[tuple[str, str]]:
             places = index.fields[row].items()
             fields = {name: os.pread(file.fileno(), size, at) for name, (at, size) in places}
             try:
-                image = open_image(image_bytes(fields), _MAX_PIXELS)
-                request = MaskRequest(fields, upright_size(image), max_pixels=_MAX_PIXELS, turn=read_turn(image))
+                opened = open_upright(image_bytes(fields), _MAX_PIXELS)
+                request = MaskRequest(fields, opened.size, max_pixels=_MAX_PIXELS, turn=opened.turn)
                 kind = why_look(np.asarray(FileMask()(request)) >= 128)
             except Exception:  # Pillow raises many kinds on damaged files
                 kind = UNUSABLE
