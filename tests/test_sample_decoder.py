@@ -8,9 +8,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from data_fixtures import encode, photo, sample_decoder
+from data_fixtures import encode, exif_turned, photo, sample_decoder
 from PIL import Image, ImageOps
 
+from datamodules.decode import reading
 from datamodules.decode.augmentations import crop_draws, random_crop
 from datamodules.decode.coco_masks import CocoMask
 from datamodules.decode.mask_sources import AlphaMask, FileMask, LabelMap
@@ -267,3 +268,15 @@ def test_a_sample_may_ask_for_another_size() -> None:
 def test_bad_mask_is_named() -> None:
     with pytest.raises(ValueError, match=r"s\.tar: sample 'k': mask: cannot identify"):
         decoder()(raw(mask_png=b"x"))
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP"])
+def test_an_image_is_opened_once_and_its_rotation_read_once(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[str] = []
+    opened, turn = Image.open, reading.read_turn
+    monkeypatch.setattr(Image, "open", lambda *args, **options: calls.append("open") or opened(*args, **options))
+    monkeypatch.setattr(reading, "read_turn", lambda image: calls.append("turn") or turn(image))
+    data = encode(photo(1, 480, 400), kind, exif=exif_turned())
+    for position in range(4):  # crops small enough that JPEGs are cut below them
+        decoder(augment=True, min_scale=0.1)(raw(position, image=data))
+    assert calls == ["open", "turn"] * 4

@@ -55,12 +55,17 @@ def collate(samples: list[dict[str, Any]]) -> Batch:
         batch["mask"] = torch.stack([sample.get("mask", empty) for sample in samples])
         if not has_mask.all():
             batch["has_mask"] = has_mask
+    if notes := _notes(samples):
+        batch["notes"] = notes
+    return batch
+
+
+def _notes(samples: list[dict[str, Any]]) -> dict[str, list[str]]:
+    """What was noted of all samples: kind -> texts."""
     notes: dict[str, list[str]] = {}
     for kind, text in (note for sample in samples for note in sample.get("notes", ())):
         notes.setdefault(kind, []).append(text)
-    if notes:
-        batch["notes"] = notes
-    return batch
+    return notes
 
 
 def add_masks(batch: Batch, mask_generator: MaskGenerator, seed: int) -> Batch:

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import sys
 import warnings
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable
 from importlib.util import find_spec
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +23,8 @@ from lightning.pytorch.utilities.model_helpers import is_overridden
 from inpaint_module.batch import DescribedData
 from inpaint_module.cli.config_option import ConfigFile, split_pieces
 from inpaint_module.cli.terminal import RunProgress, quiet
-from inpaint_module.commands.config_files import named_data, read_config
-from inpaint_module.commands.older_configs import today, today_options
+from inpaint_module.commands.config_files import options_today
+from inpaint_module.commands.older_configs import today
 from inpaint_module.commands.parser import OneParagraph
 from inpaint_module.embedded import without_weights
 from inpaint_module.lightning_module import InpaintDiffusion
@@ -54,19 +52,14 @@ _READ_TEXT = tuple(f"inpaint_module.base_models.{name}" for name in ("load_text"
 
 
 class Parser(OneParagraph, LightningArgumentParser):
-    """LightningCLI's parser, which reports what is wrong in one paragraph.
+    """LightningCLI's parser, which reports what is wrong in one paragraph."""
 
-    Attributes:
-        data_class: the data module that the configs before the next one name; None for none.
-    """
-
-    data_class: str | None = None
+    data_class: str | None = None  # the data module that the configs before the next one name
 
     def parse_args(self, args: Any = None, *more: Any, **options: Any) -> Namespace:  # type: ignore[override]
         """As jsonargparse; options of a model's parts may be those of older versions."""
         args = sys.argv[1:] if args is None else args
-        if isinstance(args, list | tuple):
-            args = today_options(args, named_data(list(map(_content, _config_files(args)))))
+        args = options_today(args) if isinstance(args, list | tuple) else args
         return super().parse_args(args, *more, **options)
 
     def parse_string(self, content: str, *more: Any, **options: Any) -> Namespace:
@@ -80,30 +73,14 @@ class Parser(OneParagraph, LightningArgumentParser):
         return super().parse_string(content, *more, **options)
 
 
-def _config_files(arguments: Sequence[str]) -> list[str]:
-    """What a command line names by `--config`."""
-    options = ("-c", "--config")
-    after = [value for name, value in pairwise(arguments) if name in options]
-    return after + [each.partition("=")[2] for each in arguments if each.startswith("--config=")]
-
-
-def _content(path: str) -> dict[str, Any]:
-    """What a config says; nothing of one that cannot be read, which jsonargparse reports."""
-    with suppress(ValueError, OSError):
-        return read_config(path)
-    return {}
-
-
 class ResumingCLI(LightningCLI):
     """LightningCLI whose `fit` goes on from the newest valid checkpoint in the folder of its ModelCheckpoint.
 
     The same command run again after a kill ends with the same bits as without the kill. To start anew, delete or
     rename the folder, or name another one. What `--ckpt_path` names goes before at the first start with it; the same
     command then goes on from there, and checkpoints of later steps, which it has left behind, are renamed.
-
     Checkpoints are sealed by `VerifiedCheckpointIO`, and `ExactResume` and `NonFiniteGuard` are among the callbacks; to
     set the guard, name it in the config. A config that names another CheckpointIO resumes by `--ckpt_path` alone.
-
     The config is in the run folder, in `config.yaml`, which `fit` alone writes. While one process trains in a run
     folder, another `fit` is refused.
     """

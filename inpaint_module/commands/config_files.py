@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -90,6 +92,18 @@ def read_parts(configs: Sequence[str | Path], overrides: Sequence[str] = (), **k
 def named_data(contents: Sequence[Mapping[str, Any]]) -> str | None:
     """The data module that the last of several configs names; None if none does."""
     return next(filter(None, map(class_of_data, reversed(contents))), None)
+
+
+def options_today(arguments: Sequence[str]) -> list[str]:
+    """`today_options` of a whole command line, for the data module that its `--config` files name."""
+    options = ("-c", "--config")
+    files = [value for name, value in pairwise(arguments) if name in options]
+    files += [each.partition("=")[2] for each in arguments if each.startswith("--config=")]
+    contents = []
+    for path in files:
+        with suppress(ValueError, OSError):  # which the parser reports
+            contents.append(read_config(path))
+    return today_options(arguments, named_data(contents))
 
 
 def make_parts(values: Mapping[str, Any] | Namespace, **kinds: type) -> Namespace:
