@@ -141,10 +141,10 @@ class InpaintEncoder(nn.Module):
                 image's is resized, see `sizing`. Either batch may be 1.
             target: also encode the whole image, in the same VAE pass; or what it should become, a tensor as `pixels`.
             generator: for posterior="sample": int64 keys (B,), which give the same noise on every device and in any
-                batch, or a `torch.Generator`.
+                batch, or a `torch.Generator`; "mode" needs none.
 
         Raises:
-            ValueError: no tensors, an empty batch, shapes, dtypes or ranges other than these, NaN, or an image smaller
+            ValueError: a generator of another kind, no tensors, an empty batch, shapes, dtypes or ranges other than these, NaN, or an image smaller
                 than the VAE's ratio.
                 Ranges of float pixels and of masks that are not bool are read back, which waits for a GPU; uint8
                 pixels and bool masks never are, nor anything under `torch.compile`.
@@ -201,6 +201,7 @@ class InpaintEncoder(nn.Module):
 
     def _encode(self, groups: list[Tensor], generator: torch.Generator | Tensor | None) -> tuple[Tensor, ...]:
         """Latents of each group of images, all in one VAE pass unless `max_batch` says otherwise."""
+        _check_generator(generator, max(map(len, groups)))
         images = torch.cat(groups) if len(groups) > 1 else groups[0]
         parts = [self.vae.posterior(part) for part in images.split(self.max_batch or len(images))]
         latents = torch.cat([part.mean for part in parts])
@@ -273,15 +274,23 @@ def _structuring_element(kernel: str | Tensor, size: int, radius: int | None, ce
         return KERNELS[kernel](size if radius is None else 2 * radius + 1)
 
 
+def _check_generator(generator: object, batch: int) -> None:
+    """Refuse what is no generator, also where the posterior's mode needs none."""
+    if generator is None or isinstance(generator, torch.Generator):
+        return
+    if not isinstance(generator, Tensor):
+        kind = type(generator).__name__
+        raise ValueError(f"generator: expected int64 keys ({batch},), a torch.Generator or None, got {kind}")
+    if generator.shape != (batch,) or generator.dtype != torch.int64:
+        raise ValueError(f"generator keys must be int64 ({batch},), got {generator.dtype} {tuple(generator.shape)}")
+
+
 def _posterior_noise(groups: list[Tensor], shape: torch.Size, generator: torch.Generator | Tensor | None) -> Tensor:
     """Standard normal noise for the stacked groups; the n-th group draws its own from each sample's key."""
     if generator is None:
         raise ValueError("posterior='sample' needs a generator: int64 keys (B,), or a torch.Generator")
     if not isinstance(generator, Tensor):  # in this form it compiles
         return torch.randn(shape, generator=generator, device=generator.device)
-    batch = max(len(group) for group in groups)
-    if generator.shape != (batch,) or generator.dtype != torch.int64:
-        raise ValueError(f"generator keys must be int64 ({batch},), got {generator.dtype} {tuple(generator.shape)}")
     size = 2 * math.ceil(shape[1:].numel() / 2)
     noise = [
         randomness.normal(generator[: len(group)], shape[1:], offset=index * size) for index, group in enumerate(groups)

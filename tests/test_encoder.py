@@ -382,6 +382,14 @@ def test_bad_generators_are_refused(vae: AutoencoderKL) -> None:
         encoder(image(), box(2))
     with pytest.raises(ValueError, match=r"generator keys must be int64 \(2,\)"):
         encoder(image(), box(2), generator=torch.zeros(3, dtype=torch.int64))
+    plain = InpaintEncoder(vae)  # the mode draws nothing, but a generator that is none is somebody's mistake
+    for wrong in (3, "cpu", np.random.default_rng(0)):
+        with pytest.raises(ValueError, match=r"generator: expected int64 keys \(2,\), a torch.Generator or None, got"):
+            plain(image(), box(2), generator=wrong)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"generator keys must be int64 \(2,\), got torch.float32"):
+        plain(image(), box(2), generator=torch.zeros(2))
+    for right in (torch.arange(2), torch.Generator()):
+        assert torch.equal(plain(image(), box(2), generator=right).samples, plain(image(), box(2)).samples)
 
 
 def test_a_vae_without_a_distribution_has_no_samples() -> None:
