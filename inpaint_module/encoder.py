@@ -144,8 +144,8 @@ class InpaintEncoder(nn.Module):
                 batch, or a `torch.Generator`; "mode" needs none.
 
         Raises:
-            ValueError: a generator of another kind, no tensors, an empty batch, shapes, dtypes or ranges other than these, NaN, or an image smaller
-                than the VAE's ratio.
+            ValueError: a generator of another kind, no tensors, an empty batch, shapes, dtypes or ranges other than
+                these, NaN, or an image smaller than the VAE's ratio.
                 Ranges of float pixels and of masks that are not bool are read back, which waits for a GPU; uint8
                 pixels and bool masks never are, nor anything under `torch.compile`.
         """
