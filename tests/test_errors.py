@@ -57,8 +57,9 @@ def fails_with(error: BaseException) -> int:
     return exit_code_of(fails)
 
 
-def test_notes_belong_to_the_message(capsys: pytest.CaptureFixture[str]) -> None:
-    error = RuntimeError("DataLoader worker (pid 7) is killed.")
+@pytest.mark.parametrize("text", ["DataLoader worker (pid 7) is killed.", "DataLoader worker (pid 7) is killed"])
+def test_notes_belong_to_the_message(text: str, capsys: pytest.CaptureFixture[str]) -> None:
+    error = RuntimeError(text)
     error.add_note("It was decoding k.")
     assert fails_with(error) == 1
     assert capsys.readouterr().err == "DataLoader worker (pid 7) is killed. It was decoding k.\n"

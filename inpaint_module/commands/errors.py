@@ -78,7 +78,9 @@ def message_of(error: BaseException) -> str:
         asked = re.search(r"you tried to allocate (\d+) bytes", text)  # torch's own words on a CPU, deep in its error
         head = f"the CPU has no {int(asked[1]) / 1e9:.1f} GB of memory left" if asked else text.partition(". ")[0]
         text = _NO_MEMORY.format(error=f"{head}.")
-    return redact(" ".join([text, *getattr(error, "__notes__", ())]))
+    sentences: list[str] = [text, *getattr(error, "__notes__", ())]
+    *before, last = sentences
+    return redact(" ".join([*(part if part.endswith((".", "!", "?", ":")) else f"{part}." for part in before), last]))
 
 
 def cause_of(error: BaseException) -> BaseException:
