@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import sys
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 from unittest import mock
 
@@ -11,6 +13,7 @@ import pytest
 import tiny_pipelines as tiny
 import torch
 from diffusers import UNet2DConditionModel
+from safetensors.torch import save_file
 from torch import Tensor
 
 from inpaint_module.base_models import (
@@ -158,3 +161,98 @@ def test_mistakes_are_named() -> None:
         pytest.raises(ValueError, match="lora needs peft: pip install"),
     ):
         denoiser()
+
+
+def kohya(weights: dict[str, Tensor], alpha: float | None, name: Callable[[str], str] = str) -> dict[str, Tensor]:
+    """Factors as sd-scripts writes them."""
+    state = {}
+    for key, value in weights.items():
+        layer, _, factor = key.partition(".lora_")
+        begin = f"lora_unet_{name(layer).replace('.', '_')}"
+        state[f"{begin}.lora_{'down' if factor.startswith('A') else 'up'}.weight"] = value
+        if alpha is not None:
+            state[f"{begin}.alpha"] = torch.tensor(alpha)
+    return state
+
+
+def in_original_names(layer: str) -> str:
+    """Of the tiny U-Net, counted by hand: a block is one layer and one sampler, and its second up block attends."""
+    for new, old in (
+        ("down_blocks.0.attentions.0", "input_blocks.1.1"),
+        ("mid_block.attentions.0", "middle_block.1"),
+        ("up_blocks.1.attentions.0", "output_blocks.2.1"),
+        ("up_blocks.1.attentions.1", "output_blocks.3.1"),
+    ):
+        layer = layer.replace(new, old)
+    return layer
+
+
+def old_diffusers(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """As diffusers wrote them in 2023."""
+    state = {}
+    for key, value in weights.items():
+        layer, _, factor = key.partition(".lora_")
+        attention, _, projection = layer.removesuffix(".0").rpartition(".")
+        way = "down" if factor.startswith("A") else "up"
+        state[f"unet.{attention}.processor.{projection}_lora.{way}.weight"] = value
+    return state
+
+
+NAMINGS: dict[str, Callable[[dict[str, Tensor]], dict[str, Tensor]]] = {
+    "diffusers": lambda weights: {f"unet.{name}": value for name, value in weights.items()},
+    "diffusers of 2023": old_diffusers,
+    "a denoiser alone": dict,
+    "PEFT": lambda weights: {f"base_model.model.{name}": value for name, value in weights.items()},
+    "kohya": lambda weights: kohya(weights, 2.0),
+    "kohya without alpha": lambda weights: kohya(weights, None),
+    "kohya of XL": lambda weights: kohya(weights, 2.0, in_original_names),
+}
+
+
+@pytest.mark.parametrize("naming", NAMINGS)
+def test_a_file_of_factors_is_gone_on_from(naming: str, tmp_path: Path) -> None:
+    """With its answer to the bit: rank 2, alpha 2."""
+    model = trained(denoiser(train_first_layer=False))
+    save_file(NAMINGS[naming](lora_weights(model)), tmp_path / "a.safetensors")
+    again = denoiser(start=str(tmp_path / "a.safetensors"), train_first_layer=False)
+    assert torch.equal(answer(again), answer(model))
+    assert names(again) == names(model)
+    assert not torch.equal(answer(trained(again, 1)), answer(model))
+
+
+def test_what_a_file_scales_by_is_kept(tmp_path: Path) -> None:
+    """Alpha 1 of rank 2 halves the product, whatever alpha is here."""
+    model = trained(denoiser(alpha=1, train_first_layer=False))
+    save_file(kohya(lora_weights(model), 1.0), tmp_path / "a.safetensors")
+    again = denoiser(alpha=4, start=str(tmp_path / "a.safetensors"), train_first_layer=False)
+    torch.testing.assert_close(answer(again), answer(model))
+    model.save_lora_adapter(tmp_path / "saved")
+    (file,) = (tmp_path / "saved").glob("*.safetensors")
+    torch.testing.assert_close(answer(denoiser(start=str(file), train_first_layer=False)), answer(model))
+
+
+def test_factors_that_do_not_fit_are_refused(tmp_path: Path) -> None:
+    weights, file = lora_weights(denoiser()), tmp_path / "a.safetensors"
+    save_file(weights, file)
+    with pytest.raises(ValueError, match=r"lora.rank: expected 2, as down_blocks.* has in .*a.safetensors', got 4"):
+        denoiser(rank=4, start=str(file))
+    with pytest.raises(ValueError, match=r"lora.start: expected factors of layers .* got others .*to_q, .* in all"):
+        denoiser(target_modules=["to_k"], start=str(file))
+    save_file({name.replace("down_blocks", "other"): value for name, value in weights.items()}, file)
+    with pytest.raises(ValueError, match=r"lora.start: .* got others in .*other.0"):
+        denoiser(start=str(file))
+    save_file({"lora_te_x.lora_down.weight": torch.zeros(2, 2)}, file)
+    with (
+        pytest.warns(UserWarning, match="has factors of text encoders too"),
+        pytest.raises(ValueError, match=r"expected factors of the denoiser in .* got none"),
+    ):
+        denoiser(start=str(file))
+    file.write_bytes(b"text")
+    with pytest.raises(ValueError, match=r"lora.start: expected a file of LoRA factors alone at .*a.safetensors"):
+        denoiser(start=str(file))
+
+
+def test_layers_that_the_file_lacks_begin_anew(tmp_path: Path) -> None:
+    save_file(lora_weights(denoiser(target_modules=["to_q"])), tmp_path / "a.safetensors")
+    with pytest.warns(UserWarning, match=r"has no factors of 8 of 16 layers, such as .*to_k: they begin anew"):
+        denoiser(target_modules=["to_q", "to_k"], start=str(tmp_path / "a.safetensors"))

@@ -9,7 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from inpaint_module.base_models.expand_input import GrownConv2d, GrownLinear, first_layer
+from inpaint_module.base_models.lora_files import load_factors
 from inpaint_module.base_models.quantize import dequantize, quantized_state
+from inpaint_module.embedded import weightless
 
 ATTENTION = ("to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out")
 FROZEN_SHA256 = "frozen_sha256"
@@ -25,6 +27,8 @@ class LoRA:
         target_modules: ends of the names of layers that get factors; None for all projections of attention.
         train_first_layer: train the first layer whole; None: if it was grown, as nothing else could ever see the mask.
         seed: of the factors' start.
+        start: a file of factors to go on from, in the names of diffusers, PEFT or kohya's sd-scripts; its rank must be
+            `rank`, and what it scales by is kept. None for new factors.
 
     Raises:
         ValueError: a rank below 1.
@@ -39,12 +43,13 @@ class LoRA:
         target_modules: list[str] | None = None,
         train_first_layer: bool | None = None,
         seed: int = 0,
+        start: str | None = None,
     ):
         if rank < 1:
             raise ValueError(f"lora.rank: expected at least 1, got {rank}")
         self.rank, self.alpha = rank, rank if alpha is None else alpha
         self.target_modules = list(ATTENTION if target_modules is None else target_modules)
-        self.train_first_layer, self.seed = train_first_layer, seed
+        self.train_first_layer, self.seed, self.start = train_first_layer, seed, start
 
 
 def add_lora(denoiser: Any, lora: LoRA) -> Any:
@@ -54,7 +59,7 @@ def add_lora(denoiser: Any, lora: LoRA) -> Any:
     a mixed one. From here on the denoiser's state dict holds what trains, and a hash by which it knows its base model.
 
     Raises:
-        ValueError: peft is not installed, or no layer has such a name.
+        ValueError: peft is not installed, no layer has such a name, or the file to go on from does not fit.
     """
     try:
         from peft import LoraConfig
@@ -70,6 +75,8 @@ def add_lora(denoiser: Any, lora: LoRA) -> Any:
             raise ValueError(
                 f"lora.target_modules: expected ends of names of layers, got {targets}: {error}"
             ) from error
+    if lora.start is not None and not weightless():
+        load_factors(denoiser, lora.start, lora.rank)
     _train_first_layer(denoiser, lora.train_first_layer)
     for parameter in denoiser.parameters():
         if parameter.requires_grad:
