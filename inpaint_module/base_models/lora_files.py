@@ -66,7 +66,7 @@ def load_factors(denoiser: nn.Module, path: str, rank: int) -> None:
 
 def _places(names: Iterable[str], layers_per_block: int) -> dict[str, str]:
     """Each way in which a file may call a layer -> its name."""
-    places = {}
+    places: dict[str, str] = {}
     for name in names:
         old = _original(name, layers_per_block)
         for spelled in (name, name.removesuffix(".0"), name.replace(".", "_"), old, old.replace(".", "_")):
