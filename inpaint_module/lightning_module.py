@@ -35,6 +35,12 @@ from inpaint_module.randomness import Stream, key, normal
 from inpaint_module.sampling import InpaintedImages, composite, inpaint_latents
 from inpaint_module.schedules import ScheduledModule
 from inpaint_module.sizing import resized_sizes
+from inpaint_module.training.nonfinite_guard import NonFiniteGuard, parameters
+
+
+def _is_plain(plugin: object) -> bool:
+    """Whether its way to clip is torch's own."""
+    return type(plugin) is Precision or isinstance(plugin, MixedPrecision)
 
 
 class InpaintDiffusion(ScheduledModule):
@@ -282,10 +288,22 @@ class InpaintDiffusion(ScheduledModule):
     def configure_gradient_clipping(
         self, optimizer: Optimizer, gradient_clip_val: float | None = None, gradient_clip_algorithm: Any = None
     ) -> None:
-        """As Lightning; a fused optimizer, which it refuses in mixed precision, too if there is no loss scaler."""
+        """As Lightning; a fused optimizer, which it refuses in mixed precision, too if there is no loss scaler.
+
+        The norm that NonFiniteGuard has computed in this step is not computed again.
+        """
         plugin = self.trainer.precision_plugin
+        scaled = isinstance(plugin, MixedPrecision) and plugin.scaler is not None
+        algorithm = GradClipAlgorithmType(gradient_clip_algorithm or GradClipAlgorithmType.NORM)
+        weights = list(parameters(optimizer))
+        if gradient_clip_val and algorithm == GradClipAlgorithmType.NORM and not scaled and _is_plain(plugin):
+            gradients = [each.grad for each in weights if each.grad is not None]
+            guards = (each for each in self.trainer.callbacks if isinstance(each, NonFiniteGuard))  # type: ignore[attr-defined]
+            norm = next((guard.known_norm(gradients) for guard in guards), None)
+            if norm is not None:
+                torch.nn.utils.clip_grads_with_norm_(weights, gradient_clip_val, norm)
+                return
         if isinstance(plugin, MixedPrecision) and plugin.scaler is None:
-            algorithm = GradClipAlgorithmType(gradient_clip_algorithm or GradClipAlgorithmType.NORM)
             Precision.clip_gradients(plugin, optimizer, gradient_clip_val or 0, algorithm)
         else:
             self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)

@@ -98,11 +98,9 @@ def loss_by_hand(name: str, module: InpaintDiffusion, batch: dict[str, Any]) -> 
     vae, base = module.encoder.vae, module.control.base.model  # type: ignore[union-attr]
     image, mask = batch["image"].float() / 255, batch["mask"].float()
     fill = 0.0 if name in ("sd3_controlnet", "qwen_image_controlnet") else 0.5
-    # in one pass: in batches of another size sums are rounded otherwise
-    both = vae.normalize(vae.posterior(torch.cat([torch.where(mask > 0.5, fill, image), image])).mean)
-    masked, latents = both.chunk(2)
-    if name in ("sd15_controlnet", "sdxl_controlnet"):
-        latents = vae.normalize(vae.posterior(image).mean)
+    masked, latents = (
+        vae.normalize(vae.posterior(each).mean) for each in (torch.where(mask > 0.5, fill, image), image)
+    )
     noise = normal(key(module.seed, batch["position"], Stream.NOISE), latents.shape[1:])
     timesteps = module.objective(latents, noise, key(module.seed, batch["position"], Stream.TIMESTEP)).timesteps
     told, controlnet = module.conditioning(batch), module.denoiser  # type: ignore[arg-type]

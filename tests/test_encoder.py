@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -187,6 +188,15 @@ def test_max_batch_changes_nothing(vae: AutoencoderKL) -> None:
     parts = InpaintEncoder(vae, max_batch=2)(image(3), box(3), target=True)
     for a, b in zip(whole, parts, strict=True):
         torch.testing.assert_close(a, b, rtol=0, atol=1e-5)
+
+
+def test_the_peak_is_that_of_one_batch(vae: AutoencoderKL) -> None:
+    """As two calls of the VAE by hand have it: the pass over both at once was twice the memory."""
+    encoder = InpaintEncoder(vae)
+    with mock.patch.object(encoder.vae.module, "encode", wraps=vae.encode) as encode:  # type: ignore[attr-defined]
+        latents = encoder(image(3), box(3), target=True)
+    assert [len(call.args[0]) for call in encode.call_args_list] == [3, 3]
+    assert torch.equal(latents.samples, encoder(image(3), box(3)).samples), "with a target or without"
 
 
 def test_sampled_posterior_is_a_function_of_the_key(vae: AutoencoderKL) -> None:

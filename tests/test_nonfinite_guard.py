@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import copy
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from quiet_trainer import QUIET, quiet_trainer
+from tiny_models import tiny_module
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
+from two_ranks import Batches
 
-from inpaint_module.training.nonfinite_guard import NonFiniteGuard, all_finite
+from inpaint_module.training.nonfinite_guard import NonFiniteGuard, norm_of
 
 pytestmark = [
     *QUIET,
@@ -115,14 +118,14 @@ def test_state_goes_on_counting() -> None:
     assert (twin.dropped, twin.in_a_row) == (5, 2)
 
 
-def test_all_finite() -> None:
+def test_the_norm_is_finite_if_all_are() -> None:
     good = torch.tensor([1e18, -1e-45])
-    assert all_finite([good, good.to(torch.bfloat16) / 2])
-    assert all_finite([torch.full((9,), 6e4, dtype=torch.float16)])
-    assert all_finite([])
-    assert not all_finite([torch.tensor([3e38, 3e38])])  # a norm that clipping cannot divide by
+    assert norm_of([good, good.to(torch.bfloat16) / 2]).isfinite()
+    assert norm_of([torch.full((9,), 6e4, dtype=torch.float16)]).isfinite()
+    assert norm_of([]).isfinite()
+    assert not norm_of([torch.tensor([3e38, 3e38])]).isfinite()  # a norm that clipping cannot divide by
     for bad in (torch.nan, torch.inf, -torch.inf):
-        assert not all_finite([good, torch.tensor([[0.0, bad]])])
+        assert not norm_of([good, torch.tensor([[0.0, bad]])]).isfinite()
 
 
 def test_max_dropped_must_be_positive() -> None:
@@ -143,3 +146,28 @@ def test_the_samples_of_a_dropped_step_are_named(caplog: pytest.LogCaptureFixtur
     assert (
         "step 1: gradients are not finite, the step is dropped (1 so far); its samples: k4, k5, k6, k7" in caplog.text
     )
+
+
+@pytest.mark.parametrize("clip", [1e-3, 1e9])
+def test_clipping_takes_the_guards_norm_and_its_bits(clip: float) -> None:
+    """One pass for both; gradients that somebody has changed in between are measured again."""
+    norms: list[Any] = []
+    for guarded, changes in ((True, False), (False, False), (True, True)):
+        module, looks = tiny_module(), mock.patch("torch.nn.utils.clip_grad_norm_", wraps=nn.utils.clip_grad_norm_)
+        torch.manual_seed(0)
+        callbacks = ([NonFiniteGuard()] if guarded else []) + ([Doubled()] if changes else [])
+        with looks as own:
+            trainer = quiet_trainer(2, callbacks=callbacks, gradient_clip_val=clip, limit_val_batches=0)
+            trainer.fit(module, DataLoader(Batches(0, 0, 1), batch_size=None), DataLoader([0]))
+        assert own.call_count == (0 if guarded and not changes else 2)
+        norms.append([each.detach().clone() for each in module.optimized()])
+    assert all(torch.equal(one, other) for one, other in zip(norms[0], norms[1], strict=True))
+
+
+class Doubled(Callback):
+    """Changes the gradients after the guard has looked at them."""
+
+    def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
+        for each in pl_module.parameters():
+            if each.grad is not None:
+                each.grad.mul_(2)

@@ -16,15 +16,15 @@ from torch.optim import Optimizer
 _log = logging.getLogger(__name__)
 
 
-def all_finite(gradients: list[Tensor]) -> Tensor:
-    """Whether their norm is a number, bool (), of the parts that this rank holds; no device waits.
+def norm_of(gradients: list[Tensor]) -> Tensor:
+    """Their norm together, (), of the parts that this rank holds; no device waits.
 
-    One NaN or infinity makes it none, and so does a norm beyond float32, by which no clipping could divide. Ten times
-    as fast as a look at each number, and a few launches on a GPU instead of two for each parameter.
+    One NaN or infinity makes it none, and a norm beyond float32, by which no clipping could divide, is infinite. Ten
+    times as fast as a look at each number, and a few launches on a GPU instead of two for each parameter.
     """
     parts = [each.to_local() if isinstance(each, DTensor) else each for each in gradients]
     parts = [part.float() if part.dtype == torch.float16 else part for part in parts]  # whose norm overflows at 65504
-    return get_total_norm(parts).isfinite() if parts else torch.tensor(True)
+    return get_total_norm(parts) if parts else torch.tensor(0.0)
 
 
 class NonFiniteGuard(Callback):
@@ -53,6 +53,7 @@ class NonFiniteGuard(Callback):
         self.dropped = 0  # in the whole run
         self.in_a_row = 0
         self._keys: list[str] = []  # of the samples since the last optimizer step
+        self._norm: tuple[Tensor | None, list[tuple[int, int]]] = (None, [])
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Note whose gradients are to come."""
@@ -62,13 +63,21 @@ class NonFiniteGuard(Callback):
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
         """Look at the gradients, and drop them."""
-        finite = all_finite([each.grad for each in parameters(optimizer) if each.grad is not None])
-        flag = finite.to(trainer.strategy.root_device, torch.float32)
+        gradients = [each.grad for each in parameters(optimizer) if each.grad is not None]
+        norm = norm_of(gradients)
+        self._norm = norm, _state_of(gradients)
+        flag = norm.isfinite().to(trainer.strategy.root_device, torch.float32)
         if trainer.strategy.reduce(flag, reduce_op="min"):
             self.in_a_row = 0
         else:
             self._drop(trainer.global_step, optimizer)
         pl_module.log("train/dropped_steps", float(self.dropped), on_step=True, on_epoch=False)
+
+    def known_norm(self, gradients: list[Tensor]) -> Tensor | None:
+        """Their norm, if it is what was looked at in this step and is clipping's own; None if they have changed."""
+        norm, state = self._norm
+        plain = all(type(each) is Tensor and each.dtype != torch.float16 for each in gradients)
+        return norm if plain and gradients and state == _state_of(gradients) else None
 
     def _drop(self, step: int, optimizer: Optimizer) -> None:
         """Without gradients, optimizers and clipping pass over a parameter."""
@@ -92,6 +101,11 @@ class NonFiniteGuard(Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on counting."""
         self.dropped, self.in_a_row = state_dict["dropped"], state_dict["in_a_row"]
+
+
+def _state_of(gradients: list[Tensor]) -> list[tuple[int, int]]:
+    """What changes when one of them is replaced or written to."""
+    return [(id(each), each._version) for each in gradients]
 
 
 def parameters(optimizer: Optimizer) -> Iterator[Tensor]:

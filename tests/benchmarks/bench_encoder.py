@@ -180,7 +180,7 @@ def encode_rows(scale: Scale, *, eager: bool) -> Iterable[tuple[Any, ...]]:
     data, peak_flops = new_batch(scale.batch, scale.side, "cuda"), bf16_peak()
     for dtype in (torch.float32, torch.bfloat16):
         vae = sd_sized_vae(scale.vae_channels, "cuda", dtype)
-        one, two = (InpaintEncoder(vae, 16, max_batch=m).to("cuda") for m in (None, scale.batch))
+        one, two = (InpaintEncoder(vae, 16, max_batch=m).to("cuda") for m in (2 * scale.batch, None))
         work = encode_flops(one, data)
         calls: dict[str, Callable[[], Any]] = {
             "eager, one pass on 2B": lambda one=one: one(data.pixels, data.hole, True),
