@@ -12,12 +12,12 @@ import torch
 import torch.nn.functional as F
 from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 from quiet_trainer import QUIET
-from test_base_models import CAPTIONS, assert_same_call, caught, fit, in_the_order_of_training
+from test_base_models import CAPTIONS, assert_same_call, caught, in_the_order_of_training
 from tiny_folders import PLAIN_BASES, saved
 from tiny_models import tiny_batch
 from torch import Tensor
 
-from inpaint_module.base_models import BaseModel, LoRA, PlainLayout, family_of, unpack
+from inpaint_module.base_models import BaseModel, PlainLayout, family_of, unpack
 from inpaint_module.base_models.served import config_difference
 from inpaint_module.export import export
 from inpaint_module.lightning_module import InpaintDiffusion
@@ -200,30 +200,6 @@ def test_guidance_is_the_pipelines(name: str, guidance: dict[str, Any], folders:
     if latents.ndim == 3:
         latents = pipeline._unpack_latents(latents, 32, 48, 8).reshape(noise.shape)
     torch.testing.assert_close(ours, module.encoder.decode(latents), rtol=0, atol=1e-5)
-
-
-@pytest.mark.parametrize("lora", [None, LoRA(4)], ids=["whole", "lora"])
-@pytest.mark.parametrize(
-    "name", ["sd15_plain", *(pytest.param(each, marks=pytest.mark.slow) for each in list(SERVED)[1:])]
-)
-def test_resumes_to_the_bit_and_is_loaded(
-    name: str, lora: LoRA | None, folders: dict[str, str], tmp_path: Path
-) -> None:
-    once, again = (of(name, folders, lora=lora) for _ in range(2))
-    fit(once, tmp_path / "once", 2, ema=False)
-    first = fit(of(name, folders, lora=lora), tmp_path / "twice", 1, ema=False)
-    fit(again, tmp_path / "twice", 2, first, ema=False)
-    weights, resumed = once.denoiser.state_dict(), again.denoiser.state_dict()
-    assert weights.keys() == resumed.keys()
-    assert all(torch.equal(weights[each], resumed[each]) for each in weights)
-    export(once, tmp_path / "out", lora_only=lora is not None)
-    pipeline_class = getattr(diffusers, SERVED[name])
-    if lora is None:
-        pipeline_class.from_pretrained(tmp_path / "out")
-        return
-    pipeline = pipeline_class.from_pretrained(folders[name])
-    pipeline.load_lora_weights(tmp_path / "out")
-    assert pipeline.get_active_adapters()
 
 
 def test_an_edit_model_may_be_shown_the_whole_image(folders: dict[str, str]) -> None:

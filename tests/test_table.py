@@ -1,0 +1,130 @@
+"""Every base model in every way of training, a row each; `python tests/test_table.py` writes the page's table.
+
+A row trains two steps, goes on after a stop to the bit, is exported, and loaded by the real pipeline, whole and as
+LoRA. What the pipelines are fed, and the losses, stand in test_base_models.py, test_plain.py and test_controlnet.py.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import pytest
+import torch
+from quiet_trainer import QUIET
+from test_base_models import fit
+from tiny_folders import BASES, CONFIGS, CONTROLNET_BASES, PLAIN_BASES, saved
+
+from inpaint_module import base_models
+from inpaint_module.base_models import FAMILIES, BaseModel, ControlNetOptions, LoRA, family_of
+from inpaint_module.base_models.family import WAYS
+from inpaint_module.base_models.loading import pipeline_index
+from inpaint_module.export import export
+from inpaint_module.lightning_module import InpaintDiffusion
+
+pytestmark = [
+    *QUIET,
+    pytest.mark.filterwarnings("ignore:You.re resuming from a checkpoint that ended"),
+    pytest.mark.filterwarnings("ignore:Checkpoint directory .*not empty"),
+    pytest.mark.filterwarnings("ignore:a caption fills all 77 tokens"),
+    pytest.mark.filterwarnings("ignore:.FluxPosEmbed. is deprecated:FutureWarning"),
+    pytest.mark.filterwarnings("ignore:.*of the installed diffusers (stops|decodes)"),
+]
+PAGE = Path(base_models.__file__).parent / "README.md"
+FOLDERS = BASES | PLAIN_BASES | CONTROLNET_BASES
+NAMES = {
+    "Stable Diffusion 1.x and 2.x": "sd15",
+    "Stable Diffusion XL": "sdxl",
+    "Stable Diffusion 3": "sd3",
+    "Flux.1": "flux",
+    "Qwen-Image": "qwen_image",
+    "Z-Image": "z_image",
+    "Chroma": "chroma",
+}
+OTHERWISE = {("Flux.1", "channels"): "flux_fill", ("Flux.1", "edit"): "flux_kontext_edit"}
+
+
+def config_of(family: str, way: str) -> str:
+    """The name of the config of a row."""
+    plain = NAMES[family] if way == "channels" else f"{NAMES[family]}_{way}"
+    return OTHERWISE.get((family, way), plain)
+
+
+ROWS = {config_of(family.name, way): (family, way) for family in FAMILIES for way in family.ways}
+
+
+def table() -> str:
+    """What the page shows: a line for each base model, a column for each way."""
+    lines = [f"| base model | {' | '.join(f'`{way}`' for way in WAYS)} |", "|---|" + "---|" * len(WAYS)]
+    for family in FAMILIES:
+        ways = [family.ways.get(way) for way in WAYS]
+        cells = [f"`{way.pipeline.removesuffix('Pipeline')}`" if way else "" for way in ways]
+        lines.append(f"| {family.name} | {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def test_the_page_shows_the_table() -> None:
+    assert table() in PAGE.read_text(), "write it anew: python tests/test_table.py"
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_a_row_has_a_config_and_a_pipeline(name: str) -> None:
+    _, way = ROWS[name]
+    text = (CONFIGS / f"{name}.yaml").read_text()
+    assert f"train: {way}" in text
+    assert len([line for line in text.splitlines() if not line.startswith("#")]) <= 12
+    assert name in FOLDERS
+    assert hasattr(diffusers, ROWS[name][0].ways[way].pipeline)
+
+
+def module_of(name: str, folder: str, lora: LoRA | None, controlnet: str | None) -> InpaintDiffusion:
+    options: dict[str, Any] = {"lora": lora}
+    if controlnet is not None:
+        options["controlnet"] = ControlNetOptions(controlnet)
+    return InpaintDiffusion(BaseModel(folder, train=ROWS[name][1], **options), sampling_steps=1)
+
+
+FAST = {("sd15_plain", 4), ("sd15_controlnet", 4)}
+
+
+@pytest.mark.parametrize(
+    ("name", "rank"),
+    [
+        pytest.param(name, rank, marks=[] if (name, rank) in FAST else pytest.mark.slow)
+        for name in ROWS
+        for rank in (None, 4)
+    ],
+)
+def test_a_row(name: str, rank: int | None, tmp_path: Path) -> None:
+    folder = saved(FOLDERS[name](), tmp_path / "base")
+    assert family_of(pipeline_index(folder), folder) is ROWS[name][0]
+    lora, controlnet = None if rank is None else LoRA(rank), None
+    if lora is not None and name.endswith("_controlnet"):  # of one that has been trained
+        export(module_of(name, folder, None, None), tmp_path / "controlnet")
+        controlnet = str(tmp_path / "controlnet")
+    once, again = (module_of(name, folder, lora, controlnet) for _ in range(2))
+    before = {key: value.clone() for key, value in once.denoiser.state_dict().items()}
+    fit(once, tmp_path / "once", 2, ema=False)
+    first = fit(module_of(name, folder, lora, controlnet), tmp_path / "twice", 1, ema=False)
+    fit(again, tmp_path / "twice", 2, first, ema=False)
+    weights, resumed = once.denoiser.state_dict(), again.denoiser.state_dict()
+    assert weights.keys() == resumed.keys()
+    assert all(torch.equal(weights[key], resumed[key]) for key in weights)
+    assert any(not torch.equal(before[key], weights[key]) for key in weights)
+    fuse = lora is not None and name.endswith("_controlnet")
+    export(once, tmp_path / "out", fuse=fuse)
+    kind = getattr(diffusers, once.base.pipeline)
+    if name.endswith("_controlnet"):
+        loaded = diffusers.AutoModel.from_pretrained(str(tmp_path / "out"))
+        assert kind.from_pretrained(folder, controlnet=loaded).controlnet is loaded
+        return
+    pipeline = kind.from_pretrained(tmp_path / "out")
+    if lora is not None:
+        pipeline.load_lora_weights(tmp_path / "out")
+        assert pipeline.get_active_adapters()
+
+
+if __name__ == "__main__":
+    head, _, rest = PAGE.read_text().partition("| base model | `")
+    PAGE.write_text(head + table() + rest[rest.index("\n\n") + 1 :])
