@@ -136,6 +136,22 @@ def test_a_config_of_flat_data() -> None:
     }
 
 
+class OwnData(WebDatasetDataModule):
+    """Someone's own, which has a window of its own."""
+
+    def __init__(self, window: int = 1, **options: Any) -> None:
+        super().__init__(**options)
+
+
+def test_a_data_module_made_of_ours() -> None:
+    own = {"class_path": f"{__name__}.OwnData"}
+    moved = {"decoder": {"flip": 0.1}, "window": 3}
+    assert today({"data": own | {"init_args": {"flip": 0.1, "window": 3}}}) == {"data": own | {"init_args": moved}}
+    options = ["--data.flip=0.1", "--data.window=3"]
+    assert today_options(options, own["class_path"]) == ["--data.decoder.flip=0.1", "--data.window=3"]
+    assert today_options(options, "no.such.Class") == options
+
+
 def test_options_of_flat_data() -> None:
     old = [
         "--data.flip=0.1",

@@ -119,8 +119,10 @@ def _read_index(place: Path, wanted: Mapping[str, Any]) -> dict[str, Any] | None
     """The index, if there is one of this very content; a damaged one counts as none."""
     try:
         content = json.loads((place / "index.json").read_text(encoding="utf-8"))
-        return content if {name: content[name] for name in wanted} == wanted else None
-    except (OSError, ValueError, KeyError, TypeError):
+        made = {name for fields in content["made"].values() for name in fields.values()}
+        whole = made <= {path.name for path in (place / _MADE).iterdir()}
+        return content if whole and {name: content[name] for name in wanted} == wanted else None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
 
 
@@ -243,7 +245,7 @@ class PictureFolders:
         if found.account:
             rank_zero_info(f"{self.name}: {folder} was read for its index: {found.account.rstrip()}")
         self._check(folder, found)
-        self.states[str(folder)] = found.states
+        self.states[str(folder.resolve())] = found.states
         self.refused += [BadSample(str(folder), name, -1, reason) for name, reason in found.refused.items()]
         return found.shards
 

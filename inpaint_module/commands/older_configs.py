@@ -6,8 +6,9 @@ from __future__ import annotations
 import functools
 import inspect
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
+from importlib import import_module
 from typing import Any, TypeVar
 
 from jsonargparse import Namespace
@@ -61,11 +62,11 @@ def class_of_data(config: Mapping[str, Any]) -> str | None:
 
 def _data_today(config: dict[str, Any], data_class: str | None) -> dict[str, Any]:
     data = config.get("data")
-    if not isinstance(data, dict) or not (class_of_data(config) or data_class or _DATA).endswith(_DATA):
+    if not isinstance(data, dict):
         return config
     holder = "init_args" if isinstance(data.get("init_args"), dict) else None
     arguments = dict(data["init_args"] if holder else data)
-    moved = [name for name in arguments if name in MOVED_DATA]
+    moved = _moving(arguments, class_of_data(config) or data_class)
     for old in moved:
         part, _, name = MOVED_DATA[old].partition(".")
         given = arguments.get(part) or {}
@@ -74,6 +75,20 @@ def _data_today(config: dict[str, Any], data_class: str | None) -> dict[str, Any
         arguments[part] = given | {name: arguments.pop(old)}
     _say_moved(*moved)
     return config | {"data": {**data, "init_args": arguments} if holder else arguments}
+
+
+def _moving(names: Iterable[str], data_class: str | None) -> list[str]:
+    """Those of the names that are arguments which have a part now, of our data module or one made of it."""
+    names = [name for name in names if name in MOVED_DATA]
+    if not names or data_class is None or data_class.rpartition(".")[2] == _DATA:
+        return names
+    module, _, name = data_class.rpartition(".")
+    try:
+        found = getattr(import_module(module), name)
+    except Exception:  # whatever a module of the user raises, jsonargparse reports
+        return []
+    ours = any(each.__name__ == _DATA for each in getattr(found, "__mro__", ()))
+    return [name for name in names if ours and name not in inspect.signature(found).parameters]
 
 
 @functools.cache
@@ -165,9 +180,10 @@ def today_options(arguments: Sequence[str], data_class: str | None = None) -> li
         for value, following in zip(arguments, [*arguments[1:], ""], strict=False)
         if value.partition("=")[0] in ("--data", "--data.class_path")
     ]
-    ours = next(iter([*named[::-1], data_class or _DATA])).endswith(_DATA)
+    options = [option for each in arguments if (option := _OF_DATA.match(each))]
+    moving = _moving(dict.fromkeys(option["name"] for option in options), next(iter([*named[::-1], data_class])))
     for each in arguments:
-        if ours and (option := _OF_DATA.match(each)) and option["name"] in MOVED_DATA:
+        if (option := _OF_DATA.match(each)) and option["name"] in moving:
             moved.append(option["name"])
             each = f"--data.{MOVED_DATA[option['name']]}{option['rest']}"
         for name in _PARTS:
