@@ -182,11 +182,10 @@ class WebDatasetDataModule(StreamDataModule, DescribedData):
 
     def _stream(self, shards: ShardSet, order: orders.Order, **options: Any) -> orders.SampleStream:
         """This rank's part of the stream."""
-        donors = (
-            orders.Donors(order, seed=self.seed, probability=share) if (share := self.masks.removal_share) else None
-        )
+        share = self.masks.removal_share
+        removals = orders.RemovalMasks(order, seed=self.seed, probability=share) if share else None
         rank, world = self.rank_and_world()
-        return orders.SampleStream(shards, order, rank=rank, world=world, donors=donors, **options)
+        return orders.SampleStream(shards, order, rank=rank, world=world, removals=removals, **options)
 
     def train_dataloader(self) -> orders.StreamLoader:
         """An endless loader that starts at the stream's position."""

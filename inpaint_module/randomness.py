@@ -60,8 +60,8 @@ class Stream(IntEnum):
     SAMPLER = 9
     BRANCH = 10
     OWN_MASK = 11
-    DONOR = 12
-    DONOR_MASK = 13
+    REMOVAL = 12
+    REMOVAL_MASK = 13
     SUBSTITUTE = 14
     CAPTION_DROP = 15
     TAGS = 16

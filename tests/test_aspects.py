@@ -9,7 +9,7 @@ import torch
 from data_fixtures import encode, exif_turned, photo, write_tar
 
 from datamodules.decode.reading import image_size
-from datamodules.order.bucket_order import ShardAspects
+from datamodules.order.bucket_order import AspectRatios
 from datamodules.shards.manifest import write_manifest
 from datamodules.shards.shard_specs import open_shards
 
@@ -28,7 +28,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def test_width_to_height_by_number(folder: Path) -> None:
-    aspects = ShardAspects(open_shards(str(folder)))
+    aspects = AspectRatios(open_shards(str(folder)))
     expected = torch.tensor([w / h for w, h in SIZES])
     assert aspects(torch.arange(5)).equal(expected)
     mixed_up = torch.tensor([4, 0, 3, 3, 1])
@@ -37,23 +37,23 @@ def test_width_to_height_by_number(folder: Path) -> None:
 
 
 def test_an_unreadable_image_is_square(folder: Path) -> None:
-    assert ShardAspects(open_shards(str(folder)))(torch.tensor([5, 4])).tolist() == [1.0, 0.25]
+    assert AspectRatios(open_shards(str(folder)))(torch.tensor([5, 4])).tolist() == [1.0, 0.25]
 
 
 def test_a_rotated_photo_is_upright(tmp_path: Path) -> None:
     picture = photo(0, 48, 24)
     write_tar(tmp_path / "0.tar", [("p.jpg", encode(picture, "JPEG", exif=exif_turned()))])
     write_manifest(tmp_path, measure=image_size)
-    assert ShardAspects(open_shards(str(tmp_path)))(torch.tensor([0])).tolist() == [0.5]
+    assert AspectRatios(open_shards(str(tmp_path)))(torch.tensor([0])).tolist() == [0.5]
 
 
 def test_only_the_shards_in_question_are_read(folder: Path) -> None:
     (folder / "1.index.json").write_text("not an index")
-    assert ShardAspects(open_shards(str(folder)))(torch.tensor([0, 1, 5])).shape == (3,)
+    assert AspectRatios(open_shards(str(folder)))(torch.tensor([0, 1, 5])).shape == (3,)
 
 
 def test_pickles(folder: Path) -> None:
-    aspects = ShardAspects(open_shards(str(folder)))
+    aspects = AspectRatios(open_shards(str(folder)))
     samples = torch.arange(5)
     assert pickle.loads(pickle.dumps(aspects))(samples).equal(aspects(samples))
 
@@ -63,7 +63,7 @@ def test_an_index_without_sizes_is_refused(folder: Path) -> None:
     content = json.loads(path.read_text())
     del content["sizes"]
     path.write_text(json.dumps(content))
-    aspects = ShardAspects(open_shards(str(folder)))
+    aspects = AspectRatios(open_shards(str(folder)))
     message = (
         r"data\.order\.bucket_step: .*1\.tar: expected image sizes in its index, got none; write it with inpaint shards"
     )

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from datamodules.decode.sample_decoder import SampleDecoder
-from datamodules.order.bucket_order import BucketOrder, Buckets, ShardAspects
+from datamodules.order.bucket_order import AspectRatios, BucketOrder, Buckets
 from datamodules.order.loaders import StreamLoader
 from datamodules.order.mixed_order import MixedOrder
 from datamodules.order.order import Order, SampleOrder
@@ -177,7 +177,7 @@ def test_real_photos_come_in_batches_of_one_shape() -> None:
     """The embedded photos, decoded: one shape per batch, every photo as often as without buckets, less cut off."""
     shards = open_shards("embedded:val")
     below = SampleOrder(shards.counts, seed=0)
-    sizes = ShardAspects(shards)
+    sizes = AspectRatios(shards)
     order = BucketOrder(below, sizes, Buckets((64, 64), step=8), batch_size=2, seed=0, group=8)
     decoder = SampleDecoder(image_size=(64, 64), seed=0, augment=True)
     stream = SampleStream(shards, order, batch_size=2)

@@ -20,7 +20,7 @@ class Marking(IterableDataset[int]):
 
     def __iter__(self):  # type: ignore[no-untyped-def]
         worker = torch.utils.data.get_worker_info().id
-        self.markers.mark(RAW._replace(position=worker, donor=RAW if worker == 2 else None))
+        self.markers.mark(RAW._replace(position=worker, removal=RAW if worker == 2 else None))
         if worker == 1:
             self.markers.clear()
         while True:

@@ -116,7 +116,7 @@ def test_with_a_mask_of_another_both_samples_are_named(
 ) -> None:
     keys = stream_keys(shards)
     found = loader(shards, Meeting(keys[5], dying(signal.SIGSEGV)), num_workers=1, folder=tmp_path)
-    found._stream.donors = lambda positions: torch.zeros_like(positions)  # type: ignore[assignment]
+    found._stream.removals = lambda positions: torch.zeros_like(positions)  # type: ignore[assignment]
     with pytest.raises(RuntimeError, match="DataLoader worker"):
         batches(found)
     assert {row["key"] for row in json_lines(tmp_path / "crashes.jsonl")} == {keys[5], shards.read(0).key}
@@ -135,7 +135,7 @@ def test_a_worker_that_dies_while_it_reads_is_told_apart(
     shards: ShardSet, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     stopped = loader(shards, num_workers=2, folder=tmp_path)
-    stopped._stream.donors = lambda positions: os.kill(os.getpid(), signal.SIGKILL)  # type: ignore[assignment, return-value]
+    stopped._stream.removals = lambda positions: os.kill(os.getpid(), signal.SIGKILL)  # type: ignore[assignment, return-value]
     with pytest.raises(RuntimeError, match="DataLoader worker") as raised:
         batches(stopped)
     assert "A worker died (Killed) while it was not decoding a sample. Is there too" in raised.value.__notes__[0]
@@ -170,7 +170,7 @@ def test_a_kill_of_everything_blames_no_sample(shards: ShardSet, tmp_path: Path)
     def train() -> None:
         os.setsid()
         slow = loader(shards, Meeting("", bad), num_workers=2, folder=tmp_path)
-        slow._stream.donors = lambda positions: time.sleep(0.2) or torch.full_like(positions, -1)
+        slow._stream.removals = lambda positions: time.sleep(0.2) or torch.full_like(positions, -1)
         for _ in slow:
             (tmp_path / "training").touch()
 

@@ -115,7 +115,7 @@ def test_another_is_of_the_same_source_and_window() -> None:
             index += 1
 
 
-def test_a_lonely_sample_has_no_other() -> None:
+def test_a_lonely_sample_gets_no_removal_mask() -> None:
     order = MixedOrder([SampleOrder((4,)), SampleOrder((1,))], [1.0, 1.0], seed=0)
     positions = torch.arange(200)
     lonely = order(positions) == 4

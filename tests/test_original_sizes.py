@@ -111,12 +111,12 @@ def test_an_enlarged_photo_by_hand() -> None:
     assert lefts == {0, 8, 16, 24, 32}
 
 
-def test_a_donor_changes_no_size() -> None:
-    donor = raw(photo(2, 90, 30))._replace(
+def test_a_removal_mask_changes_no_size() -> None:
+    other = raw(photo(2, 90, 30))._replace(
         fields={**raw(photo(2)).fields, "mask.png": encode(Image.new("L", (24, 20)))}
     )
     plain = decoder()(raw(photo(1, 200, 100)))
-    lent = decoder()(raw(photo(1, 200, 100))._replace(donor=donor))
+    lent = decoder()(raw(photo(1, 200, 100))._replace(removal=other))
     assert all(lent[name] == plain[name] for name in ("original_size", "crop"))
 
 

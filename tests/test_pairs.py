@@ -219,7 +219,7 @@ def test_a_bad_pair_is_replaced_in_training_and_ends_an_evaluation(tmp_path: Pat
 
 
 def test_a_pair_keeps_its_own_mask(shards: Path) -> None:
-    """No donor's mask and no painted one, under which the model would be shown what it is to take away."""
+    """No mask of another sample and no painted one, under which the model would be shown what it is to take away."""
     data = data_module(shards, share=0.0, removal_share=1.0, flip=0.5)
     for batch in batches(data, 3):
         for image, mask, target in zip(batch["image"], batch["mask"], batch["target"], strict=True):
@@ -231,8 +231,8 @@ def test_a_pair_lends_no_mask() -> None:
     pair = sample(png=encode(scribbled(1)), target_png=encode(photo(1)), mask_png=encode(hole()))
     alone = sample(png=encode(photo(0)))
     lent = {name: data for name, data in pair.fields.items() if name != "target.png"}
-    assert "mask" not in decoder()(alone._replace(donor=pair))
-    assert "mask" in decoder(min_scale=1.0)(alone._replace(donor=pair._replace(fields=lent)))
+    assert "mask" not in decoder()(alone._replace(removal=pair))
+    assert "mask" in decoder(min_scale=1.0)(alone._replace(removal=pair._replace(fields=lent)))
 
 
 # --- transforms

@@ -137,25 +137,25 @@ def test_a_sample_alone_in_its_window_has_no_substitute(tmp_path: Path) -> None:
         tolerant(shards)(shards.read(0)._replace(position=0))
 
 
-def test_a_bad_donor_lends_no_mask(shards: ShardSet, tmp_path: Path) -> None:
+def test_the_mask_of_a_bad_sample_is_not_used(shards: ShardSet, tmp_path: Path) -> None:
     raw = shards.read(0)._replace(position=3)
-    sample = tolerant(shards, tmp_path / "run")(raw._replace(donor=shards.read(5)))
+    sample = tolerant(shards, tmp_path / "run")(raw._replace(removal=shards.read(5)))
     assert sample["__key__"] == "k0"
     assert sample["image"].equal(tolerant(shards)(raw)["image"])
     assert [kind for kind, _ in sample["notes"]] == ["bad"]
     assert [row["key"] for row in json_lines(tmp_path / "run" / "quarantine.jsonl")] == ["k5"]
 
 
-def test_a_substitute_is_not_its_own_donor(shards: ShardSet) -> None:
+def test_a_substitute_does_not_get_its_own_mask_as_anothers(shards: ShardSet) -> None:
     decode = tolerant(shards)
     alone = decode(shards.read(1)._replace(position=3))
     number = int(alone["__key__"][1:])
-    donors = []
+    others = []
     inner = decode.decoder
-    decode.decoder = lambda raw: donors.append((raw.key, raw.donor and raw.donor.key)) or inner(raw)  # type: ignore[func-returns-value]
-    decode(shards.read(1)._replace(position=3, donor=shards.read(number)))
-    assert (alone["__key__"], None) in donors
-    assert (alone["__key__"], alone["__key__"]) not in donors
+    decode.decoder = lambda raw: others.append((raw.key, raw.removal and raw.removal.key)) or inner(raw)  # type: ignore[func-returns-value]
+    decode(shards.read(1)._replace(position=3, removal=shards.read(number)))
+    assert (alone["__key__"], None) in others
+    assert (alone["__key__"], alone["__key__"]) not in others
 
 
 def test_samples_that_killed_workers_are_not_decoded(shards: ShardSet) -> None:
@@ -165,7 +165,7 @@ def test_samples_that_killed_workers_are_not_decoded(shards: ShardSet) -> None:
     sample = decode(shards.read(0)._replace(position=3))
     assert sample["__key__"] != "k0"
     assert sample["notes"][0] == ("bad", f"{path}: sample 'k0': has killed a worker that decoded it")
-    sample = decode(shards.read(3)._replace(position=3, donor=shards.read(0)))
+    sample = decode(shards.read(3)._replace(position=3, removal=shards.read(0)))
     assert sample["__key__"] == "k3"
     assert "has killed a worker" in sample["notes"][0][1]
 
@@ -177,9 +177,9 @@ def test_a_full_memory_is_no_bad_sample(shards: ShardSet) -> None:
         raise ValueError("s.tar: sample 'k': ") from MemoryError()
 
     decode.decoder = full
-    for donor in (None, shards.read(3)):
+    for other in (None, shards.read(3)):
         with pytest.raises(ValueError, match=r"^s\.tar: sample 'k': $"):
-            decode(shards.read(0)._replace(position=3, donor=donor))
+            decode(shards.read(0)._replace(position=3, removal=other))
 
 
 # Limit

@@ -193,47 +193,47 @@ def test_empty_masks_are_allowed_or_not() -> None:
     assert decoder(allow_empty=False)(raw(mask_png=half("left")))["mask"].any()
 
 
-# Masks of a donor
+# Masks of another sample
 
 
-def test_the_donor_lends_its_mask_only() -> None:
-    donor = raw(image=photo(2), mask_png=half("right"))
+def test_only_the_mask_of_the_other_sample_is_used() -> None:
+    other = raw(image=photo(2), mask_png=half("right"))
     receiver = raw(mask_png=half("left"))
-    sample = decoder()(receiver._replace(donor=donor))
+    sample = decoder()(receiver._replace(removal=other))
     assert sides(sample) == [False, True]
     assert sample["image"].equal(decoder()(receiver)["image"])
 
 
-def test_without_a_mask_the_donor_changes_nothing() -> None:
+def test_without_a_mask_the_other_changes_nothing() -> None:
     receiver = raw(mask_png=half("left"))
-    for donor in (raw(image=photo(2)), raw(image=photo(2), mask_png=half("none"))):
-        assert sides(decoder()(receiver._replace(donor=donor))) == [True, False]
-    assert "mask" not in decoder()(raw()._replace(donor=raw(image=photo(2))))
+    for other in (raw(image=photo(2)), raw(image=photo(2), mask_png=half("none"))):
+        assert sides(decoder()(receiver._replace(removal=other))) == [True, False]
+    assert "mask" not in decoder()(raw()._replace(removal=raw(image=photo(2))))
 
 
-def test_the_donor_has_a_crop_of_its_own() -> None:
-    """Of the donor's size and shape, by draws of its own: not the receiver's."""
+def test_the_other_has_a_crop_of_its_own() -> None:
+    """Of the other's size and shape, by draws of its own: not the receiver's."""
     column = np.zeros((30, 90), dtype=np.uint8)
     column[:, 40:50] = 255
-    donor = raw(image=photo(2, 90, 30), mask_png=encode(Image.fromarray(column)))
+    other = raw(image=photo(2, 90, 30), mask_png=encode(Image.fromarray(column)))
     for position in range(20):
-        sample = decoder(augment=True)(raw(position)._replace(donor=donor))
-        draws = uniform(key(0, torch.tensor([position]), Stream.DONOR_MASK), 5)[0, :4].tolist()
+        sample = decoder(augment=True)(raw(position)._replace(removal=other))
+        draws = uniform(key(0, torch.tensor([position]), Stream.REMOVAL_MASK), 5)[0, :4].tolist()
         crop = random_crop(90, 30, (16, 16), draws, 0.5, 0.5)
         own = crop_mask(Image.fromarray(column), crop, (16, 16), (90, 30))
         assert sample["mask"].equal(own) if own.any() else "mask" not in sample
         assert sample["image"].equal(decoder(augment=True)(raw(position))["image"])
 
 
-def test_a_small_donor_is_enough() -> None:
-    donor = raw(image=photo(2, 8, 8), mask_png=encode(Image.new("L", (8, 8), 255)))
-    assert decoder(upscale=False)(raw()._replace(donor=donor))["mask"].all()
+def test_a_small_other_sample_is_enough() -> None:
+    other = raw(image=photo(2, 8, 8), mask_png=encode(Image.new("L", (8, 8), 255)))
+    assert decoder(upscale=False)(raw()._replace(removal=other))["mask"].all()
 
 
-def test_a_bad_donor_is_named() -> None:
-    donor = raw(mask_png=b"x")._replace(shard="d.tar", key="donor")
-    with pytest.raises(ValueError, match=r"s\.tar: sample 'k': mask of d\.tar: sample 'donor': mask: cannot identify"):
-        decoder()(raw()._replace(donor=donor))
+def test_a_bad_other_sample_is_named() -> None:
+    other = raw(mask_png=b"x")._replace(shard="d.tar", key="other")
+    with pytest.raises(ValueError, match=r"s\.tar: sample 'k': mask of d\.tar: sample 'other': mask: cannot identify"):
+        decoder()(raw()._replace(removal=other))
 
 
 # Sizes
@@ -252,12 +252,12 @@ def test_small_images() -> None:
 def test_a_sample_may_ask_for_another_size() -> None:
     """Image, own and lent mask have it; crop and mask are those of a decoder of that size."""
     fields = {"mask_png": half("left")}
-    other = decoder(augment=True, image_size=(24, 12))
-    for donor in (None, raw(image=photo(2), mask_png=half("right"))):
+    of_that_size = decoder(augment=True, image_size=(24, 12))
+    for other in (None, raw(image=photo(2), mask_png=half("right"))):
         for position in range(4):
-            sample = raw(position, **fields)._replace(donor=donor)
+            sample = raw(position, **fields)._replace(removal=other)
             given = decoder(augment=True)(sample._replace(size=(24, 12)))
-            expected = other(sample)
+            expected = of_that_size(sample)
             assert given["image"].shape == (3, 24, 12)
             assert given["image"].equal(expected["image"])
             assert given["mask"].equal(expected["mask"])

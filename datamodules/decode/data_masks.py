@@ -110,27 +110,27 @@ class DataMasks:
         own = self._find(raw, crop, size, opened, draw) if always or use < self.share else None
         return own if own is not None and (self.allow_empty or own.any()) else None
 
-    def donated(self, donor: RawSample, position: int, size: Size, choose_crop: ChooseCrop) -> Tensor | None:
-        """The donor's mask through a crop of its own at `size` (H, W); None if it has none there.
+    def of_other(self, other: RawSample, position: int, size: Size, choose_crop: ChooseCrop) -> Tensor | None:
+        """Another sample's mask through a crop of its own at `size` (H, W); None if it has none there.
 
         Args:
-            donor: the sample that lends it.
+            other: the sample whose mask it is.
             position: of the sample that gets it.
             size: the target, (H, W) pixels.
             choose_crop: frame (width, height), size, four draws -> crop.
 
         Raises:
-            ValueError: naming the donor, if its mask cannot be used.
+            ValueError: naming that sample, if its mask cannot be used.
         """
         try:
-            if donor.fault:
-                raise ValueError(donor.fault)
-            draws = position_draws(self.seed, position, Stream.DONOR_MASK, 5)
-            opened = open_upright(image_bytes(donor.fields), self.max_pixels)
+            if other.fault:
+                raise ValueError(other.fault)
+            draws = position_draws(self.seed, position, Stream.REMOVAL_MASK, 5)
+            opened = open_upright(image_bytes(other.fields), self.max_pixels)
             crop = choose_crop(opened.size, size, draws[:4])
-            found = self._find(donor, crop, size, opened, draws[4])
+            found = self._find(other, crop, size, opened, draws[4])
         except Exception as error:  # as in SampleDecoder
-            raise ValueError(f"mask of {donor.shard}: sample {donor.key!r}: {error}") from error
+            raise ValueError(f"mask of {other.shard}: sample {other.key!r}: {error}") from error
         return found if found is not None and found.any() else None
 
 

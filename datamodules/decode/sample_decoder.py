@@ -102,7 +102,7 @@ class SampleDecoder:
 
     The mask is that of another sample's object if the sample has one that hits the crop; else, as often as
     `masks.share` says, its own; else there is none, and the batch paints a random one. A sample with a target keeps
-    its own mask, which says what is to be taken away: it neither gets another's nor lends its own.
+    its own mask, which says what is to be taken away: it neither gets another's nor is its own used for others.
 
     Attributes:
         trains: whether tags and weights of the loss are those of training; of a cache's decoder too.
@@ -197,10 +197,10 @@ class SampleDecoder:
         return target_bytes(raw.fields) is not None or (cached and read_tag(raw.fields[LATENTS_FIELD]).target)
 
     def _mask(self, raw: RawSample, crop: Crop, size: Size, opened: OpenedImage) -> Tensor | None:
-        """The donor's or the sample's own mask; None to paint one."""
+        """That of another sample's object or the sample's own mask; None to paint one."""
         pair = self._is_pair(raw)
-        if raw.donor and not pair and not self._is_pair(raw.donor):
-            mask = self.masks.donated(raw.donor, raw.position, size, self._crop)
+        if raw.removal and not pair and not self._is_pair(raw.removal):
+            mask = self.masks.of_other(raw.removal, raw.position, size, self._crop)
             if mask is not None:
                 return mask
         return self.masks.own(raw, crop, size, opened, always=pair)

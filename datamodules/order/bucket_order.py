@@ -72,7 +72,7 @@ class Buckets:
         return torch.searchsorted(self._borders, aspects.double().square())
 
 
-class ShardAspects:
+class AspectRatios:
     """int64 sample numbers (B,) -> float32 (B,): width / height of the upright image.
 
     An image whose header cannot be read counts as square; the decoder will refuse it.

@@ -24,7 +24,7 @@ _HEAD = 3  # one byte "in use", two bytes of length
 
 
 class Inflight(NamedTuple):
-    """What a worker is decoding: its number, its process, a position, (shard, key) of the sample and of its donor."""
+    """What a worker is decoding: its number, its process, a position, (shard, key) of sample and `removal`."""
 
     worker: int
     pid: int
@@ -77,8 +77,8 @@ class InflightMarkers:
                 return
             self._mine = memoryview(self._slots[info.id].numpy())
         text = f"{os.getpid()}\0{raw.position}\0{raw.shard}\0{raw.key}"
-        if raw.donor is not None:
-            text += f"\0{raw.donor.shard}\0{raw.donor.key}"
+        if raw.removal is not None:
+            text += f"\0{raw.removal.shard}\0{raw.removal.key}"
         data = text.encode(errors="surrogateescape")[: _SLOT_BYTES - _HEAD]
         self._mine[1 : _HEAD + len(data)] = len(data).to_bytes(2) + data
         self._mine[0] = 1  # last, so that a slot in use is whole
@@ -221,7 +221,7 @@ class WatchedDecoder:
         Raises:
             ValueError: naming shard and key, for a sample that has killed a worker, and what the decoder raises.
         """
-        for each in (raw, raw.donor) if self.refused else ():
+        for each in (raw, raw.removal) if self.refused else ():
             if each is not None and (each.shard, each.key) in self.refused:
                 raise ValueError(f"{each.shard}: sample {each.key!r}: has killed a worker that decoded it")
         self.markers.mark(raw)

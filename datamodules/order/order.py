@@ -6,7 +6,7 @@ Shards are permuted, cut into windows of K shards, and the samples of each windo
 reader has K shards open at a time. The order comes from our own integer hash, since neither NumPy nor torch promises
 its permutations across versions. Only the windows in use are computed, so that any position costs the same.
 
-Object-shape transfer: which sample lends its object's mask to the sample at each position.
+Removal masks: of which other sample the object's mask goes onto the image at each position.
 
 A hole in the shape of another photo's object, over this photo's background, teaches to remove objects: the truth under
 the hole is not the object (object masks of other images: Zheng et al. 2022, "Cascaded Modulation GAN and
@@ -190,16 +190,16 @@ class SampleOrder(Order):
         return samples
 
 
-class Donors:
-    """int64 positions (B,) -> int64 (B,): the number of the lending sample, or -1 for none.
+class RemovalMasks:
+    """int64 positions (B,) -> int64 (B,): the number of the sample whose object's mask is used, or -1 for none.
 
-    The donor is another sample of the window around the position, all equally likely, so that the same few shards stay
+    It is another sample of the window around the position, all equally likely, so that the same few shards stay
     open. It is a function of (seed, position) alone, as the order is.
 
     Args:
         order: position -> sample number.
         seed: seeds the choice.
-        probability: the share (0..1) of positions with a donor.
+        probability: the share (0..1) of positions with such a mask.
     """
 
     def __init__(self, order: Order, *, seed: int, probability: float) -> None:
@@ -209,6 +209,6 @@ class Donors:
 
     def __call__(self, positions: Tensor) -> Tensor:
         """See the class."""
-        words = draw(key(self.seed, positions, Stream.DONOR), 2)
-        lends = (words[:, 0] >> 8).float() * 2.0**-24 < self.probability
-        return torch.where(lends, self.order.another(positions, words[:, 1]), -1)
+        words = draw(key(self.seed, positions, Stream.REMOVAL), 2)
+        used = (words[:, 0] >> 8).float() * 2.0**-24 < self.probability
+        return torch.where(used, self.order.another(positions, words[:, 1]), -1)

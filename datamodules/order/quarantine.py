@@ -120,8 +120,8 @@ class SubstitutingDecoder:
     """A decoder that puts another sample of the window in the place of one whose content is bad.
 
     The substitute is a function of (seed, position); crop, flip, mask and noise stay those of the position, and
-    `__key__` is its own. A bad donor lends no mask. What happened is in the sample's "notes", a list of
-    (kind, text), kinds "bad" and "substituted"; a clean sample has none.
+    `__key__` is its own. Where the sample of `removal` is bad, its mask is not used. What happened is in the sample's
+    "notes", a list of (kind, text), kinds "bad" and "substituted"; a clean sample has none.
 
     Args:
         decoder: raw sample -> sample, or ValueError for bad content.
@@ -149,14 +149,14 @@ class SubstitutingDecoder:
         self.attempts = attempts
         self.quarantine = quarantine
 
-    def _decode_without_bad_donor(self, raw: RawSample, notes: list[tuple[str, str]]) -> dict[str, Any]:
+    def _decode_without_bad_removal(self, raw: RawSample, notes: list[tuple[str, str]]) -> dict[str, Any]:
         try:
             return self.decoder(raw)
         except ValueError as error:
-            if raw.donor is None or isinstance(error.__cause__, MemoryError):
+            if raw.removal is None or isinstance(error.__cause__, MemoryError):
                 raise
-            sample = self.decoder(raw._replace(donor=None))
-            self._note(raw.donor, raw.position, error, notes)
+            sample = self.decoder(raw._replace(removal=None))
+            self._note(raw.removal, raw.position, error, notes)
             return sample
 
     def _note(self, bad: RawSample, position: int, error: ValueError, notes: list[tuple[str, str]]) -> None:
@@ -171,8 +171,8 @@ class SubstitutingDecoder:
         if number < 0:
             return None
         other = self.shards.read(number)
-        own_donor = raw.donor is not None and (raw.donor.shard, raw.donor.key) == (other.shard, other.key)
-        return other._replace(position=raw.position, size=raw.size, donor=None if own_donor else raw.donor)
+        its_own = raw.removal is not None and (raw.removal.shard, raw.removal.key) == (other.shard, other.key)
+        return other._replace(position=raw.position, size=raw.size, removal=None if its_own else raw.removal)
 
     def __call__(self, raw: RawSample) -> dict[str, Any]:
         """Decode the sample, else a substitute.
@@ -186,7 +186,7 @@ class SubstitutingDecoder:
             if candidate is None:
                 raise ValueError(f"{notes[0][1]}; its window has no other sample to substitute")
             try:
-                sample = self._decode_without_bad_donor(candidate, notes)
+                sample = self._decode_without_bad_removal(candidate, notes)
             except ValueError as error:
                 if self.attempts == 0 or isinstance(error.__cause__, MemoryError):
                     raise

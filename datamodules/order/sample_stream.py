@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils.data import IterableDataset, get_worker_info
 
 from datamodules.checks import check_at_least
-from datamodules.order.bucket_order import BucketOrder, Buckets, ShardAspects
+from datamodules.order.bucket_order import AspectRatios, BucketOrder, Buckets
 from datamodules.order.mixed_order import MixedOrder
 from datamodules.order.order import Order, SampleOrder
 from datamodules.shards.shard_set import RawSample, ShardSet
@@ -119,7 +119,7 @@ def stream_order(
         order = MixedOrder(parts, weights, seed=seed)
     if buckets is None:
         return order
-    return BucketOrder(order, ShardAspects(shards), buckets, batch_size=batch_size, seed=seed)
+    return BucketOrder(order, AspectRatios(shards), buckets, batch_size=batch_size, seed=seed)
 
 
 class SampleStream(IterableDataset[RawSample]):
@@ -133,7 +133,7 @@ class SampleStream(IterableDataset[RawSample]):
         world: number of processes.
         start: first position.
         steps: number of batches; None never ends.
-        donors: int64 positions (B,) -> the number of the sample that lends its mask, or -1; None lends none.
+        removals: of `RemovalMasks`: positions -> numbers of the samples whose masks are used, or -1; None for no such.
     """
 
     def __init__(
@@ -146,7 +146,7 @@ class SampleStream(IterableDataset[RawSample]):
         world: int = 1,
         start: int = 0,
         steps: int | None = None,
-        donors: Callable[[Tensor], Tensor] | None = None,
+        removals: Callable[[Tensor], Tensor] | None = None,
     ) -> None:
         self.shards = shards
         self.order = order
@@ -155,7 +155,7 @@ class SampleStream(IterableDataset[RawSample]):
         self.world = world
         self.start = start
         self.steps = steps
-        self.donors = donors
+        self.removals = removals
 
     def _positions(self, step: int) -> Tensor:
         return batch_positions(step, batch_size=self.batch_size, rank=self.rank, world=self.world, start=self.start)
@@ -164,16 +164,16 @@ class SampleStream(IterableDataset[RawSample]):
         shapes = self.order.shape(positions)
         return [None] * len(positions) if shapes is None else [(height, width) for height, width in shapes.tolist()]
 
-    def _read(self, position: int, sample: int, donor: int, size: tuple[int, int] | None) -> RawSample:
+    def _read(self, position: int, sample: int, removal: int, size: tuple[int, int] | None) -> RawSample:
         raw = self.shards.read(sample)._replace(position=position, size=size)
-        return raw if donor < 0 else raw._replace(donor=self.shards.read(donor))
+        return raw if removal < 0 else raw._replace(removal=self.shards.read(removal))
 
     def _batch(self, positions: Tensor) -> Iterator[RawSample]:
         samples, sizes = self.order(positions), self._sizes(positions)
-        donors = self.donors(positions) if self.donors else torch.full_like(samples, -1)
+        removals = self.removals(positions) if self.removals else torch.full_like(samples, -1)
         if self.steps is not None:
             positions = positions.where(positions < len(self.order), PADDING)
-        yield from map(self._read, positions.tolist(), samples.tolist(), donors.tolist(), sizes)
+        yield from map(self._read, positions.tolist(), samples.tolist(), removals.tolist(), sizes)
 
     def __iter__(self) -> Iterator[RawSample]:
         info = get_worker_info()

@@ -31,7 +31,7 @@ _FINAL = (RemoteError, CacheFullError, FileNotFoundError, PermissionError)
 class RawSample(NamedTuple):
     """One sample's undecoded fields, and the position in the stream that asked for it.
 
-    `donor` is another sample, whose object mask goes onto this one's image; most samples have none. `size` is the
+    `removal` is another sample, whose object's mask goes onto this one's image; most samples have none. `size` is the
     target, (H, W) pixels, of a sample that gets another than the data module's. `fault` says why the fields of a sample
     could not be read, if that is the sample's own fault; then they are not all there. `source` is the number of the
     entry of train_shards that it comes from.
@@ -41,7 +41,7 @@ class RawSample(NamedTuple):
     key: str
     fields: dict[str, bytes]
     position: int = -1
-    donor: RawSample | None = None
+    removal: RawSample | None = None
     size: tuple[int, int] | None = None
     fault: str = ""
     source: int = 0

@@ -21,7 +21,7 @@ from typing import Any
 
 import torch
 
-from datamodules.order.bucket_order import BucketOrder, Buckets, ShardAspects
+from datamodules.order.bucket_order import AspectRatios, BucketOrder, Buckets
 from datamodules.order.mixed_order import MixedOrder
 from datamodules.order.order import Order, SampleOrder
 from datamodules.order.sample_stream import SampleStream
@@ -51,7 +51,7 @@ def mixed(shards: ShardSet) -> Order:
 
 def bucketed(shards: ShardSet) -> Order:
     """One source in aspect-ratio buckets."""
-    return BucketOrder(plain(shards), ShardAspects(shards), Buckets((512, 512)), batch_size=BATCH, seed=1)
+    return BucketOrder(plain(shards), AspectRatios(shards), Buckets((512, 512)), batch_size=BATCH, seed=1)
 
 
 KINDS: dict[str, Callable[[ShardSet], Order]] = {"plain": plain, "3 sources": mixed, "buckets": bucketed}
