@@ -4,14 +4,18 @@ Masks come from NAME.mask.png beside each picture (white = inpaint), or from --m
 pictures' names or a pattern such as '{name}_mask*.png', or are painted by a preset. Files are found and read as by
 make_shards. Pixels outside the mask come out as they went in, with the file's colour profile, transparency and 16 bits
 of grey. Only results of this command are replaced.
+
+The model works at the scale at which it was trained: the hole and its surroundings are brought down to that size,
+filled in one piece, brought back and joined to the photo. How far below its size a picture was filled is said.
 """
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
+from statistics import fmean
 
 import numpy as np
 import torch
@@ -36,15 +40,20 @@ from datamodules.writing.pictures import (
     write_png,
 )
 from inpaint_module.commands import options
+from inpaint_module.commands.config_files import read_config
 from inpaint_module.commands.errors import exit_code_of
 from inpaint_module.files import atomic_write
-from inpaint_module.inpaint_image import inpaint_image
+from inpaint_module.inpaint_image import inpaint_image, surroundings, trained_side
 from inpaint_module.lightning_module import InpaintDiffusion
 from inpaint_module.masks import MaskGenerator, preset
+from inpaint_module.metrics import MaskedPSNR
+from inpaint_module.metrics.scores import PLAIN_FILLS, plain_fills
+from inpaint_module.pixels import to_unit_float
 from inpaint_module.randomness import Stream, key
 from inpaint_module.trained import load_model
 
 _MAX_PIXELS = 200_000_000
+_WORTH_SAYING = 2  # times that a picture is larger than what the model works at
 
 
 def read_mask(path: Path, size: tuple[int, int], turn: Turn = Turn(), **ways: bool) -> Tensor:  # noqa: B008, immutable
@@ -102,50 +111,98 @@ def find_bad(pictures: Sequence[Picture], ways: dict[str, bool], skip: bool, acc
     return bad
 
 
-class Predicted(NamedTuple):
-    """How many pictures were inpainted and how many of them had an empty mask; the others, each with the reason."""
+@dataclass
+class Predicted:
+    """What was done.
 
-    total: int
-    empty: int
+    Attributes:
+        bad: the pictures that were left out, each with the reason.
+        total: how many were inpainted.
+        empty: how many of them had an empty mask.
+        shrunk: pictures filled at half their size or less: how many times larger they are, by name.
+        psnr: dB in the hole of each picture, by the name of the fill; empty unless asked for.
+    """
+
     bad: dict[Path, str]
+    total: int = 0
+    empty: int = 0
+    shrunk: dict[str, float] = field(default_factory=dict)
+    psnr: dict[str, list[float]] = field(default_factory=dict)
 
 
 def predict(options: Namespace, overrides: Sequence[str], account: Account) -> Predicted:
-    """Inpaint them all; results that are written stay, whatever comes after them. `account` tells what was found."""
+    """Inpaint them all; results that are written stay, whatever comes after them. `account` tells what was found.
+
+    Raises:
+        ValueError: a picture that cannot be inpainted, or scores of holes whose truth nobody knows.
+    """
     painted = options.preset is not None
+    if options.score and not painted:
+        raise ValueError(
+            "--score: expected --preset, as what lies under a painted mask is known, got masks of files: what those "
+            "hide is to go, and nobody knows what is right"
+        )
     pictures = find_pictures(options.pictures, options.out, options.masks, painted, account)
     check_outputs(pictures, options.pictures, options.out)
     ways = {"inverted": options.inverted_masks, "transparent": options.transparent_masks}
-    bad = find_bad(pictures, ways, options.skip_bad, account)
-    good = [picture for picture in pictures if picture.path not in bad]
+    done = Predicted(find_bad(pictures, ways, options.skip_bad, account))
+    good = [picture for picture in pictures if picture.path not in done.bad]
     module = load_model(options.config, options.checkpoint, options.steps, overrides, untrained=options.untrained)
-    painter, empty = preset(options.preset or "sd"), 0
-    for picture in tqdm(good, unit="image"):
+    if options.working_side is None:
+        options.working_side = image_side(options.config) or trained_side(module)
+    painter = preset(options.preset or "sd")
+    for picture in tqdm(good, unit="image", dynamic_ncols=True):
         try:
             given = read_given(picture.path, _MAX_PIXELS)
             mask = mask_of(picture, given.rgb.shape[:2], painter, options.seed, **ways)
-            result = _inpainted(module, picture, given, mask, options)
+            result = _inpainted(module, picture, given, mask, options, done)
         except ValueError as error:
             if not options.skip_bad:
                 raise
-            bad[picture.path] = str(error)
+            done.bad[picture.path] = str(error)
             continue
-        empty += not mask.any()
+        done.total, done.empty = done.total + 1, done.empty + int(not mask.any())
         _write(picture.out, result, given)
-    return Predicted(len(pictures) - len(bad), empty, bad)
+    return done
+
+
+def image_side(configs: Sequence[Path]) -> int | None:
+    """The side in pixels of the images that a run of these config files trains on; None if they do not say."""
+    sizes = [read_config(path).get("data", {}).get("init_args", {}).get("image_size") for path in configs]
+    said = next((size for size in reversed(sizes) if size is not None), None)
+    sides = said if isinstance(said, list) else [said]
+    return max(sides) if all(isinstance(side, int) for side in sides) else None
 
 
 def _inpainted(
-    module: InpaintDiffusion, picture: Picture, given: GivenPicture, mask: Tensor, options: Namespace
+    module: InpaintDiffusion, picture: Picture, given: GivenPicture, mask: Tensor, options: Namespace, done: Predicted
 ) -> Image.Image:
     caption = caption_of(picture, options.caption)
     sizes = {name: getattr(options, name) for name in ("tile", "overlap", "margin", "working_side")}
-    image = torch.from_numpy(given.rgb).movedim(-1, 0).to(module.device)
+    sizes["blend"] = not options.no_blend
+    image, mask = torch.from_numpy(given.rgb).movedim(-1, 0).to(module.device), mask.to(module.device)
     try:
-        fill = inpaint_image(module, image, mask.to(module.device), position=picture.number, caption=caption, **sizes)
+        fill = inpaint_image(module, image, mask, position=picture.number, caption=caption, **sizes)
     except ValueError as error:
         raise ValueError(f"{picture.path}: {error}") from error
+    region = surroundings(mask, options.working_side, options.margin)
+    if region is not None and options.working_side:
+        times = max(region.bottom - region.top, region.right - region.left) / options.working_side
+        done.shrunk |= {picture.path.name: times} if times >= _WORTH_SAYING else {}
+    if options.score and mask.any():
+        _score(done, image, fill, mask)
     return filled(given, np.ascontiguousarray(fill.cpu().movedim(0, -1).numpy()), mask[0].cpu().numpy())
+
+
+def _score(done: Predicted, image: Tensor, fill: Tensor, mask: Tensor) -> None:
+    """Note how near the fill is to what the mask hid, and how near fills without a model are."""
+    photo, hole = to_unit_float(image[None]), mask[None]
+    fills = {"this model": to_unit_float(fill[None])}
+    fills |= {PLAIN_FILLS[name]: made for name, made in plain_fills(photo, hole).items()}
+    for name, made in fills.items():
+        metric = MaskedPSNR()
+        metric.update(made.cpu(), photo.cpu(), hole.cpu(), torch.ones(1))
+        done.psnr.setdefault(name, []).append(float(metric.compute()))
 
 
 def _write(path: Path, result: Image.Image, given: GivenPicture) -> None:
@@ -161,6 +218,15 @@ def run(given: Namespace, overrides: Sequence[str]) -> int:
     tell(f"{done.total} pictures in {given.out}\n{account.left()}")
     for kind, (count, names) in account.noted.items():
         sys.stdout.write(f"{count} {kind}: {first_names(names, count)}\n")
+    if done.shrunk:
+        side, (name, times) = given.working_side, max(done.shrunk.items(), key=lambda each: each[1])
+        sys.stdout.write(
+            f"{len(done.shrunk)} with large holes: the model works at {side} pixels a side, and their fills "
+            f"are enlarged up to {times:.1f} times ({name}), so they are soft\n"
+        )
+    if done.psnr:
+        sys.stdout.write(f"PSNR in the hole, mean of {len(next(iter(done.psnr.values())))} pictures:\n")
+        sys.stdout.write("".join(f"  {name:<15} {fmean(values):6.2f} dB\n" for name, values in done.psnr.items()))
     if done.empty:
         sys.stdout.write(f"{done.empty} of them have an empty mask and came out unchanged\n")
     if done.bad:

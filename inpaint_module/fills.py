@@ -11,7 +11,6 @@ from torch import Tensor
 from inpaint_module.pixels import to_bytes
 
 _SWEEPS = 2
-_CYCLES = 3  # with which the error is below a byte's step; each makes it some four times smaller
 
 
 def mean_colour_fill(image: Tensor, mask: Tensor) -> Tensor:
@@ -22,48 +21,52 @@ def mean_colour_fill(image: Tensor, mask: Tensor) -> Tensor:
     return torch.where(count > 0, mean, 0.5).expand_as(image)
 
 
-def smooth_fill(image: Tensor, mask: Tensor, nothing_known: float = 0.5) -> Tensor:
+def smooth_fill(image: Tensor, mask: Tensor, nothing_known: float = 0.5, cycles: int = 3) -> Tensor:
     """The image with its hole filled smoothly: each pixel in it is the mean of its neighbours.
 
     The discrete Laplace equation over the 4 neighbours that a pixel has inside the picture, with the known pixels as
     boundary values: the smoothest picture that meets them. Solved by multigrid from a pyramid of means, on the image's
-    device, without randomness, to about a byte's step. Pixels outside the hole keep their bits.
+    device, without randomness, with 3 cycles to about a byte's step. Pixels outside the hole keep their bits.
 
     Args:
         image: float32 (B, C, H, W), any range.
         mask: (B, 1, H, W), over 0.5 in the hole; its batch may be 1.
         nothing_known: value of an image that is all hole.
+        cycles: each makes the error some four times smaller.
 
     Returns:
         float32 (B, C, H, W).
     """
     hole = (mask > 0.5).expand(len(image), -1, -1, -1)
     filled = _from_coarser(image, hole)
-    for _ in range(_CYCLES):
+    for _ in range(cycles):
         filled = filled + _solved(torch.where(hole, _missing(filled), 0), hole)
     known = (~hole).any(-1, keepdim=True).any(-2, keepdim=True)
     return torch.where(hole, torch.where(known, filled, nothing_known), image)
 
 
-def seamless(filled: Tensor, image: Tensor, mask: Tensor) -> Tensor:
+def seamless(filled: Tensor, image: Tensor, mask: Tensor, reach: int = 2, nothing_known: float = 0.0) -> Tensor:
     """The fill, moved so that it meets the image at the border of the mask, and the image outside.
 
     The difference between image and fill at the known pixels beside the mask is spread into it by `smooth_fill` and
     added: Perez et al. 2003, "Poisson image editing", for a guidance field that is the fill's gradient. To leave noise
-    in the known pixels out, the difference is first averaged over known pixels up to 2 away.
+    in the known pixels out, the difference is first averaged over known pixels near by.
 
     Args:
-        filled: float32 (B, C, H, W) in 0..1, of all the picture.
-        image: alike; what is in the hole does not count.
+        filled: float32 (B, C, H, W), of all the picture. It may also be what is to be added to the smooth fill: with
+            `reach` 0 and `nothing_known` 0.5 the result is the same.
+        image: in 0..1; what is in the hole does not count.
         mask: (B, 1, H, W), over 0.5 in the hole.
+        reach: over how many pixels in each direction the difference is averaged.
+        nothing_known: what is added where all is hole.
 
     Returns:
         float32 (B, C, H, W) in 0..1.
     """
     hole = mask > 0.5
     known = (~hole).to(filled)
-    difference, share = (F.avg_pool2d(each, 5, 1, 2) for each in ((image - filled) * known, known))
-    spread = smooth_fill(difference / share.clamp_min(1e-3), hole, nothing_known=0)
+    parts = [F.avg_pool2d(each, 2 * reach + 1, 1, reach) for each in ((image - filled) * known, known)]
+    spread = smooth_fill(parts[0] / parts[1].clamp_min(1e-3), hole, nothing_known, cycles=1)
     return torch.where(hole, (filled + spread).clamp(0, 1), image)
 
 

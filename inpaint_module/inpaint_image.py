@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -11,10 +11,14 @@ from torch import Tensor
 
 from inpaint_module.base_models import TiledCall, latent_multiple
 from inpaint_module.batch import Batch
+from inpaint_module.fills import seamless
 from inpaint_module.pixels import to_bytes, to_unit_float
 
 if TYPE_CHECKING:
     from inpaint_module.lightning_module import InpaintDiffusion
+
+_ADDED: dict[str, Any] = {"reach": 0, "nothing_known": 0.5}  # how `seamless` makes the smooth fill itself
+_JOINED = 512  # pixels a side; above it the join would cost more than the fill, and shows no more
 
 
 class Region(NamedTuple):
@@ -40,13 +44,31 @@ def resized(image: Tensor, size: tuple[int, int]) -> Tensor:
     """Float (1, C, h, w) at another size (H, W), antialiased; as it is if it has that size."""
     if image.shape[-2:] == size:
         return image
-    return F.interpolate(image, size, mode="bicubic", antialias=True).clamp(0, 1)
+    return F.interpolate(image, size, mode="bilinear", antialias=True)
+
+
+def shrunk(pixels: Tensor, hole: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    """A picture float (1, 3, h, w) and its hole (1, 1, h, w), 1 = inpaint, at another size (H, W).
+
+    A pixel is in the hole if anything of what it is made of was; the others have seen nothing of the hole.
+    """
+    if pixels.shape[-2:] == size:
+        return pixels, hole
+    known = resized(1 - hole, size)
+    return resized(pixels * (1 - hole), size) / known.clamp_min(1e-3), (known < 1 - 1e-4).float()
 
 
 def padded(image: Tensor, multiple: int) -> Tensor:
     """(1, C, H, W) with its last row and column repeated until both sides are multiples."""
     height, width = (-side % multiple for side in image.shape[-2:])
     return F.pad(image, (0, width, 0, height), mode="replicate")
+
+
+def trained_side(module: InpaintDiffusion) -> int:
+    """The side in pixels of the pictures that the denoiser was made for, as its config says; 1024 if it does not."""
+    cells = getattr(module.denoiser, "config", {}).get("sample_size")
+    cells = max(cells) if isinstance(cells, list | tuple) else cells
+    return cells * module.encoder.vae.ratio if isinstance(cells, int) else 1024
 
 
 def inpaint_image(
@@ -56,15 +78,17 @@ def inpaint_image(
     *,
     position: int = 0,
     caption: str = "",
-    tile: int = 512,
-    overlap: int = 128,
+    tile: int | None = None,
+    overlap: int | None = None,
     margin: int | None = None,
     working_side: int | None = None,
     multiple: int = 64,
+    blend: bool = True,
 ) -> Tensor:
-    """Fill the hole of one picture.
+    """Fill the hole of one picture, at the scale at which the model was trained.
 
-    Only the mask's surroundings are worked on. Pixels outside the mask come back with the same bits.
+    The hole's surroundings are brought down to the model's own side, filled in one piece, and brought back. Pixels
+    outside the mask come back with the same bits.
 
     Args:
         module: the model, in eval mode.
@@ -72,12 +96,15 @@ def inpaint_image(
         mask: bool (1, H, W), true where to inpaint.
         position: the noise is a function of (the module's seed, position).
         caption: for models with text encoders.
-        tile: pixels per side that the denoiser sees at once; larger surroundings are denoised in tiles.
-        overlap: pixels that two tiles share at least.
-        margin: pixels of context around the mask's bounding box; None for half a tile.
+        tile: pixels per side that the denoiser sees at once; larger surroundings are denoised in tiles. None for the
+            model's own side, or 512 if that is less.
+        overlap: pixels that two tiles share at least; None for a quarter of a tile.
+        margin: pixels of context around the mask's bounding box; None for half the box, or what is missing to
+            `working_side`.
         working_side: bring the longer side of the surroundings down to this before inpainting, and the fill back up;
-            None works at full resolution.
+            None for `trained_side`, 0 to work at full resolution.
         multiple: the surroundings are padded to multiples of this many pixels, and of what the denoiser takes.
+        blend: move the fill so that it meets the known pixels at its border, see `seamless`.
 
     Returns:
         uint8 (3, H, W) on the image's device.
@@ -86,22 +113,62 @@ def inpaint_image(
         ValueError: another dtype or shape, a tile that is smaller than `multiple`, or a model that makes NaN.
     """
     multiple = math.lcm(multiple, module.encoder.vae.ratio * latent_multiple(module.denoiser, module.layout))
+    side = trained_side(module) if working_side is None else working_side or max(mask.shape)
+    tile = max(512, math.ceil(trained_side(module) / multiple) * multiple) if tile is None else tile
     _check(image, mask, tile, multiple)
-    region = mask_region(mask, tile // 2 if margin is None else margin)
+    region = surroundings(mask, side, margin)
     if region is None:
         return image.clone()
     box = (..., slice(region.top, region.bottom), slice(region.left, region.right))
     pixels, hole = to_unit_float(image[box][None]), mask[box][None].float()
-    full = (pixels.shape[-2], pixels.shape[-1])
-    scale = 1.0 if working_side is None else min(1.0, working_side / max(full))
-    size = (max(1, round(full[0] * scale)), max(1, round(full[1] * scale)))
-    small, small_hole = resized(pixels, size), (resized(hole, size) > 0).float()
-    filled = _fill(module, padded(small, multiple), padded(small_hole, multiple), position, caption, tile, overlap)
-    filled = resized(filled[..., : size[0], : size[1]], full)
+    small, small_hole = shrunk(pixels, hole, _within(pixels, side))
+    given = padded(small, multiple), padded(small_hole, multiple)
+    filled = _fill(module, *given, position, caption, tile, tile // 4 if overlap is None else overlap)
+    if blend and module.encoder.fill == "smooth":
+        filled = filled - _round_trip(module, *given)
+    filled = filled[..., : small.shape[-2], : small.shape[-1]]
+    if blend:
+        filled = _blended(filled, pixels, hole, module.encoder.fill == "smooth")
+    filled = resized(filled, (pixels.shape[-2], pixels.shape[-1]))
     result = image.clone()
     inside = mask[box].expand(3, -1, -1)
     result[box][inside] = to_bytes(filled[0])[inside]
     return result
+
+
+def surroundings(mask: Tensor, side: int, margin: int | None = None) -> Region | None:
+    """What of the picture is worked on: the hole's bounding box and its context; None for an empty mask.
+
+    Args:
+        mask: bool (1, H, W).
+        side: pixels that the surroundings may have at the model's own scale.
+        margin: pixels around the box; None for half its longer side, or what is missing to `side`.
+    """
+    box = mask_region(mask, 0)
+    if box is None or margin is not None:
+        return mask_region(mask, margin or 0)
+    longer = max(box.bottom - box.top, box.right - box.left)
+    return mask_region(mask, max(longer // 2, (side - longer) // 2))
+
+
+def _within(pixels: Tensor, side: int) -> tuple[int, int]:
+    """The size (H, W) of a picture whose longer side is brought down to `side`."""
+    scale = min(1.0, side / max(pixels.shape[-2:]))
+    return max(1, round(pixels.shape[-2] * scale)), max(1, round(pixels.shape[-1] * scale))
+
+
+def _blended(filled: Tensor, pixels: Tensor, hole: Tensor, adds: bool) -> Tensor:
+    """The fill (1, 3, h, w) of a picture (1, 3, H, W), joined to it at no more than 512 pixels a side.
+
+    With `adds` it is what is added to the smooth fill.
+    """
+    size = _within(pixels, max(_JOINED, *filled.shape[-2:]))
+    return seamless(resized(filled, size), *shrunk(pixels, hole, size), **(_ADDED if adds else {}))
+
+
+def _round_trip(module: InpaintDiffusion, image: Tensor, mask: Tensor) -> Tensor:
+    """What the VAE makes of the smooth fill, by which its own error is taken off the model's fill."""
+    return module.encoder.decode(module.encoder(image, mask).samples)
 
 
 def _fill(

@@ -81,6 +81,8 @@ def test_a_fill_that_is_off_meets_the_photo() -> None:
     hole[..., 8:30, 12:36] = 1
     joined = seamless(image * 0.8 + 0.1, image, hole)
     assert torch.equal(torch.where(hole > 0, 0, joined), torch.where(hole > 0, 0, image))
+    added = seamless(image * 0.1, image, hole, reach=0)
+    assert torch.allclose(added, seamless(smooth_fill(image, hole) + image * 0.1, image, hole, reach=0), atol=0.02)
     before = seam_error(torch.where(hole > 0, image * 0.8 + 0.1, image), image, hole)
     assert seam_error(joined, image, hole) < before / 2
     assert torch.allclose(seamless(image + 0.2, image, hole).clamp(max=1), image.clamp(max=1), atol=2e-3)
@@ -89,6 +91,7 @@ def test_a_fill_that_is_off_meets_the_photo() -> None:
 def test_where_nothing_is_known_a_fill_stays_as_it_is() -> None:
     filled = torch.rand(1, 3, 9, 9)
     assert torch.equal(seamless(filled, torch.zeros_like(filled), torch.ones(1, 1, 9, 9)), filled)
+    assert seamless(filled * 0, filled, torch.ones(1, 1, 9, 9), 0, 0.5).unique().tolist() == [0.5]
 
 
 def test_telea_in_bytes() -> None:

@@ -9,7 +9,7 @@ import pytest
 import torch
 from tiny_models import tiny_module
 
-from inpaint_module.inpaint_image import inpaint_image, mask_region, padded
+from inpaint_module.inpaint_image import inpaint_image, mask_region, padded, shrunk, surroundings, trained_side
 from inpaint_module.lightning_module import InpaintDiffusion
 
 SIZES: dict[str, Any] = {"tile": 64, "overlap": 16, "multiple": 16}
@@ -42,6 +42,35 @@ def test_only_the_hole_changes(module: InpaintDiffusion, size: tuple[int, int], 
     assert torch.equal(result[:, ~mask[0]], image[:, ~mask[0]])
     assert not torch.equal(result[:, mask[0]], image[:, mask[0]])
     assert torch.equal(inpaint_image(module, image, mask, **SIZES, **options), result)
+
+
+def test_the_model_works_at_its_own_scale(module: InpaintDiffusion) -> None:
+    side = trained_side(module)
+    image, mask = picture(3 * side, 5 * side)
+    for hole, sides in ((mask, {side}), (torch.ones_like(mask), {side, 3 * side // 5 // 16 * 16})):
+        with mock.patch.object(module, "inpaint", wraps=module.inpaint) as inpaint:
+            inpaint_image(module, image, hole, multiple=16)
+        shape = inpaint.call_args.args[0]["image"].shape[-2:]
+        assert max(shape) == side
+        assert set(shape) <= sides | {side * 3 // 5 // 16 * 16 + 16}
+
+
+def test_surroundings_have_context() -> None:
+    mask = torch.zeros(1, 500, 900, dtype=torch.bool)
+    mask[0, 200:240, 400:420] = True
+    assert surroundings(mask, 128) == (156, 356, 284, 464)  # as much as the model's side has room for
+    assert surroundings(mask, 20) == (180, 380, 260, 440)  # half the hole
+    assert surroundings(mask, 20, 3) == (197, 397, 243, 423)
+    assert surroundings(mask & False, 20) is None
+
+
+def test_shrinking_sees_nothing_of_the_hole() -> None:
+    pixels, hole = torch.full((1, 3, 8, 8), 0.5), torch.zeros(1, 1, 8, 8)
+    pixels[..., 3:5], hole[..., 3:5] = 1, 1
+    small, small_hole = shrunk(pixels, hole, (4, 4))
+    assert torch.allclose(small[:, :, :, [0, 3]], torch.tensor(0.5))
+    assert small_hole[0, 0, 0].tolist() == [0, 1, 1, 0]
+    assert torch.equal(shrunk(pixels, hole, (8, 8))[0], pixels)
 
 
 def test_hidden_pixels_do_not_matter(module: InpaintDiffusion) -> None:

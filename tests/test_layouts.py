@@ -20,6 +20,7 @@ from inpaint_module.sampling import inpaint_latents
 
 DENOISER_LAYOUTS = {
     base_models.StableDiffusionLayout: 9,
+    base_models.SmoothFillLayout: 9,
     base_models.PowerPaintLayout: 9,
     base_models.LatentDiffusionLayout: 7,
     base_models.StableDiffusion3Layout: 33,
@@ -126,6 +127,21 @@ def test_what_is_no_layout_is_not_built_either() -> None:
         InpaintDiffusion(ModelParts(tiny_denoiser(), encoder, "sd", DDIMScheduler()))  # type: ignore[arg-type]
 
 
+def test_a_denoiser_that_says_nothing_gives_the_smooth_fill() -> None:
+    encoder = InpaintEncoder(tiny.autoencoder(4, 0.18215), fill="smooth", normalize=True)
+    denoiser = tiny_denoiser()
+    torch.nn.init.zeros_(denoiser.conv_out.weight)
+    torch.nn.init.zeros_(denoiser.conv_out.bias)
+    scheduler = DDIMScheduler(
+        prediction_type="v_prediction", rescale_betas_zero_snr=True, timestep_spacing="trailing", clip_sample=False
+    )
+    layout = base_models.SmoothFillLayout("max")
+    latents = encoder(torch.rand(2, 3, 32, 32), torch.rand(2, 1, 32, 32))
+    draw = torch.randn_like(latents.samples)
+    made = inpaint_latents(denoiser, scheduler, layout, latents, draw, 1, call=base_models.FromFill())
+    assert torch.allclose(made, latents.samples, atol=1e-5)
+
+
 IN_PATCHES = (
     base_models.StableDiffusion3Layout,
     base_models.FluxFillLayout,
@@ -168,7 +184,9 @@ def test_unknown_reduction_is_refused(how: str) -> None:
 
 @pytest.mark.parametrize("kind", DENOISER_LAYOUTS | CONTROL_LAYOUTS)
 def test_an_encoder_with_another_fill_is_refused(kind: type[Layout]) -> None:
-    right, wrong = (0.0, 0.5) if kind in BLACK else (0.5, 0.0)
+    right: Any = kind.fill
+    wrong = 0.0 if right == 0.5 else 0.5
+    assert right == ("smooth" if kind is base_models.SmoothFillLayout else 0.0 if kind in BLACK else 0.5)
     vae = tiny.autoencoder(4, 0.18215)
     kind().check(InpaintEncoder(vae, fill=right, normalize=True))
     with pytest.raises(ValueError, match=f"{kind.__name__} expects .* fill={right}, got fill={wrong}"):

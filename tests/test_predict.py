@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
@@ -175,6 +176,33 @@ def test_the_shipped_model_fills_better_than_a_plain_colour(tmp_path: Path) -> N
         errors = [((fill - image[mask]) ** 2).mean() for fill in (plain, filled)]
         gains.append(10 * np.log10(errors[0] / errors[1]))
     assert np.mean(gains) > 1  # dB
+
+
+def test_scores_and_what_is_said_of_large_holes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A photo of one colour, filled by the shipped model: plain fills are right to a byte's step, grey is not."""
+    (tmp_path / "photos").mkdir()
+    Image.new("RGB", (400, 300), (255, 255, 255)).save(tmp_path / "photos" / "white.png")
+    options = [str(tmp_path / "photos"), str(tmp_path / "out"), "--preset", "repaint-half", "--score"]
+    assert main(options) == 0
+    said = capsys.readouterr().out
+    assert "1 with large holes: the model works at 128 pixels a side" in said
+    assert "enlarged up to 2.7 times (white.png)" in said  # a hole of 200 x 300 and 150 around it
+    psnr = {name.strip(): float(value) for name, value in re.findall(r"  (.+?) +(\S+) dB", said)}
+    assert psnr.keys() == {"this model", "smooth fill", "OpenCV's Telea", "mean colour", "grey"}
+    assert psnr["grey"] == pytest.approx(6.02, abs=0.01)
+    assert psnr["mean colour"] == psnr["smooth fill"] == 100
+    assert main([*options[:2], "--score"]) == 1
+    assert "--score: expected --preset" in capsys.readouterr().err
+
+
+def test_the_scale_is_that_of_the_run_s_images(tmp_path: Path) -> None:
+    files = [tmp_path / f"{number}.yaml" for number in range(3)]
+    for file, text in zip(files, ("64", "[96, 160]", "null"), strict=True):
+        file.write_text(f"data: {{class_path: x, init_args: {{image_size: {text}}}}}")
+    assert predict.image_side(files[:1]) == 64
+    assert predict.image_side(files) == 160
+    assert predict.image_side(files[2:]) is None
+    assert predict.image_side([]) is None
 
 
 def white_on_nothing(path: Path, mode: str) -> None:

@@ -23,6 +23,7 @@ from inpaint_module.base_models.flux import (
     FluxText,
     token_places,
 )
+from inpaint_module.base_models.from_fill import FromFill, SmoothFillLayout
 from inpaint_module.base_models.layout import (
     Condition,
     ControlNetCondition,
@@ -80,6 +81,7 @@ __all__ = [
     "FluxFillLayout",
     "FluxInpaintControlNetLayout",
     "FluxText",
+    "FromFill",
     "FrozenBase",
     "FrozenTextEncoder",
     "LatentDiffusionLayout",
@@ -93,6 +95,7 @@ __all__ = [
     "PowerPaintLayout",
     "QwenImageControlNetLayout",
     "ReferenceLayout",
+    "SmoothFillLayout",
     "StableDiffusion3Call",
     "StableDiffusion3ControlNetLayout",
     "StableDiffusion3Layout",

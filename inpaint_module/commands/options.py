@@ -82,11 +82,16 @@ def predict() -> Parser:
     _add_flag(parser, "--untrained", told)
     _add_flag(parser, "--skip-bad", "leave out pictures that cannot be read, list them, and end with exit code 1")
     number = partial(parser.add_argument, type=int, metavar="N")
-    number("--steps", help="denoiser calls a picture (default: the config's)")
-    number("--tile", default=512, help="pixels of each side that are seen at once (default %(default)s)")
-    number("--overlap", default=128, help="pixels that neighbouring tiles share (default %(default)s)")
-    number("--margin", help="pixels of context around the mask (default: half a tile)")
-    number("--working-side", help="inpaint with the long side at N pixels (default: full size)")
+    told = "denoiser calls a picture (default: the config's); 1 gives the mean of all fills, blurred but right; "
+    number("--steps", help=f"{told}more give one fill with its texture, which is further from the hidden one by PSNR")
+    told = "bring the hole's surroundings down to N pixels a side (default: the images of the config's data, or what "
+    number("--working-side", help=f"{told}the model was made for; 0: full size)")
+    number("--margin", help="pixels of context around the hole (default: half the hole, or up to --working-side)")
+    number("--tile", help="pixels of each side that are seen at once (default: what --working-side is by default)")
+    number("--overlap", help="pixels that neighbouring tiles share (default: a quarter of a tile)")
+    _add_flag(parser, "--no-blend", "leave the fill as the model makes it (default: it is moved to meet the photo)")
+    told = "where masks are painted, also say how near the fills are to what was there, beside fills without a model"
+    _add_flag(parser, "--score", told)
     number("--seed", default=0, help="of painted masks (default %(default)s)")
     return parser
 
