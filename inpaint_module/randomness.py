@@ -71,7 +71,7 @@ class Stream(IntEnum):
 @cache
 def _cuda_kernels() -> tuple[Callable[..., Tensor], Callable[..., Tensor]]:
     """Of `hash32` and `key`; torch's runtime compiler makes them at first use and needs none on the machine."""
-    create = torch.cuda.jiterator._create_jit_fn  # beta in torch
+    create = torch.cuda.jiterator._create_jit_fn  # beta in torch; tests/test_lightning_private.py looks for it
     return create(_CUDA_HASH), create(_CUDA_HASH + _CUDA_KEY, low=0, high=0, stream=0)
 
 

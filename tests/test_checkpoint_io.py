@@ -7,10 +7,9 @@ import os
 import resource
 import signal
 import struct
-import subprocess
-import sys
 import time
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -27,43 +26,33 @@ from inpaint_module.training.checkpoints import (
     verify_checkpoint,
 )
 
-# After the imports it forks a child per point, which overwrites a.ckpt and dies there.
-KILLED_SAVES = """
-import os, signal, sys
-from pathlib import Path
-import torch
-from inpaint_module.training import checkpoints as io
 
-def dying(function, before=True):
-    def call(*arguments):
-        result = None if before else function(*arguments)
+def dying(function: Callable[..., Any], *, before: bool = True) -> Callable[..., Any]:
+    """Kills its process when it is called, or after it has done what it does."""
+
+    def call(*arguments: Any) -> None:
+        if not before:
+            function(*arguments)
         os.kill(os.getpid(), signal.SIGKILL)
+
     return call
 
-whole = torch.save
 
-def half(data, file):
+def half_saved(data: object, file: Any, whole: Callable[..., None] = torch.save) -> None:
+    """Half of an archive, and death."""
     whole(data, file)
     file.flush()
     file.file.truncate(file.file.tell() // 2)
     os.kill(os.getpid(), signal.SIGKILL)
 
-points = {
-    "archive": lambda: setattr(io.torch, "save", half),
-    "seal": lambda: setattr(io.struct, "pack", dying(io.struct.pack)),
-    "sync": lambda: setattr(io.os, "fsync", dying(io.os.fsync)),
-    "replace": lambda: setattr(io.os, "replace", dying(io.os.replace)),
-    "replaced": lambda: setattr(io.os, "replace", dying(io.os.replace, before=False)),
+
+DEATHS: dict[str, tuple[Any, str, Callable[..., Any]]] = {  # where a save dies
+    "archive": (checkpoint_io.torch, "save", half_saved),
+    "seal": (checkpoint_io.struct, "pack", dying(struct.pack)),
+    "sync": (checkpoint_io.os, "fsync", dying(os.fsync)),
+    "replace": (checkpoint_io.os, "replace", dying(os.replace)),
+    "replaced": (checkpoint_io.os, "replace", dying(os.replace, before=False)),
 }
-for name, prepare in points.items():
-    path = Path(sys.argv[1]) / name / "a.ckpt"
-    io.VerifiedCheckpointIO().save_checkpoint({"global_step": 1, "value": torch.zeros(10000)}, path)
-    if not (child := os.fork()):
-        prepare()
-        io.VerifiedCheckpointIO().save_checkpoint({"global_step": 2, "value": torch.ones(10000)}, path)
-        os._exit(0)
-    assert os.waitpid(child, 0)[1] == signal.SIGKILL, name
-"""
 
 
 def checkpoint(step: int = 1) -> dict[str, Any]:
@@ -189,15 +178,16 @@ def test_a_full_disk_is_named(tmp_path: Path) -> None:
 
 
 def test_a_kill_leaves_the_old_file_or_the_new_one(tmp_path: Path) -> None:
-    run = subprocess.run(
-        [sys.executable, "-c", KILLED_SAVES, str(tmp_path)],
-        cwd=Path(__file__).parents[1],
-        env=os.environ | {"CUDA_VISIBLE_DEVICES": ""},
-        capture_output=True,
-        text=True,
-    )
-    assert run.returncode == 0, run.stderr
-    for name, step in {"archive": 1, "seal": 1, "sync": 1, "replace": 1, "replaced": 2}.items():
+    for name, (owner, function, death) in DEATHS.items():
+        save(tmp_path / name / "a.ckpt", 1)
+        if not (child := os.fork()):
+            setattr(owner, function, death)
+            try:
+                save(tmp_path / name / "a.ckpt", 2)
+            finally:
+                os._exit(0)
+        assert os.waitpid(child, 0)[1] == signal.SIGKILL, name
+        step = 2 if name == "replaced" else 1
         found = newest_valid_checkpoint(tmp_path / name)
         assert found == tmp_path / name / "a.ckpt"
         assert VerifiedCheckpointIO().load_checkpoint(found)["global_step"] == step

@@ -17,11 +17,17 @@ from lightning.pytorch.strategies import ModelParallelStrategy
 from quiet_trainer import quiet_trainer
 from torch.optim import lr_scheduler as schedulers
 
+from inpaint_module import randomness
 from inpaint_module.training.lightning_private import TESTED, keep_name, mark_saved, saves_by_time, write_csv_into
 
 
 def test_the_version_is_one_that_was_tested() -> None:
     assert lightning.__version__.startswith(TESTED), "run the slow tests with it, then change TESTED"
+
+
+def test_kernels_for_a_gpu_can_be_named_without_one() -> None:
+    """By the jiterator of torch, tested with 2.14; what they compute is for a GPU, see `pytest -m cuda`."""
+    assert [callable(each) for each in randomness._cuda_kernels.__wrapped__()] == [True, True]
 
 
 def test_names_on_objects(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

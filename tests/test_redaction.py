@@ -148,6 +148,7 @@ def test_a_runs_files_and_words_hold_no_secret(
         ]
         options += ["--data.loading.cache_dir=cache", "--data.batch_size=2", "--model.sampling_steps=1"]
         options += ["--trainer.max_steps=1", "--trainer.val_check_interval=1", "--trainer.limit_val_batches=1"]
+        options += ["--trainer.callbacks.ValidationReport.photos=1"]
         options += [
             "--trainer.accelerator=cpu",
             "--trainer.log_every_n_steps=1",
