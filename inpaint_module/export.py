@@ -152,7 +152,8 @@ def _record(module: InpaintDiffusion, pipeline: Any, out: Path, trained: dict[st
             notes = comfyui_files.limits(denoiser, module.scheduler)
         else:
             differ += served.controlnet_call(module.control, pipeline)
-            files, notes = {"diffusion_pytorch_model.safetensors": "models/controlnet"}, []
+            files = {"diffusion_pytorch_model.safetensors": "models/controlnet"}
+            notes = ["ControlNets of this package have not been run in it"]
         record |= {"pipeline": pipeline.__name__, "differences": differ, "comfyui": {"files": files, "limits": notes}}
     atomic_write_text(out / RECORD, json.dumps(record, indent=1) + "\n")
     return record

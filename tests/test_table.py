@@ -8,20 +8,26 @@ from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import diffusers
 import pytest
 import torch
 from quiet_trainer import QUIET
+from safetensors.torch import load_file
 from test_base_models import fit
 from tiny_folders import BASES, CONFIGS, CONTROLNET_BASES, PLAIN_BASES, saved
+from tiny_models import tiny_batch
 
 from inpaint_module import base_models
-from inpaint_module.base_models import FAMILIES, BaseModel, ControlNetOptions, LoRA, family_of
+from inpaint_module.base_models import FAMILIES, BaseModel, ControlNetOptions, EncoderOptions, LoRA, family_of
 from inpaint_module.base_models.family import WAYS
 from inpaint_module.base_models.loading import pipeline_index
+from inpaint_module.clean_latents import encode_clean
 from inpaint_module.export import export
 from inpaint_module.lightning_module import InpaintDiffusion
+from inpaint_module.objectives.loss_weights import LossWeights
+from inpaint_module.trained import load_weights
 
 pytestmark = [
     *QUIET,
@@ -123,6 +129,61 @@ def test_a_row(name: str, rank: int | None, tmp_path: Path) -> None:
     if lora is not None:
         pipeline.load_lora_weights(tmp_path / "out")
         assert pipeline.get_active_adapters()
+
+
+def small_batch() -> dict[str, Any]:
+    return tiny_batch(2, 32, 48) | {"caption": ["the cat", "a dog"]}
+
+
+def prepared(name: str, tmp_path: Path, **encoder: Any) -> InpaintDiffusion:
+    base = BaseModel(saved(FOLDERS[name](), tmp_path / "base"), train=ROWS[name][1], encoder=EncoderOptions(**encoder))
+    return InpaintDiffusion(base, sampling_steps=1)
+
+
+# a way that sees no masked image, one that sees it in the denoiser, and one that sees it in the ControlNet
+SEEING = ["sd15_plain", "flux_kontext_edit", "sd3_controlnet"]
+
+
+@pytest.mark.parametrize("name", SEEING)
+def test_cached_latents_and_weights_of_the_loss(name: str, tmp_path: Path) -> None:
+    module, batch = prepared(name, tmp_path), small_batch()
+    plain = module.loss(batch)  # type: ignore[arg-type]
+    cached = batch | {"latents": encode_clean(module.encoder, batch["image"])}
+    torch.testing.assert_close(module.loss(cached), plain)  # type: ignore[arg-type]
+    with mock.patch.object(module, "loss_weights", LossWeights(mask=1.0, outside=0.0)):
+        inside = module.loss(batch)  # type: ignore[arg-type]
+        torch.testing.assert_close(module.loss(cached), inside)  # type: ignore[arg-type]
+    with mock.patch.object(module, "loss_weights", LossWeights(mask=0.0, outside=1.0)):
+        outside = module.loss(batch)  # type: ignore[arg-type]
+    torch.testing.assert_close(inside + outside, plain)
+
+
+@pytest.mark.parametrize("name", SEEING)
+def test_a_sample_of_the_posterior(name: str, tmp_path: Path) -> None:
+    """The same draws for a position in any batch, others for another; cached latents, which are modes, are refused."""
+    module, batch = prepared(name, tmp_path, posterior="sample"), small_batch()
+    latents, again = module.encode(batch), module.encode(batch)  # type: ignore[arg-type]
+    mode = prepared(name, tmp_path / "mode").encode(batch)  # type: ignore[arg-type]
+    assert latents.target is not None
+    assert mode.target is not None
+    assert torch.equal(latents.samples, again.samples)
+    assert not torch.allclose(latents.target, mode.target)
+    moved = module.encode(batch | {"position": batch["position"] + 7})  # type: ignore[arg-type]
+    assert not torch.equal(latents.samples, moved.samples)
+    with pytest.raises(ValueError, match=r"encoder.posterior: expected mode with cached latents"):
+        module.loss(batch | {"latents": encode_clean(module.encoder, batch["image"])})  # type: ignore[arg-type]
+
+
+def test_the_average_of_a_controlnets_weights_is_exported(tmp_path: Path) -> None:
+    module = prepared("sd15_controlnet", tmp_path)
+    checkpoint = fit(module, tmp_path / "run", 2, ema=True)
+    averaged = prepared("sd15_controlnet", tmp_path / "again")
+    load_weights(averaged, checkpoint)
+    last = torch.load(checkpoint, weights_only=True)["current_model_state"]
+    export(averaged, tmp_path / "out")
+    saved_weights = load_file(tmp_path / "out" / "diffusion_pytorch_model.safetensors")
+    assert all(torch.equal(value, averaged.denoiser.state_dict()[key]) for key, value in saved_weights.items())
+    assert any(not torch.equal(value, last[f"denoiser.{key}"]) for key, value in saved_weights.items())
 
 
 if __name__ == "__main__":
