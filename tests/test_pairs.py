@@ -26,6 +26,9 @@ from datamodules.account import Account, RefusedError
 from datamodules.cache_latents import cache_latents
 from datamodules.decode.augmentations import Augmentations
 from datamodules.decode.sample_decoder import SampleDecoder
+from datamodules.doctor.data_measures import Sizes
+from datamodules.doctor.examination import Examination, examine_model
+from datamodules.doctor.model_measures import Speeds
 from datamodules.doctor.pairs import check_pairs, measure_pairs
 from datamodules.index_shards import index_shards
 from datamodules.make_shards import make_shards
@@ -436,3 +439,14 @@ def test_the_doctor_measures_pairs(shards: Path) -> None:
     assert finding.title == "pairs with nothing to change"
     assert measure_pairs([{n: v for n, v in batch.items() if n != "target"}], own) is None
     assert Account().found.get("targets") is None
+
+
+def test_the_doctor_takes_no_target_for_a_bad_round_trip(shards: Path, tmp_path: Path) -> None:
+    """Of a latent cache of pairs it encodes the images itself: the latents are of pictures that it has not."""
+    module = tiny_module()
+    cache_latents(data_module(shards), module.encoder, tmp_path / "cache")
+    data = data_module(tmp_path / "cache")
+    exam = Examination(batches=batches(data, 1), speeds=Speeds(1.0), sizes=Sizes([(32, 32)], 8, 8))
+    examine_model(exam, data, module, device=torch.device("cpu"), precision="32-true", step=False)
+    whole = {name: value for name, value in exam.batches[0].items() if name != "latents"}
+    assert torch.equal(exam.encoded[0].latents, module.encode(whole).target)  # type: ignore[arg-type]

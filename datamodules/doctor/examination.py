@@ -26,7 +26,7 @@ from datamodules.order.sample_stream import SampleStream
 from datamodules.shards.shard_set import Contents, RawSample
 from datamodules.webdataset_datamodule import WebDatasetDataModule
 from inpaint_module.base_models import NoConditioning
-from inpaint_module.batch import Batch
+from inpaint_module.batch import Batch, LatentsTag
 from inpaint_module.clean_latents import check_clean
 from inpaint_module.commands.errors import cause_of
 from inpaint_module.lightning_module import InpaintDiffusion
@@ -243,7 +243,7 @@ def examine_model(
     if cached is not None:
         exam.attempt(lambda: check_clean(cached, module.encoder), "data.train_shards", "latents of this VAE", advice)
     advice = "the message says what it wants of a batch"
-    encoded = exam.attempt(lambda: _encode(exam, module), "model.encoder", "batches that it encodes", advice)
+    encoded = exam.attempt(lambda: _encode(exam, module, cached), "model.encoder", "batches that it encodes", advice)
     if encoded is None:
         return
     exam.encoded = [each for each, _ in encoded]
@@ -269,11 +269,13 @@ def _dtype_of(module: InpaintDiffusion) -> str:
     return str(getattr(module.encoder.vae, "dtype", "")).removeprefix("torch.") or "its own dtype"
 
 
-def _encode(exam: Examination, module: InpaintDiffusion) -> list[tuple[Encoded, float]]:
+def _encode(exam: Examination, module: InpaintDiffusion, cached: LatentsTag | None) -> list[tuple[Encoded, float]]:
     done, found = 0, []
+    left_out = "latents" if cached is not None and cached.target else ""  # of targets, which a cache does not hold
     for batch in exam.batches:
         if done < _ENCODED:
             part: Any = {name: _head(value, len(batch["image"]), _ENCODED - done) for name, value in batch.items()}
+            part.pop(left_out, None)
             found.append(model_measures.encode(module, part))
             done += len(part["image"])
     if len(found) == 1:  # the first one warms up
