@@ -14,7 +14,7 @@ from diffusers import DiffusionPipeline
 from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 from quiet_trainer import QUIET
 from test_base_models import CAPTIONS, assert_same_call, caught, fit, in_the_order_of_training
-from tiny_folders import CONTROLNET_BASES, saved
+from tiny_folders import CONTROLNET_BASES, saved, stable_diffusion
 from tiny_models import tiny_batch
 from torch import Tensor
 
@@ -60,6 +60,7 @@ def grey_hole(image: Tensor, mask: Tensor) -> dict[str, Any]:
 
 SERVED = {
     "sd15_controlnet": Served("StableDiffusionControlNetInpaintPipeline", pixels_with_a_hole),
+    "sd15_inpainting": Served("StableDiffusionControlNetInpaintPipeline", pixels_with_a_hole),
     "sdxl_controlnet": Served("StableDiffusionXLControlNetInpaintPipeline", pixels_with_a_hole),
     "sd3_controlnet": Served(
         "StableDiffusion3ControlNetInpaintingPipeline",
@@ -75,7 +76,11 @@ DEEP = [FIRST, *(pytest.param(name, marks=pytest.mark.slow) for name in SERVED i
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     folder = tmp_path_factory.mktemp("controlnet")
-    return {name: saved(CONTROLNET_BASES[name](), folder / name) for name in SERVED}
+    bases = {
+        **CONTROLNET_BASES,
+        "sd15_inpainting": lambda: stable_diffusion(9),
+    }  # whose U-Net eats mask and masked image
+    return {name: saved(bases[name](), folder / name) for name in SERVED}
 
 
 def module_of(path: str, moved: bool = True, **options: Any) -> InpaintDiffusion:
@@ -104,12 +109,14 @@ def loss_by_hand(name: str, module: InpaintDiffusion, batch: dict[str, Any]) -> 
     noise = normal(key(module.seed, batch["position"], Stream.NOISE), latents.shape[1:])
     timesteps = module.objective(latents, noise, key(module.seed, batch["position"], Stream.TIMESTEP)).timesteps
     told, controlnet = module.conditioning(batch), module.denoiser  # type: ignore[arg-type]
-    if name in ("sd15_controlnet", "sdxl_controlnet"):
+    if name in ("sd15_controlnet", "sd15_inpainting", "sdxl_controlnet"):
         condition = pixels_with_a_hole(image, mask)["control_image"]
         noisy = module.scheduler.add_noise(latents, noise, timesteps)
         down, mid = controlnet(noisy, timesteps, controlnet_cond=condition, return_dict=False, **told)
         residuals = {"down_block_additional_residuals": down, "mid_block_additional_residual": mid}
-        prediction = base(noisy, timesteps, **residuals, return_dict=False, **told)[0]
+        cells = F.interpolate(mask, size=(4, 6))
+        inputs = torch.cat([noisy, cells, masked], dim=1) if name == "sd15_inpainting" else noisy
+        prediction = base(inputs, timesteps, **residuals, return_dict=False, **told)[0]
         return F.mse_loss(prediction.float(), noise.float(), reduction="mean")
     sigmas = (timesteps / 1000).reshape(-1, 1, 1, 1)
     noisy, target = (1.0 - sigmas) * latents + sigmas * noise, noise - latents

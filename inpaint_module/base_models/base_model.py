@@ -18,7 +18,7 @@ from inpaint_module.base_models.expand_input import check_input_channels
 from inpaint_module.base_models.families import family_of, serving_pipeline
 from inpaint_module.base_models.family import TextOptions
 from inpaint_module.base_models.layout import Condition, DenoiserLayout, Layout, denoiser_layout
-from inpaint_module.base_models.loading import load_denoiser, load_scheduler, pipeline_index, text_of
+from inpaint_module.base_models.loading import load_denoiser, load_scheduler, pipeline_index, text_of, unet_channels
 from inpaint_module.base_models.lora import LoRA
 from inpaint_module.base_models.single_file import folder_of
 from inpaint_module.encoder import Fill, InpaintEncoder
@@ -219,6 +219,10 @@ class BaseModel(ModelParts):
             )
         layout, condition = _layout(self.way.layout, reduce, reference), self.way.condition(reduce)
         made = (encoder or EncoderOptions()).make(path, (condition or layout).fill)
+        if self.way.grown is not None:
+            grown = _layout(self.way.grown, reduce)
+            if unet_channels(path) == grown.in_channels(made.vae.channels):
+                layout = grown
         load = partial(
             load_denoiser, dtype=dtype, gradient_checkpointing=gradient_checkpointing, channels_last=channels_last
         )

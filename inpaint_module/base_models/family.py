@@ -85,12 +85,14 @@ class Way:
         pipeline: the class of diffusers that serves what was trained.
         guidance: what a guidance-distilled model is told, if the config does not say.
         controlnet: what trains instead of the denoiser; None for the denoiser.
+        grown: beside a ControlNet, the layout of a base model that eats the mask and the masked image itself.
     """
 
     layout: type[DenoiserLayout]
     pipeline: str
     guidance: float = 30.0
     controlnet: ControlNetKind | None = None
+    grown: type[DenoiserLayout] | None = None
 
     def condition(self, reduce: str | None) -> Condition | None:
         """What the ControlNet is told; None without one."""

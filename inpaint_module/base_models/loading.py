@@ -201,6 +201,13 @@ class FolderOfText:
         return _loaded(FluxTransformer2DModel, self.path, "transformer", "transformer", call="load_config")
 
 
+def unet_channels(path: str) -> int | None:
+    """The input channels of a pipeline's U-Net."""
+    from diffusers import UNet2DConditionModel
+
+    return _loaded(UNet2DConditionModel, path, "unet", "denoiser", call="load_config").get("in_channels")
+
+
 def pipeline_index(path: str) -> dict[str, Any] | None:
     """model_index.json, or None where there is none."""
     from diffusers import DiffusionPipeline

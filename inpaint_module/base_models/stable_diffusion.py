@@ -128,7 +128,14 @@ def _new_controlnet(unet: Any, layers: int | None) -> nn.Module:
         raise ValueError(
             f"base.controlnet.layers: expected null, as a ControlNet of a U-Net has all its blocks; got {layers}"
         )
-    return ControlNetModel.from_unet(unet)
+    controlnet: Any = ControlNetModel.from_unet(unet)
+    channels = unet.config.out_channels
+    if unet.config.in_channels != channels:  # an inpainting model's: a ControlNet gets the noisy latents alone
+        whole = controlnet.conv_in
+        controlnet.conv_in = nn.Conv2d(channels, whole.out_channels, whole.kernel_size, padding=whole.padding)
+        controlnet.conv_in.load_state_dict({"weight": whole.weight[:, :channels], "bias": whole.bias})
+        controlnet.register_to_config(in_channels=channels)
+    return controlnet
 
 
 UNET_CONTROLNET = ControlNetKind(
@@ -143,6 +150,11 @@ STABLE_DIFFUSION = Family(
     ways={
         "channels": Way(StableDiffusionLayout, "StableDiffusionInpaintPipeline"),
         "plain": Way(PlainLayout, "StableDiffusionInpaintPipeline"),
-        "controlnet": Way(PlainLayout, "StableDiffusionControlNetInpaintPipeline", controlnet=UNET_CONTROLNET),
+        "controlnet": Way(
+            PlainLayout,
+            "StableDiffusionControlNetInpaintPipeline",
+            controlnet=UNET_CONTROLNET,
+            grown=StableDiffusionLayout,
+        ),
     },
 )

@@ -115,6 +115,11 @@ STABLE_DIFFUSION_XL = Family(
     ways={
         "channels": Way(StableDiffusionLayout, "StableDiffusionXLInpaintPipeline"),
         "plain": Way(PlainLayout, "StableDiffusionXLInpaintPipeline"),
-        "controlnet": Way(PlainLayout, "StableDiffusionXLControlNetInpaintPipeline", controlnet=UNET_CONTROLNET),
+        "controlnet": Way(
+            PlainLayout,
+            "StableDiffusionXLControlNetInpaintPipeline",
+            controlnet=UNET_CONTROLNET,
+            grown=StableDiffusionLayout,
+        ),
     },
 )
