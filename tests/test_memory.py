@@ -11,7 +11,7 @@ from unittest import mock
 
 import pytest
 import torch
-from tiny_folders import BASES, saved
+from tiny_folders import BASES, CONTROLNET_BASES, saved
 from tiny_models import tiny_batch, tiny_module
 from torch import nn
 
@@ -47,18 +47,19 @@ def measured(module: InpaintDiffusion, batch: Mapping[str, Any], mixed: torch.dt
     return peak
 
 
-OPTIONS = {
+OPTIONS: dict[str, dict[str, Any]] = {
+    "sd15_controlnet": {"train": "controlnet"},
     "sd15": {},
     "sdxl": {"train": "plain", "lora": LoRA(4), "dtype": "bfloat16"},
     "sd3": {"gradient_checkpointing": True},
     "flux_fill": {"lora": LoRA(4), "dtype": "bfloat16", "gradient_checkpointing": True},
 }
-SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in ("sd15", "sdxl", "flux_fill")]
+SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in OPTIONS if name != "sd3"]
 
 
 @pytest.mark.parametrize("name", ["sd3", *SLOW])
 def test_the_estimate_is_within_ten_percent(name: str, tmp_path: Path) -> None:
-    folder, options = saved(BASES[name](), tmp_path), OPTIONS[name]
+    folder, options = saved((BASES | CONTROLNET_BASES)[name](), tmp_path), OPTIONS[name]
     mixed = torch.bfloat16 if "lora" in options else None
     real = InpaintDiffusion(BaseModel(folder, **options))  # type: ignore[arg-type]
     with without_weights(), mock.patch("safetensors.safe_open", side_effect=AssertionError("weights were read")):

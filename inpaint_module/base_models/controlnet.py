@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 from inpaint_module.base_models.denoiser_call import DenoiserCall
 from inpaint_module.base_models.layout import Condition
 from inpaint_module.base_models.lora import LoRA, frozen_sha256
+from inpaint_module.embedded import weightless
 from inpaint_module.randomness import Stream, key, uniform
 
 CONDITION = "controlnet_cond"  # the condition, among what a denoiser is told
@@ -82,7 +84,7 @@ class ControlNetKind:
                 "base.lora: expected null for a new ControlNet, whose outputs start at zero and must train whole; got "
                 "LoRA: name a trained ControlNet with controlnet: {path: FOLDER}"
             )
-        with torch.random.fork_rng(devices=[]):
+        with torch.random.fork_rng(devices=[]), torch.device("meta") if weightless() else nullcontext():
             torch.manual_seed(options.seed)
             controlnet: Any = self.make(base, options.layers).float().train()
         if base.is_gradient_checkpointing:

@@ -39,7 +39,7 @@ class Memory(NamedTuple):
     """Bytes that a training run holds from its first step to its last, by what they are for.
 
     Attributes:
-        weights: of the denoiser, frozen ones included.
+        weights: of the denoiser, frozen ones and the base model beside a ControlNet included.
         gradients: of what trains; twice that with DDP, which keeps them in its buckets too.
         optimizer: its state after the first step; None if it cannot be known before.
         average: the second copy that EMA keeps of what trains.
@@ -90,13 +90,18 @@ def held_memory(module: InpaintDiffusion, trainer: Trainer | None = None) -> Mem
         gradients *= 2 if isinstance(trainer.strategy, DDPStrategy) and trainer.world_size > 1 else 1
     vae: nn.Module | None = getattr(module.encoder.vae, "module", None)
     return Memory(
-        weights=model_bytes(module.denoiser),
+        weights=sum(map(model_bytes, _networks(module))),
         gradients=gradients,
         optimizer=optimizer_bytes(module.optimizer, trained),
         average=average,
         vae=0 if vae is None else model_bytes(vae),
         text=sum(map(model_bytes, module.conditioning.models())),
     )
+
+
+def _networks(module: InpaintDiffusion) -> list[nn.Module]:
+    """What trains, and the base model beside a ControlNet."""
+    return [module.denoiser, *([] if module.control is None else [module.control.base.model])]
 
 
 def model_bytes(model: nn.Module) -> int:
@@ -225,7 +230,8 @@ def step_peak(module: InpaintDiffusion, batch: Batch, precision: str = "32-true"
     """
     mixed = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}.get(precision)
     module.log = lambda *_, **__: None  # type: ignore[method-assign]
-    runnable(module.denoiser)
+    for model in _networks(module):
+        runnable(model)
     with no_content() as mode:
         optimizer = module.optimizer(module.optimized())
         _pretend_step(optimizer)
