@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import v2
 
-from datamodules.decode.augmentations import Augmentations, augment, position_seed
+from datamodules.decode.augmentations import Augmentations, augment, position_draws, position_seed
 from datamodules.shards.shard_set import RawSample
-from inpaint_module.randomness import Stream, fork, key
+from inpaint_module.randomness import Stream, fork, key, uniform
 
 pytestmark = pytest.mark.filterwarnings("ignore:The image decoding and encoding capabilities")  # of v2.JPEG
 IMAGE = torch.arange(3 * 16 * 20, dtype=torch.uint8).reshape(3, 16, 20)
@@ -192,3 +192,10 @@ def test_in_samples_they_come_after_crop_and_flip() -> None:
     assert jittered["mask"].equal(plain["mask"])
     with pytest.raises(ValueError, match=r"s\.tar: sample 'k': data\.decoder\.transforms: .* from Resize"):
         sample_decoder(**options, transforms=[v2.Resize(8)])(raw)
+
+
+def test_numbers_of_a_position_are_its_row_of_the_batchs() -> None:
+    positions = torch.tensor([-1, 0, 63, 64, 10**12])
+    for stream, count in ((Stream.CROP, 3), (Stream.OWN_MASK, 2), (Stream.REMOVAL_MASK, 5)):
+        rows = uniform(key(9, positions, stream), count).tolist()
+        assert [position_draws(9, int(position), stream, count) for position in positions] == rows

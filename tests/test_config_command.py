@@ -39,7 +39,7 @@ def test_configs_and_overrides(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         (["out"], "the following arguments are required: --config\nAll options: inpaint it --help\n"),
         (
             ["out", "--config=nowhere.yaml"],
-            "--config: expected a file, got nowhere.yaml; those that ship: configs/bf16",
+            "--config: expected a file, got nowhere.yaml; those that ship: configs/adamw8bit.yaml, configs/bf16",
         ),
         (["out", "--config=configs/lora.yaml", "--dta.seed=3"], "there is no option --dta.seed\n"),
         (
@@ -101,7 +101,7 @@ def test_fit_says_which_configs_there_are(
     monkeypatch.setenv("JSONARGPARSE_DEPRECATION_WARNINGS", "off")
     monkeypatch.chdir(tmp_path)
     shown = printed(capsys, "--config=configs/quickstat.yaml")
-    assert "config: expected a file, got configs/quickstat.yaml; those that ship: configs/bf16.yaml" in shown
+    assert "config: expected a file, got configs/quickstat.yaml; those that ship: configs/adamw8bit.yaml, configs/bf16.yaml" in shown
     assert "All options: python -m train fit --help" in shown
     assert "://" in printed(capsys, "--config=http://127.0.0.1:1/x.yaml")
 

@@ -1,4 +1,4 @@
-"""Polarity: mostly white masks from the data are named once, painted ones never."""
+"""Inverted masks: mostly white ones from the data are named once, painted ones never."""
 
 import warnings
 from typing import Any

@@ -1,4 +1,4 @@
-"""Aspects: of upright images, by sample number, from the indexes of shards that make_shards wrote."""
+"""Aspect ratios: of upright images, by sample number, from the indexes of shards that make_shards wrote."""
 
 import json
 import pickle
