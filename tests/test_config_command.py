@@ -101,7 +101,7 @@ def test_fit_says_which_configs_there_are(
     monkeypatch.setenv("JSONARGPARSE_DEPRECATION_WARNINGS", "off")
     monkeypatch.chdir(tmp_path)
     shown = printed(capsys, "--config=configs/quickstat.yaml")
-    assert "config: expected a file, got configs/quickstat.yaml; those that ship: configs/adamw8bit.yaml, configs/bf16.yaml" in shown
+    assert "config: expected a file, got configs/quickstat.yaml; those that ship: configs/adamw8bit.yaml" in shown
     assert "All options: python -m train fit --help" in shown
     assert "://" in printed(capsys, "--config=http://127.0.0.1:1/x.yaml")
 

@@ -48,7 +48,7 @@ def test_what_is_nowhere_is_told_with_those_that_ship(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "configs").mkdir()
-    with pytest.raises(ValueError, match=rf"config: expected a file, got {name}; those that ship: configs/.*bf16.*sdxl"):
+    with pytest.raises(ValueError, match=rf"config: expected a file, got {name}; those that ship: configs/.*sdxl"):
         find_config(name)
 
 
