@@ -108,7 +108,7 @@ def _border(masks: Tensor) -> Tensor:
     return torch.cat([masks[:, 0], masks[:, -1], masks[:, :, 0], masks[:, :, -1]], dim=1)
 
 
-def own_masks(batch: Batch) -> Tensor:
+def masks_of_the_data(batch: Batch) -> Tensor:
     """Which masks of a batch that came from the loader are from the data, bool (B,)."""
     count = len(batch["image"])
     none = torch.zeros(count, dtype=torch.bool)

@@ -133,7 +133,7 @@ def examine_data(
     exam.workers = getattr(data, "num_workers", 0)
     if not came:
         return
-    own = [data_measures.own_masks(batch) for batch, _ in came]
+    own = [data_measures.masks_of_the_data(batch) for batch, _ in came]
     painted = exam.attempt(
         lambda: [_arrive(data, batch, number, device) for number, (batch, _) in enumerate(came)],
         "data",

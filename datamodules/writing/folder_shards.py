@@ -13,7 +13,6 @@ import fcntl
 import hashlib
 import json
 import os
-import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
@@ -128,8 +127,6 @@ def _read_index(place: Path, wanted: Mapping[str, Any]) -> dict[str, Any] | None
 
 def _index(place: Path, sources: list[Source], account: Account) -> dict[str, Any]:
     """Read all sources: the tars that they would make, those that cannot be used, and what must be kept."""
-    shutil.rmtree(place / _MADE)
-    (place / _MADE).mkdir()
     writer, tars, refused, made = ShardWriter(None, SHARD_BYTES, None), [], {}, {}
     workers = 1 if len(sources) < _FEW else min(_MOST_WORKERS, os.cpu_count() or 1)
     encode = partial(try_source, packing=Packing())
@@ -159,7 +156,7 @@ def _keep(place: Path, source: Source, packed: PackedSample) -> dict[str, str]:
         path = _file_of(source, field)
         if path is None or path.read_bytes() != data:
             made[field] = hashlib.sha256(data).hexdigest()
-            with atomic_write(place / _MADE / made[field]) as file:
+            with atomic_write(place / _MADE / made[field]) as file:  # older ones stay: a run may still read them
                 file.write(data)
     return made
 
