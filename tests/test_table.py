@@ -158,6 +158,20 @@ def test_cached_latents_and_weights_of_the_loss(name: str, tmp_path: Path) -> No
     torch.testing.assert_close(inside + outside, plain)
 
 
+@pytest.mark.parametrize(
+    ("name", "rank"),
+    [("sd3_controlnet", None), ("qwen_image_controlnet", None), ("qwen_image_plain", None), ("qwen_image_plain", 2)],
+)
+def test_all_that_trains_has_a_gradient(name: str, rank: int | None, tmp_path: Path) -> None:
+    """DDP stops at weights without one."""
+    folder = saved(FOLDERS[name](), tmp_path / "base")
+    module = module_of(name, folder, None if rank is None else LoRA(rank), None)
+    module.loss(small_batch()).backward()  # type: ignore[arg-type]
+    trains = {key: weight.grad for key, weight in module.denoiser.named_parameters() if weight.requires_grad}
+    assert trains
+    assert [key for key, gradient in trains.items() if gradient is None] == []
+
+
 @pytest.mark.parametrize("name", SEEING)
 def test_a_sample_of_the_posterior(name: str, tmp_path: Path) -> None:
     """The same draws for a position in any batch, others for another; cached latents, which are modes, are refused."""

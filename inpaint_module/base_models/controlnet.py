@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from inpaint_module.base_models.denoiser_call import DenoiserCall
 from inpaint_module.base_models.layout import Condition
-from inpaint_module.base_models.lora import LoRA, frozen_sha256
+from inpaint_module.base_models.lora import LoRA, freeze_unread, frozen_sha256
 from inpaint_module.embedded import weightless
 from inpaint_module.randomness import Stream, key, uniform
 
@@ -87,6 +87,7 @@ class ControlNetKind:
         with torch.random.fork_rng(devices=[]), torch.device("meta") if weightless() else nullcontext():
             torch.manual_seed(options.seed)
             controlnet: Any = self.make(base, options.layers).float().train()
+        freeze_unread(controlnet)
         if base.is_gradient_checkpointing:
             controlnet.enable_gradient_checkpointing()
         last = any(weight.ndim == 4 and not weight.is_contiguous() for weight in base.parameters())

@@ -15,7 +15,7 @@ from inpaint_module.base_models.conditioning import Conditioning
 from inpaint_module.base_models.expand_input import grow_input_channels
 from inpaint_module.base_models.families import family_of
 from inpaint_module.base_models.family import TextOptions
-from inpaint_module.base_models.lora import LoRA, add_lora
+from inpaint_module.base_models.lora import LoRA, add_lora, freeze_unread
 from inpaint_module.base_models.quantize import quantize as put_into_bits
 from inpaint_module.base_models.text import FrozenTextEncoder, TextConditioning
 from inpaint_module.embedded import config_model, loading_options, local_folder, runnable, weightless
@@ -92,6 +92,7 @@ def load_denoiser(
     put_into_bits(denoiser, quantize)
     if lora is not None:
         add_lora(denoiser, lora)
+    freeze_unread(denoiser)
     if gradient_checkpointing:
         denoiser.enable_gradient_checkpointing()
     if channels_last:

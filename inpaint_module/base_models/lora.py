@@ -88,6 +88,19 @@ def add_lora(denoiser: Any, lora: LoRA) -> Any:
     return denoiser
 
 
+def freeze_unread(denoiser: nn.Module) -> None:
+    """Freeze what no gradient reaches, in place: what the last block of SD3's and Qwen-Image's kind makes of the text.
+
+    Nothing reads it, and DDP stops at weights that train and have no gradient.
+    """
+    blocks, later = (getattr(denoiser, name, None) for name in ("transformer_blocks", "single_transformer_blocks"))
+    if not isinstance(blocks, nn.ModuleList) or later:
+        return
+    for name, weight in blocks[-1].named_parameters():
+        if name.startswith(("ff_context.", "txt_mlp.", "attn.to_add_out.")):
+            weight.requires_grad_(False)
+
+
 def has_lora(denoiser: nn.Module) -> bool:
     """Whether `add_lora` has been here."""
     return bool(getattr(denoiser, "peft_config", None))
