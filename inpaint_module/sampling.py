@@ -116,7 +116,12 @@ def scheduled(
     """A copy of a scheduler, ready for this many steps over latents of h x w = `size`, as its pipelines make it ready.
 
     With `even`, as by `FluxFillPipeline`, it is given equal steps of noise, which it shifts as it does.
+
+    Raises:
+        ValueError: a single step with a scheduler that stretches its steps to a last one, as Qwen-Image's.
     """
+    if scheduler.config.get("shift_terminal") and steps < 2:
+        raise ValueError(f"sampling_steps: expected at least 2 with a scheduler of shift_terminal, got {steps}")
     scheduler = copy.deepcopy(scheduler)
     more: dict[str, Any] = {}
     if scheduler.config.get("use_dynamic_shifting"):

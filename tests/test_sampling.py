@@ -88,6 +88,15 @@ def test_schedules_are_those_of_the_pipelines() -> None:
     assert torch.equal(static.sigmas, expected.sigmas)
 
 
+def test_one_step_of_a_scheduler_that_stretches_is_refused() -> None:
+    stretching = FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True, shift_terminal=0.02)
+    with pytest.raises(
+        ValueError, match="sampling_steps: expected at least 2 with a scheduler of shift_terminal, got 1"
+    ):
+        scheduled(stretching, 1, (32, 32), torch.device("cpu"), even=True)
+    assert scheduled(stretching, 2, (32, 32), torch.device("cpu"), even=True).sigmas.isfinite().all()
+
+
 def test_guidance_goes_on_past_the_conditional_prediction() -> None:
     told = {"conditions": {"told": 1.0}, "unconditional": {"told": 0.5}}
 

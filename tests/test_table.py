@@ -88,7 +88,7 @@ def module_of(name: str, folder: str, lora: LoRA | None, controlnet: str | None)
     options: dict[str, Any] = {"lora": lora}
     if controlnet is not None:
         options["controlnet"] = ControlNetOptions(controlnet)
-    return InpaintDiffusion(BaseModel(folder, train=ROWS[name][1], **options), sampling_steps=1)
+    return InpaintDiffusion(BaseModel(folder, train=ROWS[name][1], **options), sampling_steps=2)
 
 
 FAST = {("sd15_plain", 4), ("sd15_controlnet", 4)}
