@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import re
 from dataclasses import fields
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -202,3 +203,24 @@ def test_a_setting_that_moved_has_not_changed() -> None:
     assert list(map(str, changes(before, now))) == ["data.order.window: 8 -> 4"]
     theirs = {"data": "mine.Data", "data.flip": "0.5"}
     assert list(map(str, changes(theirs, theirs | {"data.flip": "0.1"}))) == ["data.flip: 0.5 -> 0.1"]
+
+
+@pytest.mark.parametrize(
+    ("former", "present"),
+    [
+        ("datamodules.own_masks.FileMask", "datamodules.decode.FileMask"),
+        ("datamodules.own_masks.coco_masks.CocoMask", "datamodules.decode.CocoMask"),
+        ("inpaint_module.checkpoints.VerifiedCheckpointIO", "inpaint_module.training.VerifiedCheckpointIO"),
+        ("inpaint_module.checkpoints.resume.ExactResume", "inpaint_module.training.ExactResume"),
+        ("inpaint_module.callbacks.ema.EMA", "inpaint_module.training.EMA"),
+        ("inpaint_module.masks.curriculum.Curriculum", "inpaint_module.masks.Curriculum"),
+        ("inpaint_module.metrics.masked_psnr.MaskedPSNR", "inpaint_module.metrics.MaskedPSNR"),
+        ("inpaint_module.masks.Boxes", "inpaint_module.masks.Boxes"),
+        ("my.inpaint_module.callbacks.EMA", "my.inpaint_module.callbacks.EMA"),
+    ],
+)
+def test_classes_are_found_where_they_are_now(former: str, present: str) -> None:
+    found = today({"trainer": {"callbacks": [{"class_path": former, "init_args": {"a": 1}}]}})
+    assert found == {"trainer": {"callbacks": [{"class_path": present, "init_args": {"a": 1}}]}}
+    module, _, name = present.rpartition(".")
+    assert module.startswith("my") or hasattr(import_module(module), name)

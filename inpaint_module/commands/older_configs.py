@@ -14,7 +14,19 @@ from typing import Any, TypeVar
 from jsonargparse import Namespace
 
 _HOME = "inpaint_module.base_models"
-_FORMER_HOMES = ("inpaint_module.layouts.", "inpaint_module.denoisers.", "inpaint_module.conditioning.")
+_PRESENT_HOMES = {  # by package or module that is no more, or has classes elsewhere
+    **dict.fromkeys(("inpaint_module.layouts", "inpaint_module.denoisers", "inpaint_module.conditioning"), _HOME),
+    **dict.fromkeys(("inpaint_module.callbacks", "inpaint_module.checkpoints"), "inpaint_module.training"),
+    **dict.fromkeys(
+        (f"inpaint_module.masks.{name}" for name in ("cloud", "components", "curriculum", "region", "square_root")),
+        "inpaint_module.masks",
+    ),
+    **dict.fromkeys(
+        (f"inpaint_module.metrics.{name}" for name in ("masked_psnr", "validation")), "inpaint_module.metrics"
+    ),
+    **dict.fromkeys((f"datamodules.{name}" for name in ("own_masks", "images", "samples")), "datamodules.decode"),
+    "datamodules.stream": "datamodules.order",
+}
 _PARTS = ("denoiser", "encoder", "layout", "scheduler", "conditioning", "call")
 _MADE = ("denoiser", "layout", "scheduler")
 _PARTS_OF_DATA = {
@@ -203,6 +215,7 @@ def _renamed(value: Any) -> Any:
         return value
     found = {name: _renamed(each) for name, each in value.items()}
     path = found.get("class_path")
-    if isinstance(path, str) and path.startswith(_FORMER_HOMES):
-        found["class_path"] = f"{_HOME}.{path.rpartition('.')[2]}"
+    for former, present in _PRESENT_HOMES.items():
+        if isinstance(path, str) and path.startswith(f"{former}."):
+            found["class_path"] = f"{present}.{path.rpartition('.')[2]}"
     return found
