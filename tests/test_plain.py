@@ -221,6 +221,18 @@ def test_an_edit_model_may_be_shown_the_whole_image(folders: dict[str, str]) -> 
         of("flux_plain", folders, reference="masked")
 
 
+@pytest.mark.parametrize("name", ["qwen_image_plain", "z_image_plain", "chroma_plain"])
+def test_a_dropped_caption_is_an_empty_one(name: str, folders: dict[str, str]) -> None:
+    module, batch = of(name, folders), sample()
+    empty = module.loss(batch | {"caption": ["", CAPTIONS[1]]})  # type: ignore[arg-type]
+    told = module.conditioning
+    with mock.patch.object(module, "conditioning", lambda given, _: told(given, torch.tensor([True, False]))):
+        torch.testing.assert_close(module.loss(batch), empty, rtol=0, atol=0)  # type: ignore[arg-type]
+    assert not torch.equal(module.loss(batch), empty)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"Text expects batch\['caption'\], a list of 2 strings, got None"):
+        module.loss({key: value for key, value in batch.items() if key != "caption"})  # type: ignore[arg-type]
+
+
 def test_what_a_pipeline_looks_for_in_vain_is_said(folders: dict[str, str]) -> None:
     said = "set pipeline.transformer.register_to_config(guidance_embeds=False) before the call"
     for name, there in (("chroma_plain", 1), ("flux_plain", 0)):
