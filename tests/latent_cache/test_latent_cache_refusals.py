@@ -82,7 +82,7 @@ def test_validation_takes_cached_shards_as_images(cache: Path) -> None:
         ({}, {"crops": 0}, "crops: expected at least 1, got 0"),
         ({}, {"dtype": "float64"}, "dtype: expected one of float32, bfloat16, float16, got 'float64'"),
         ({"bucket_step": 8}, {}, "data.order.bucket_step: expected null"),
-        ({"source_weights": [1.0]}, {}, "data.order.source_weights: expected null; cache each source"),
+        ({"source_weights": [1.0]}, {}, "data.order.source_weights, data.order.repeats: expected null; cache"),
     ],
 )
 def test_what_a_cache_cannot_serve_is_refused(
