@@ -78,7 +78,7 @@ def telea_fill(image: Tensor, mask: Tensor) -> Tensor | None:
         mask: (B, 1, H, W), over 0.5 in the hole.
 
     Returns:
-        float32 (B, 3, H, W); None where OpenCV is not installed.
+        float32 (B, 3, H, W), grey where nothing is known; None where OpenCV is not installed.
     """
     if find_spec("cv2") is None:
         return None
@@ -88,7 +88,9 @@ def telea_fill(image: Tensor, mask: Tensor) -> Tensor | None:
     holes = (mask > 0.5).expand(len(image), -1, -1, -1)[:, 0].byte().cpu().numpy()
     pairs = zip(pictures, holes, strict=True)
     made = [torch.from_numpy(cv2.inpaint(picture, hole, 3, cv2.INPAINT_TELEA)) for picture, hole in pairs]
-    return torch.stack(made).movedim(-1, 1).to(image.device).float() / 255
+    filled = torch.stack(made).movedim(-1, 1).to(image.device).float() / 255
+    whole = (mask > 0.5).flatten(1).all(1).reshape(-1, 1, 1, 1)  # of these OpenCV gives back what is hidden
+    return torch.where(whole, 0.5, filled)
 
 
 def _from_coarser(image: Tensor, hole: Tensor) -> Tensor:

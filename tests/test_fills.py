@@ -100,6 +100,9 @@ def test_telea_in_bytes() -> None:
     hole[..., 4:9, 5:12] = 1
     made = telea_fill(torch.where(hole > 0, 0.9, image), hole)
     assert made is not None
+    nothing_known = telea_fill(image, torch.ones(2, 1, 16, 16))
+    assert nothing_known is not None
+    assert nothing_known.unique().tolist() == [0.5]
     assert torch.allclose(made, image, atol=2.1 / 255)  # OpenCV's own rounding; the hidden 0.9 is not seen
 
 

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from lightning.pytorch.loggers import CometLogger
 from PIL import Image
 from tiny_models import tiny_batch, tiny_module
 
 from inpaint_module.report.pictures import to_pil
-from inpaint_module.training.image_grid import ImageGrid, PredictionWriter, grid_image
+from inpaint_module.training.image_grid import ImageGrid, PredictionWriter, grid_image, log_picture
 
 
 def test_grid_has_a_row_per_photo_and_a_column_per_field() -> None:
@@ -22,6 +24,16 @@ def test_grid_has_a_row_per_photo_and_a_column_per_field() -> None:
     first = (result.image[0] * 255).round().byte().movedim(0, -1).numpy()
     assert (sheet[14:46, :48] == first).all()
     assert (sheet[14:46, 48:96] == 255 * result.mask[0, 0].numpy()[..., None]).all()
+
+
+def test_comet_is_shown_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Comet's package is not needed for it: Lightning's logger without what it wraps."""
+    shown: list[tuple[Any, ...]] = []
+    experiment = SimpleNamespace(log_image=lambda picture, name, step: shown.append((picture.size, name, step)))
+    monkeypatch.setattr(CometLogger, "experiment", experiment)
+    trainer: Any = SimpleNamespace(loggers=[object.__new__(CometLogger)])
+    log_picture(trainer, "val/grid", Image.new("RGB", (8, 4)), 7)
+    assert shown == [((8, 4), "val/grid", 7)]
 
 
 def test_to_pil_rounds() -> None:

@@ -44,7 +44,9 @@ def statistics(masks: Tensor, *, progress: bool = False) -> Statistics:
     """Measure bool masks (B, 1, H, W); `progress` shows a bar, as many take half a minute."""
     leaks: dict[tuple[str, int], list[Tensor]] = {(how, ratio): [] for ratio in RATIOS for how in LEAKY}
     components: list[int] = []
-    with tqdm(total=len(masks), desc="measuring masks", unit="mask", leave=False, disable=not progress) as bar:
+    with tqdm(
+        total=len(masks), desc="measuring masks", unit="mask", leave=False, disable=not progress, dynamic_ncols=True
+    ) as bar:
         for part in masks.split(32):
             for how, ratio in leaks:
                 whole = part[..., : part.shape[-2] // ratio * ratio, : part.shape[-1] // ratio * ratio]
@@ -90,10 +92,11 @@ def draw_sheet(
         number: masks to measure; the first 32 are shown.
         size: height and width in pixels at which they are painted.
         seed: of the masks.
-        progress: show a bar while they are measured.
+        progress: show a bar while they are painted, and one while they are measured.
     """
     keys = key(seed, torch.arange(number), Stream.MASK)
-    masks = torch.cat([generator(part, size, size) for part in keys.split(32)])
+    parts = tqdm(keys.split(8), desc="painting masks", leave=False, disable=not progress, dynamic_ncols=True)
+    masks = torch.cat([generator(part, size, size) for part in parts])
     left = _COLUMNS * (_TILE + _GAP) + _GAP
     sheet = Image.new("RGB", (left + _PANEL, _ROWS * (_TILE + _GAP) + _GAP), _PAPER)
     for nth, mask in enumerate(masks[: _COLUMNS * _ROWS, 0]):

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.loggers import MLFlowLogger, TensorBoardLogger, WandbLogger
+from lightning.pytorch.loggers import CometLogger, MLFlowLogger, TensorBoardLogger, WandbLogger
 from lightning.pytorch.utilities import rank_zero_info
 from PIL import Image, ImageDraw, ImageFont
 
@@ -33,7 +33,7 @@ def grid_image(rows: InpaintedImages) -> Image.Image:
 
 
 def log_picture(trainer: Trainer, name: str, picture: Image.Image, step: int) -> None:
-    """Show a picture in the loggers that show pictures: TensorBoard's, Weights & Biases', MLflow's."""
+    """Show a picture in the loggers that show pictures: TensorBoard's, Weights & Biases', MLflow's, Comet's."""
     for logger in trainer.loggers:
         if isinstance(logger, TensorBoardLogger):
             logger.experiment.add_image(name, np.asarray(picture), step, dataformats="HWC")
@@ -41,6 +41,8 @@ def log_picture(trainer: Trainer, name: str, picture: Image.Image, step: int) ->
             logger.log_image(name, [picture], step)
         elif isinstance(logger, MLFlowLogger):
             logger.experiment.log_image(logger.run_id, picture, f"{name}/step_{step:06d}.png")
+        elif isinstance(logger, CometLogger):
+            logger.experiment.log_image(picture, name, step=step)
 
 
 class ImageGrid(Callback):
