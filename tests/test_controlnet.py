@@ -208,7 +208,7 @@ def test_validation_is_the_pipeline(
     torch.testing.assert_close(result.inpainted, decoded, rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", SERVED)
+@pytest.mark.parametrize("name", DEEP)
 def test_training_feeds_what_the_pipeline_feeds(name: str, folders: dict[str, str]) -> None:
     """The condition of training is that of sampling, which the test above compares with the pipeline's."""
     module, batch = module_of(folders[name]), sample()

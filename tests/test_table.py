@@ -91,7 +91,7 @@ def module_of(name: str, folder: str, lora: LoRA | None, controlnet: str | None)
     return InpaintDiffusion(BaseModel(folder, train=ROWS[name][1], **options), sampling_steps=2)
 
 
-FAST = {("sd15_plain", 4), ("sd15_controlnet", 4)}
+FAST = {("sd15_plain", 4)}  # test_base_models.py and test_controlnet.py have rows of the other ways
 
 
 @pytest.mark.parametrize(
@@ -188,6 +188,7 @@ def test_a_sample_of_the_posterior(name: str, tmp_path: Path) -> None:
         module.loss(batch | {"latents": encode_clean(module.encoder, batch["image"])})  # type: ignore[arg-type]
 
 
+@pytest.mark.slow
 def test_the_average_of_a_controlnets_weights_is_exported(tmp_path: Path) -> None:
     module = prepared("sd15_controlnet", tmp_path)
     checkpoint = fit(module, tmp_path / "run", 2, ema=True)
