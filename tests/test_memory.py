@@ -19,7 +19,15 @@ from inpaint_module.base_models import BaseModel, LoRA
 from inpaint_module.cli import main
 from inpaint_module.embedded import without_weights
 from inpaint_module.lightning_module import InpaintDiffusion
-from inpaint_module.training.memory import Memory, bytes_of, estimate_table, held_memory, optimizer_bytes, step_peak
+from inpaint_module.training.memory import (
+    LiveBytes,
+    Memory,
+    bytes_of,
+    estimate_table,
+    held_memory,
+    optimizer_bytes,
+    step_peak,
+)
 
 PHOTOS = tiny_batch(4, 64, 64)
 
@@ -77,6 +85,16 @@ def test_parts_by_hand() -> None:
     tensors = len(list(module.denoiser.parameters()))
     assert held.optimizer == 8 * count + 4 * tensors, "two moments, and a count of steps for each tensor"
     assert "activations" in str(held)
+
+
+def test_what_was_there_before_is_not_counted() -> None:
+    weight, given = torch.zeros(100, 100), torch.zeros(2, 100)
+    with LiveBytes() as live:
+        made = given @ weight.t()
+        del made
+        kept = weight[:50].clone()
+    assert (live.peak, live.now) == (4 * 5000, 4 * 5000)
+    assert len(kept) == 50
 
 
 def test_a_frozen_and_a_tied_weight_count_once() -> None:

@@ -196,7 +196,10 @@ class LiveBytes(TorchDispatchMode):
         self._seen: weakref.WeakSet[torch.UntypedStorage] = weakref.WeakSet()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Run the operation and look at what it made."""
+        """Run the operation and look at what it made; a view of what was there before is not made."""
+        for each in torch.utils._pytree.tree_leaves((args, kwargs)):
+            if isinstance(each, Tensor):
+                self._seen.add(each.untyped_storage())
         out = func(*args, **kwargs or {})
         for each in torch.utils._pytree.tree_leaves(out):
             if isinstance(each, Tensor):
