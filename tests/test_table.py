@@ -140,6 +140,14 @@ def prepared(name: str, tmp_path: Path, **encoder: Any) -> InpaintDiffusion:
     return InpaintDiffusion(base, sampling_steps=1)
 
 
+def test_a_lora_goes_on_beside_buffers_that_are_not_saved(tmp_path: Path) -> None:
+    """Such as Chroma's `time_text_embed.mod_proj`."""
+    folder = saved(FOLDERS["chroma_plain"](), tmp_path / "base")
+    module = module_of("chroma_plain", folder, LoRA(2), None)
+    assert "time_text_embed.mod_proj" in dict(module.denoiser.named_buffers())
+    assert module.load_state_dict(module.state_dict()).unexpected_keys == []
+
+
 # a way that sees no masked image, one that sees it in the denoiser, and one that sees it in the ControlNet
 SEEING = ["sd15_plain", "flux_kontext_edit", "sd3_controlnet"]
 

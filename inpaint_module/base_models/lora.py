@@ -187,5 +187,11 @@ def _add_what_is_frozen(denoiser: nn.Module, state: dict[str, Any], prefix: str,
             f"this LoRA was trained on a base model whose frozen weights have sha256 {trained_on[:16]}..., but the "
             f"denoiser holds {here[:16]}...; load the same base model in the same dtype, with the same lora options"
         )
+    unsaved = {
+        f"{path}.{name}".lstrip(".")
+        for path, module in denoiser.named_modules()
+        for name in module._non_persistent_buffers_set  # which no state dict has
+    }
     for name, value in [*_frozen(denoiser).items(), *denoiser.named_buffers()]:
-        state.setdefault(prefix + name, value.detach())
+        if name not in unsaved:
+            state.setdefault(prefix + name, value.detach())
