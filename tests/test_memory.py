@@ -121,7 +121,8 @@ def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: py
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("JSONARGPARSE_DEPRECATION_WARNINGS", "off")  # Lightning 2.6 calls its old names
     monkeypatch.setattr(sys, "argv", ["inpaint"])
-    assert main(["fit", "--config", "configs/quickstart.yaml", "--estimate", "--data.batch_size=2"]) == 0
+    configs = ["--config", "configs/quickstart.yaml", "--config", "configs/adamw8bit.yaml"]
+    assert main(["fit", *configs, "--estimate", "--data.batch_size=2"]) == 0
     told = capsys.readouterr().out
     assert "batch 2 of 128 x 128 pixels" in told
     rows = dict(line.rsplit(maxsplit=1) for line in told.splitlines() if line.startswith("  "))
