@@ -39,7 +39,7 @@ CASES = {  # what the set-up changes is killed; the rest is the first two's
     "ddp": Case(Setup(ranks=2), EVERYWHERE, 8),
     "accumulation": Case(Setup(window=3), IN_THE_LOOP, 8),
     "tmpdir": Case(Setup(tmpdir="/dev/shm"), [["before:epoch@2", "save:epoch@4", "after:epoch@4", "save:last@6"]], 4),
-    "ema": Case(Setup(ema=True), [["batch@1", "validation@4", "save:epoch@4", "before:last@6", "validated@8"]], 8),
+    "ema": Case(Setup(ema=True), [["batch@1", "save:epoch@4", "validation@4", "before:last@6", "validated@8"]], 8),
     "buckets": Case(Setup(data={"order": {"bucket_step": 16}}), IN_THE_LOOP, 8),
 }
 
