@@ -43,12 +43,12 @@ def test_loss_has_gradients_for_the_denoiser_alone() -> None:
     assert not any("vae" in name for name in module.state_dict())
 
 
-def test_one_vae_pass_serves_both_images() -> None:
+def test_the_vae_takes_no_more_than_a_batch_at_once() -> None:
     module = tiny_module()
     vae = module.encoder.vae
     with mock.patch.object(vae.module, "encode", wraps=vae.module.encode) as encode:
         module.loss(tiny_batch(3))
-    assert [call.args[0].shape for call in encode.call_args_list] == [(6, 3, 32, 48)]
+    assert [call.args[0].shape for call in encode.call_args_list] == [(3, 3, 32, 48)] * 2
 
 
 def test_noise_and_timesteps_are_functions_of_the_position() -> None:
