@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import shutil
 from collections.abc import Iterator
@@ -49,6 +50,26 @@ def atomic_write_text(path: Path, text: str, *, permissions: int = 0o666) -> Non
     """Write a small UTF-8 file as `atomic_write` does."""
     with atomic_write(path, permissions=permissions) as file:
         file.write(text.encode())
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Hold an empty file, made if it is not there, that only one process at a time can hold; wait for that.
+
+    Raises:
+        ValueError: if the file cannot be opened, or a link lies in its place, which is not followed.
+    """
+    try:
+        file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o666)
+    except OSError as error:
+        kind = "a link" if path.is_symlink() else f"an error ({error.strerror})"
+        raise ValueError(f"{path}: expected a file to lock, got {kind}; remove it, or name another folder") from error
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+    finally:
+        fcntl.flock(file, fcntl.LOCK_UN)  # though a forked child may still have it open
+        os.close(file)
 
 
 def sync_folder(folder: Path) -> None:

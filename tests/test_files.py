@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import stat
 from pathlib import Path
@@ -16,6 +17,7 @@ from inpaint_module.files import (
     atomic_write_picture,
     atomic_write_text,
     check_replaceable,
+    locked,
     set_aside,
 )
 
@@ -55,6 +57,24 @@ def test_a_link_in_the_place_of_the_temporary_file_is_not_followed(tmp_path: Pat
     (tmp_path / "record.json.tmp").symlink_to(other)
     atomic_write_text(tmp_path / "record.json", "new")
     assert (other.read_text(), (tmp_path / "record.json").read_text()) == ("mine", "new")
+
+
+@pytest.mark.parametrize("text", ["mine", None])
+def test_a_link_in_the_place_of_a_lock_is_refused(text: str | None, tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    if text is not None:
+        other.write_text(text)
+    (tmp_path / "lock").symlink_to(other)
+    with pytest.raises(ValueError, match=r"lock: expected a file to lock, got a link"), locked(tmp_path / "lock"):
+        pass
+    assert (other.read_text() if other.exists() else None) == text
+
+
+def test_a_lock_is_held_by_one_at_a_time(tmp_path: Path) -> None:
+    with locked(tmp_path / "lock"), (tmp_path / "lock").open() as other, pytest.raises(BlockingIOError):
+        fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    with (tmp_path / "lock").open() as other:
+        fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
 def test_private_files_are_their_owners_alone(tmp_path: Path) -> None:

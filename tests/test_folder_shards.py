@@ -86,9 +86,11 @@ def test_the_index_is_made_once_and_again_when_the_folder_changes(
     (folder / "p001.txt").write_text("another\n")
     assert module(folder, cache).plan() != before
     (index,) = (cache / "folders").glob("*/index.json")
-    index.write_text(index.read_text()[:-40])
-    del read[:]
-    assert len(module(folder, cache).train_set) == len(read) == 5
+    whole = index.read_text()
+    for damaged in (whole[:-40], json.dumps(json.loads(whole) | {"tars": [{"name": 5}]}), json.dumps({"tars": 5})):
+        index.write_text(damaged)
+        del read[:]
+        assert len(module(folder, cache).train_set) == len(read) == 5
 
 
 def test_a_resume_is_to_the_bit_and_names_what_changed(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

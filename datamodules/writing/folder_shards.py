@@ -9,12 +9,11 @@ lies in the folder, such as a BMP as PNG, is kept beside the index.
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -34,7 +33,7 @@ from datamodules.writing.source_lists import Source, file_states, find_sources, 
 from datamodules.writing.source_samples import PackedSample, Packing, try_source
 from datamodules.writing.source_tables import Cell
 from inpaint_module.commands.options import SHARD_BYTES
-from inpaint_module.files import atomic_write, atomic_write_text
+from inpaint_module.files import atomic_write, atomic_write_text, locked
 
 _VERSION = 1
 _MADE = "made"  # the folder of what lies otherwise in the pictures' folder
@@ -82,10 +81,11 @@ def folder_shards(folder: Path, home: Path) -> FolderShards:
     place = home / f"{folder.resolve().name[:40]}-{digest[:16]}"
     (place / _MADE).mkdir(parents=True, exist_ok=True)
     wanted = {"version": _VERSION, "contents": fingerprint(sources), "pillow": PIL.__version__}
-    with _alone(place):
+    with locked(place / "lock"):  # the other ranks and runs of this machine wait for the index
         known = _read_index(place, wanted)
         if known is not None:
-            return _opened(folder, place, sources, known)
+            with suppress(KeyError, TypeError, ValueError, AttributeError):  # damaged: made anew
+                return _opened(folder, place, sources, known)
         content = wanted | _index(place, sources, account)
         atomic_write_text(place / "index.json", json.dumps(content) + "\n")
     return _opened(folder, place, sources, content)._replace(account=account.text())
@@ -104,14 +104,6 @@ def what_changed(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
 def _first(names: list[str]) -> str:
     more = len(names) - _SHOWN
     return ", ".join(names[:_SHOWN]) + (f" and {more} more" if more > 0 else "")
-
-
-@contextmanager
-def _alone(place: Path) -> Iterator[None]:
-    """Let the other ranks and runs of this machine wait for the index."""
-    with open(place / "lock", "w") as file:
-        fcntl.lockf(file, fcntl.LOCK_EX)
-        yield
 
 
 def _read_index(place: Path, wanted: Mapping[str, Any]) -> dict[str, Any] | None:

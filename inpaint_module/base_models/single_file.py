@@ -6,7 +6,6 @@ file lacks come from a local folder of the same base model. Nothing is asked of 
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import os
@@ -19,7 +18,7 @@ from typing import Any
 import torch
 
 from inpaint_module.embedded import weightless
-from inpaint_module.files import atomic_folder
+from inpaint_module.files import atomic_folder, locked
 from inpaint_module.parsing import parse_json
 
 ENDINGS = (".safetensors", ".ckpt")
@@ -64,8 +63,7 @@ def folder_of(path: str, config: str | None = None) -> str:
     home = Path(os.environ.get(CACHE) or "~/.cache/inpaint_module/models").expanduser()
     made = home / f"{Path(path).stem}-{_identity(path, config)}"
     home.mkdir(parents=True, exist_ok=True)
-    with (home / ".lock").open("a") as lock:  # of several ranks the first converts, and the others wait for it
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with locked(home / ".lock"):  # of several ranks the first converts, and the others wait for it
         if not made.is_dir():
             _convert(path, config, made)
     return str(made)
