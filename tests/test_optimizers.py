@@ -93,10 +93,10 @@ def test_schedule_free_validates_and_saves_the_average(tmp_path: Path) -> None:
 
 
 OVERLAYS = ["adamw8bit.yaml", "prodigy.yaml", "schedule_free.yaml"]
-SOME = [pytest.param(each, marks=[] if each == OVERLAYS[-1] else pytest.mark.slow) for each in OVERLAYS]
 
 
-@pytest.mark.parametrize("overlay", SOME)
+@pytest.mark.slow
+@pytest.mark.parametrize("overlay", OVERLAYS)
 def test_an_overlay_goes_on_where_it_was(overlay: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("JSONARGPARSE_DEPRECATION_WARNINGS", "off")  # Lightning 2.6 calls its old names
