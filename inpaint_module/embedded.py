@@ -3,92 +3,15 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
-from contextvars import ContextVar
 from functools import cache
 from pathlib import Path
 from typing import Any
-
-import torch
-from torch import nn
-from torch._subclasses.fake_tensor import FakeTensorMode
 
 ASSETS = Path(__file__).parent / "assets"
 _SCHEME = "embedded:"
 _MODELS = ("inpainter", "vae")
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+|[\w.-]+")
 _SECONDS = 5.0  # to reach the hub
-
-_WEIGHTLESS: ContextVar[bool] = ContextVar("weightless", default=False)
-
-
-@contextmanager
-def without_weights() -> Iterator[None]:
-    """While this lasts, models are made by their configs alone, of tensors that have shapes but no content."""
-    token = _WEIGHTLESS.set(True)
-    try:
-        yield
-    finally:
-        _WEIGHTLESS.reset(token)
-
-
-def weightless() -> bool:
-    """Whether models are to be made without their weights."""
-    return _WEIGHTLESS.get()
-
-
-@cache
-def no_content() -> FakeTensorMode:
-    """In this mode operations give tensors of the right shapes and dtypes, and compute nothing."""
-    return FakeTensorMode(allow_non_fake_inputs=True)
-
-
-def runnable(module: nn.Module) -> nn.Module:
-    """Let a module on the meta device be called in `no_content`, as if it were on the CPU; it cannot be moved then."""
-    made: dict[int, Any] = {}  # tied weights stay tied
-    for part in module.modules():
-        for tensors in (part._parameters, part._buffers):
-            for name, value in tensors.items():
-                if value is not None and value.is_meta:
-                    if id(value) not in made:
-                        made[id(value)] = value, _without_content(value)  # held, so that the id stays its own
-                    tensors[name] = made[id(value)][1]
-        part.to = lambda *_, part=part, **__: part  # type: ignore[method-assign]
-    return module
-
-
-def _without_content(value: torch.Tensor) -> torch.Tensor:
-    with no_content():
-        made = torch.empty_like(value, device="cpu")
-        return nn.Parameter(made, value.requires_grad) if isinstance(value, nn.Parameter) else made
-
-
-def config_model(path: str, subfolder: str | None, dtype: Any, **options: Any) -> Any:
-    """A model of diffusers or transformers by its config alone, on the meta device.
-
-    Args:
-        path: a folder or a hub name.
-        subfolder: folder inside `path`.
-        dtype: of the weights.
-        options: of `loading_options`.
-
-    Raises:
-        OSError: no config there.
-    """
-    import diffusers
-
-    config = diffusers.AutoencoderKL.load_config(path, subfolder=subfolder or "", **options)  # of any model class
-    if "_class_name" in config:
-        with torch.device("meta"):
-            made = getattr(diffusers, config["_class_name"]).from_config(config)
-        return nn.Module.to(made, dtype)  # diffusers' own warns
-    import transformers
-
-    model_class = getattr(transformers, config["architectures"][0])
-    read = model_class.config_class.from_pretrained(path, subfolder=subfolder or "", **options)
-    with torch.device("meta"):
-        return model_class(read).to(dtype)
 
 
 def local_folder(path: str) -> str:

@@ -22,6 +22,7 @@ FLOORS = {
     "inpaint_module.morphology": 0,
     "inpaint_module.randomness": 0,
     "inpaint_module.schedules": 0,
+    "inpaint_module.weightless": 0,
     "inpaint_module.pixels": -1,
     "inpaint_module.sizing": 1,
     "inpaint_module.training.lightning_private": 1,

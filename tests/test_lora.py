@@ -241,6 +241,10 @@ def test_factors_that_do_not_fit_are_refused(tmp_path: Path) -> None:
     save_file({name.replace("down_blocks", "other"): value for name, value in weights.items()}, file)
     with pytest.raises(ValueError, match=r"lora.start: .* got others in .*other.0"):
         denoiser(start=str(file))
+    flux = "lora_unet_double_blocks_0_img_attn_qkv"  # query, key and value in one, as Flux's own code names them
+    save_file({f"{flux}.lora_down.weight": torch.zeros(2, 8), f"{flux}.lora_up.weight": torch.zeros(24, 2)}, file)
+    with pytest.raises(ValueError, match=rf"lora.start: .* got others in .*{flux}, 1 in all"):
+        denoiser(start=str(file))
     save_file({"lora_te_x.lora_down.weight": torch.zeros(2, 2)}, file)
     with (
         pytest.warns(UserWarning, match="has factors of text encoders too"),

@@ -17,10 +17,8 @@ from torch import nn
 
 from inpaint_module.base_models import BaseModel, LoRA
 from inpaint_module.cli import main
-from inpaint_module.embedded import without_weights
 from inpaint_module.lightning_module import InpaintDiffusion
 from inpaint_module.training.memory import (
-    LiveBytes,
     Memory,
     bytes_of,
     estimate_table,
@@ -28,6 +26,7 @@ from inpaint_module.training.memory import (
     optimizer_bytes,
     step_peak,
 )
+from inpaint_module.weightless import LiveBytes, without_weights
 
 PHOTOS = tiny_batch(4, 64, 64)
 

@@ -93,6 +93,23 @@ def test_a_ckpt_is_read_without_running_code(tmp_path: Path) -> None:
     assert not (tmp_path / "ran").exists()
 
 
+@pytest.mark.parametrize("held", [[1, 2], {"state_dict": 3}])
+def test_a_ckpt_of_something_else_is_named(held: Any, tmp_path: Path) -> None:
+    _, config, _ = written(tmp_path, "sd15")
+    torch.save(held, tmp_path / "c.ckpt")
+    with pytest.raises(ValueError, match=r"base.path: expected weights alone in .*c.ckpt"):
+        folder_of(str(tmp_path / "c.ckpt"), config)
+
+
+def test_other_weights_in_the_folder_beside_are_another_model(tmp_path: Path) -> None:
+    """It gives what the file lacks, such as Flux's VAE."""
+    file, config, _ = written(tmp_path, "sd15")
+    before = folder_of(str(file), config)
+    (Path(config) / "vae").mkdir(exist_ok=True)
+    (Path(config) / "vae" / "diffusion_pytorch_model.safetensors").write_bytes(b"other weights")
+    assert folder_of(str(file), config) != before
+
+
 def changed(state: dict[str, Tensor], kind: str) -> dict[str, Tensor]:
     name = "model.diffusion_model.middle_block.0.in_layers.2.weight"
     if kind == "scaled":

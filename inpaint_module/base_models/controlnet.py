@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from inpaint_module.base_models.denoiser_call import DenoiserCall
 from inpaint_module.base_models.layout import Condition
 from inpaint_module.base_models.lora import LoRA, freeze_unread, frozen_sha256
-from inpaint_module.embedded import weightless
 from inpaint_module.randomness import Stream, key, uniform
+from inpaint_module.weightless import weightless
 
 CONDITION = "controlnet_cond"  # the condition, among what a denoiser is told
 

@@ -18,7 +18,8 @@ from inpaint_module.base_models.family import TextOptions
 from inpaint_module.base_models.lora import LoRA, add_lora, freeze_unread
 from inpaint_module.base_models.quantize import quantize as put_into_bits
 from inpaint_module.base_models.text import FrozenTextEncoder, TextConditioning
-from inpaint_module.embedded import config_model, loading_options, local_folder, runnable, weightless
+from inpaint_module.embedded import loading_options, local_folder
+from inpaint_module.weightless import config_model, runnable, weightless
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 

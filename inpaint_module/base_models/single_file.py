@@ -17,9 +17,9 @@ from typing import Any
 
 import torch
 
-from inpaint_module.embedded import weightless
 from inpaint_module.files import atomic_folder, locked
 from inpaint_module.parsing import parse_json
+from inpaint_module.weightless import weightless
 
 ENDINGS = (".safetensors", ".ckpt")
 CACHE = "INPAINT_MODELS"  # the environment's name for the folder of converted models
@@ -70,14 +70,13 @@ def folder_of(path: str, config: str | None = None) -> str:
 
 
 def _identity(path: str, config: str) -> str:
-    """Of a file by its place, size and time, of a folder by what its configs say, and of the converter."""
+    """Of file and folder, which gives what the file lacks, by the places, sizes and times of all; and of the converter."""
     import diffusers
 
-    state = os.stat(path)
-    digest = hashlib.sha256(f"{os.path.realpath(path)} {state.st_size} {state.st_mtime_ns}".encode())
-    for file in sorted(Path(config).rglob("*.json")):
-        digest.update(file.read_bytes())
-    digest.update(diffusers.__version__.encode())
+    digest = hashlib.sha256(diffusers.__version__.encode())
+    for each in [Path(path), *sorted(each for each in Path(config).rglob("*") if each.is_file())]:
+        state = each.stat()
+        digest.update(f"{os.path.realpath(each)} {state.st_size} {state.st_mtime_ns}\n".encode())
     return digest.hexdigest()[:16]
 
 
@@ -130,16 +129,17 @@ def _names(path: str) -> dict[str, tuple[str, int]]:
         if path.lower().endswith(".safetensors"):
             return _header(path)
         state = torch.load(path, map_location="meta", weights_only=True, mmap=True)
-    except Exception as error:  # unpickling fails in many ways
+        while "state_dict" in state:
+            state = state["state_dict"]
+        items = list(state.items())
+    except Exception as error:  # unpickling fails in many ways, and what comes may be no mapping
         raise ValueError(
             f"base.path: expected weights alone in {path!r}, got what cannot be read so: {error}"
         ) from error
-    while "state_dict" in state:
-        state = state["state_dict"]
     kinds = {dtype: name for name, dtype in _DTYPES.items()}
     return {
         name: (kinds.get(value.dtype, str(value.dtype)), value.numel())
-        for name, value in state.items()
+        for name, value in items
         if isinstance(value, torch.Tensor)
     }
 

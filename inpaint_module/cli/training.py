@@ -26,7 +26,6 @@ from inpaint_module.cli.terminal import RunProgress, quiet
 from inpaint_module.commands.config_files import options_today
 from inpaint_module.commands.older_configs import today
 from inpaint_module.commands.parser import OneParagraph
-from inpaint_module.embedded import without_weights
 from inpaint_module.lightning_module import InpaintDiffusion
 from inpaint_module.training.averaged_optimizer import AveragedOptimizer
 from inpaint_module.training.changes import settings_of
@@ -47,6 +46,7 @@ from inpaint_module.training.resume import (
 from inpaint_module.training.run_folder import CONFIG_HEAD, keep_csv_logs, names_folder, run_folder
 from inpaint_module.training.run_lock import claim, release
 from inpaint_module.training.run_record import RunConfig, RunRecord
+from inpaint_module.weightless import without_weights
 
 _READ_TEXT = tuple(f"inpaint_module.base_models.{name}" for name in ("load_text", "BaseModel"))
 

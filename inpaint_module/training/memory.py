@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import weakref
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import nullcontext, suppress
@@ -22,13 +21,12 @@ from torch._subclasses.fake_tensor import (
     FakeTensorMode,
 )
 from torch.distributed.tensor import DTensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from inpaint_module.base_models import quantized_state
 from inpaint_module.base_models.quantize import CountedLinear
 from inpaint_module.batch import Batch, DescribedData
-from inpaint_module.embedded import no_content, runnable
 from inpaint_module.lightning_module import InpaintDiffusion
+from inpaint_module.weightless import LiveBytes, no_content, runnable
 
 GIB = 2**30
 Kind = tuple[tuple[int, ...], torch.dtype]
@@ -88,13 +86,12 @@ def held_memory(module: InpaintDiffusion, trainer: Trainer | None = None) -> Mem
         averages = any(isinstance(each, WeightAveraging) for each in trainer.callbacks)  # type: ignore[attr-defined]
         average = gradients if averages else 0
         gradients *= 2 if isinstance(trainer.strategy, DDPStrategy) and trainer.world_size > 1 else 1
-    vae: nn.Module | None = getattr(module.encoder.vae, "module", None)
     return Memory(
         weights=sum(map(model_bytes, _networks(module))),
         gradients=gradients,
         optimizer=optimizer_bytes(module.optimizer, trained),
         average=average,
-        vae=0 if vae is None else model_bytes(vae),
+        vae=sum(map(model_bytes, module.encoder.vae.models())),
         text=sum(map(model_bytes, module.conditioning.models())),
     )
 
@@ -180,43 +177,6 @@ def _tensors(state: Any) -> Iterator[Tensor]:
     elif isinstance(state, Mapping):
         for value in state.values():
             yield from _tensors(value)
-
-
-class LiveBytes(TorchDispatchMode):
-    """Counts the bytes of all tensors that operations make while it lasts, until they are freed.
-
-    Attributes:
-        now: that are alive.
-        peak: most that were alive at once.
-    """
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.now = self.peak = 0
-        self._seen: weakref.WeakSet[torch.UntypedStorage] = weakref.WeakSet()
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Run the operation and look at what it made; a view of what was there before is not made."""
-        for each in torch.utils._pytree.tree_leaves((args, kwargs)):
-            if isinstance(each, Tensor):
-                self._seen.add(each.untyped_storage())
-        out = func(*args, **kwargs or {})
-        for each in torch.utils._pytree.tree_leaves(out):
-            if isinstance(each, Tensor):
-                self._count(each.untyped_storage())
-        return out
-
-    def _count(self, storage: torch.UntypedStorage) -> None:
-        if storage in self._seen:
-            return
-        self._seen.add(storage)
-        size = storage.nbytes()
-        self.now += size
-        self.peak = max(self.peak, self.now)
-        weakref.finalize(storage, self._free, size)
-
-    def _free(self, size: int) -> None:
-        self.now -= size
 
 
 def step_peak(module: InpaintDiffusion, batch: Batch, precision: str = "32-true", parts: int = 1) -> int:

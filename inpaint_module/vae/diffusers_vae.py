@@ -61,6 +61,10 @@ class DiffusersVAE(FrozenVAE):
         """Where the weights are."""
         return next(self.module.parameters()).device
 
+    def models(self) -> list[nn.Module]:
+        """See `FrozenVAE.models`."""
+        return [self.module]
+
     @torch.no_grad()
     def posterior(self, pixels: Tensor) -> Posterior:
         """See `FrozenVAE.posterior`; `std` is None for AutoencoderTiny, AutoencoderDC and VQModel.

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 
 class VAEOverflowError(ValueError):
@@ -78,6 +78,10 @@ class FrozenVAE(ABC):
     @abstractmethod
     def fingerprint(self) -> bytes:
         """The sha256 of the weights, 32 bytes, computed once; device and memory format do not change it."""
+
+    def models(self) -> list[nn.Module]:
+        """The frozen models whose weights it holds; none where somebody else keeps them, as ComfyUI does."""
+        return []
 
     def __deepcopy__(self, memo: dict[int, Any]) -> FrozenVAE:
         return self

@@ -8,10 +8,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from inpaint_module.embedded import config_model, loading_options, local_folder, runnable, weightless
+from inpaint_module.embedded import loading_options, local_folder
 from inpaint_module.vae.comfy_vae import ComfyVAE
 from inpaint_module.vae.diffusers_vae import DiffusersVAE
 from inpaint_module.vae.frozen_vae import FrozenVAE, Posterior
+from inpaint_module.weightless import config_model, runnable, weightless
 
 __all__ = ["EMBEDDED", "ComfyVAE", "DiffusersVAE", "FrozenVAE", "Posterior", "as_vae", "load_vae"]
 
