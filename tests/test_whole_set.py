@@ -9,12 +9,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from data_fixtures import encode
+from data_fixtures import encode, in_parts, write_tar
 from PIL import Image
 
 from datamodules import WebDatasetDataModule
 from datamodules.doctor import main
-from datamodules.doctor.whole_set import NEAR, dhash, groups_alike, look_at_all, summary
+from datamodules.doctor.whole_set import NEAR, dhash, groups_alike, look_at_all, page, summary
 from inpaint_module.masks import Boxes
 
 
@@ -92,3 +92,12 @@ def test_a_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     found = look_at_all(data)
     assert sorted(found.facts[number].key for number in found.alike[0]) == ["0", "again"]
     assert summary(found)["samples"] == "6, of which 0 cannot be used"
+
+
+def test_a_set_of_which_nothing_can_be_used_has_a_page(tmp_path: Path) -> None:
+    """Shards are packed with what opens; that their images are too small is found here."""
+    write_tar(tmp_path / "0.tar", [("a.png", encode(noise(1))), ("b.png", encode(noise(2)))])
+    options = in_parts(batch_size=1, image_size=256, mask_generator=Boxes(), upscale=False)
+    found = look_at_all(WebDatasetDataModule(str(tmp_path / "0.tar"), **options))
+    assert [each.key for each in found.bad] == ["a", "b"]
+    assert "2, of which 2 cannot be used" in page(found, "tiny", "doctor")

@@ -240,13 +240,14 @@ def page(found: WholeSet, title: str, maker: str) -> str:
     groups = [group[:_EXAMPLES] for group in found.alike[:_MOST_GROUPS]]
     spread = list(found.pictures)[:: max(1, len(found.pictures) // _EXAMPLES)][:_EXAMPLES]
     galleries = {"Some of the samples": [spread] * bool(spread), "Look alike": groups}
-    most = {name: max((count for _, count in rows), default=0) for name, rows in _counts(found).items()}
+    counts = {name: rows for name, rows in _counts(found).items() if rows}
+    most = {name: max(1, *(count for _, count in rows)) for name, rows in counts.items()}
     return pages.render(
         "whole_set.html",
         title=title,
         maker=maker,
         told=summary(found),
-        tables={name: [(*row, row[1] / most[name]) for row in rows] for name, rows in _counts(found).items() if rows},
+        tables={name: [(*row, row[1] / most[name]) for row in rows] for name, rows in counts.items()},
         galleries={name: [_figures(found, each) for each in groups] for name, groups in galleries.items() if groups},
         bad=[(each.key, each.fault) for each in found.bad[:_MOST_BAD]],
         unshown=max(0, len(found.bad) - _MOST_BAD),

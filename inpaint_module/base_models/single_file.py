@@ -70,7 +70,7 @@ def folder_of(path: str, config: str | None = None) -> str:
 
 
 def _identity(path: str, config: str) -> str:
-    """Of file and folder, which gives what the file lacks, by the places, sizes and times of all; and of the converter."""
+    """Of the file, the folder that gives what it lacks, by places, sizes and times of all; and of the converter."""
     import diffusers
 
     digest = hashlib.sha256(diffusers.__version__.encode())
