@@ -4,6 +4,7 @@ import os
 import signal
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -19,6 +20,16 @@ def work(number: int) -> tuple[int, int]:
     return number, os.getpid()
 
 
+def meet(paths: tuple[Path, Path]) -> int:
+    mine, other = paths
+    mine.touch()
+    deadline = time.monotonic() + 60
+    while not other.exists() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert other.exists()
+    return os.getpid()
+
+
 def is_deaf(_: int) -> bool:
     return signal.SIGINT in signal.pthread_sigmask(signal.SIG_BLOCK, [])
 
@@ -29,7 +40,7 @@ def test_workers_never_hear_ctrl_c() -> None:
     assert not is_deaf(0)
 
 
-def test_order_processes_and_bound() -> None:
+def test_order_and_bound() -> None:
     taken = 0
 
     def items() -> Iterator[int]:
@@ -38,14 +49,19 @@ def test_order_processes_and_bound() -> None:
             taken += 1
             yield taken
 
-    seen, processes = [], set()
+    seen = []
     for number, process in ordered_map(work, items(), workers=2, preload=__name__):
         seen.append(number)
-        processes.add(process)
+        assert process != os.getpid()
         assert taken - len(seen) < 8
     assert seen == list(range(1, 13))
-    assert len(processes) == 2
-    assert os.getpid() not in processes
+
+
+def test_workers_work_at_the_same_time(tmp_path: Path) -> None:
+    """Each of the two items waits for the other to have begun: one worker alone would wait in vain."""
+    a, b = tmp_path / "a", tmp_path / "b"
+    first, second = ordered_map(meet, [(a, b), (b, a)], workers=2, preload=__name__)
+    assert len({first, second, os.getpid()}) == 3
 
 
 def test_one_worker_is_this_process() -> None:
