@@ -4,7 +4,6 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from datamodules.data_counters import DataCounters
     from datamodules.decode import (
         AlphaMask,
         CaptionOptions,
@@ -16,6 +15,7 @@ if TYPE_CHECKING:
         MaskSource,
     )
     from datamodules.order import LoadingOptions, OrderOptions
+    from datamodules.stream_datamodule import DataCounters
     from datamodules.webdataset_datamodule import WebDatasetDataModule
 
 _HOMES = {

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import fault_server as faults
 
+from datamodules.shards.downloads import RetryPolicy
 from datamodules.shards.local_files import release
 from datamodules.shards.manifest import Shard
-from datamodules.shards.retries import RetryPolicy
 from datamodules.shards.shard_cache import ShardCache
 
 SHORT = RetryPolicy(stall_seconds=0.5, attempts=3, backoff=0.001)

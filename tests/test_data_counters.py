@@ -16,8 +16,8 @@ from PIL import Image
 from quiet_trainer import QUIET, quiet_trainer
 from torch import Tensor
 
-from datamodules import DecoderOptions, data_counters
-from datamodules.data_counters import DataCounters, count_masks
+from datamodules import DecoderOptions
+from datamodules.stream_datamodule import DataCounters, count_masks
 from datamodules.webdataset_datamodule import WebDatasetDataModule
 
 pytestmark = QUIET
@@ -102,7 +102,7 @@ def test_masks_by_hand() -> None:
 
 def test_totals_of_a_training_and_after_a_resume(shards: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     told: list[str] = []
-    monkeypatch.setattr(data_counters, "rank_zero_info", told.append)
+    monkeypatch.setattr(stream_datamodule, "rank_zero_info", told.append)
     whole, recount = fit(shards, 6, tmp_path, accumulate_grad_batches=2)
     assert [step for step, _ in whole.rows] == [2, 4, 6]
     last = whole.rows[-1][1]

@@ -13,8 +13,7 @@ import fault_server as faults
 import pytest
 
 from datamodules.shards import downloads
-from datamodules.shards.downloads import download, fetch
-from datamodules.shards.retries import RetryPolicy
+from datamodules.shards.downloads import RetryPolicy, download, fetch
 from datamodules.shards.transports import MissingError, RemoteError
 
 DATA = random.Random(5).randbytes(600_000)

@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from datamodules.doctor.command import telling_first
 from datamodules.doctor.data_measures import Captions, Masks, Pixels, Sizes
 from datamodules.doctor.findings import (
     Finding,
@@ -24,9 +25,17 @@ from datamodules.doctor.findings import (
     check_sizes,
     faster,
 )
-from datamodules.doctor.inputs import StalledError, data_from_configs, items_in_time, precision_of
-from datamodules.doctor.model_measures import Grid, Latents, Speeds, autocast, denoiser_factor
-from datamodules.doctor.output import telling_first
+from datamodules.doctor.model_measures import (
+    Grid,
+    Latents,
+    Speeds,
+    StalledError,
+    autocast,
+    data_from_configs,
+    denoiser_factor,
+    items_in_time,
+    precision_of,
+)
 
 
 def pixels(dtype: str, low: float, high: float) -> Pixels:

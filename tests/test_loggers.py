@@ -14,7 +14,7 @@ from quiet_trainer import QUIET, quiet_trainer
 from tiny_models import tiny_module
 
 from datamodules import WebDatasetDataModule
-from datamodules.data_counters import DataCounters
+from datamodules.stream_datamodule import DataCounters
 from inpaint_module.masks import Boxes
 from inpaint_module.report import ValidationReport
 from inpaint_module.training import EMA, ImageGrid, NonFiniteGuard, PredictionWriter, RunRecord, Throughput

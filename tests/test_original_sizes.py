@@ -19,6 +19,7 @@ from tiny_models import ClassConditioning, tiny_batch, tiny_denoiser, tiny_modul
 from torch import Tensor
 
 from datamodules import LoadingOptions
+from datamodules import cache_latents as latents_command
 from datamodules.cache_latents import cache_latents
 from datamodules.decode.latent_cache import pack_latents, read_tag
 from datamodules.decode.sample_decoder import SampleDecoder
@@ -26,7 +27,6 @@ from datamodules.make_shards import make_shards
 from datamodules.shards.shard_set import RawSample
 from datamodules.shards.tar_index import LATENTS_FIELD
 from datamodules.webdataset_datamodule import WebDatasetDataModule
-from datamodules.writing import latent_samples
 from inpaint_module.base_models import FrozenTextEncoder, StableDiffusionXLText
 from inpaint_module.batch import SIZE_FIELDS, Batch
 from inpaint_module.encoder import InpaintEncoder
@@ -188,7 +188,7 @@ def old_cache(folder: Path, source: Path) -> Path:
         return pack_latents(latents, **options)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(latent_samples, "pack_latents", pack)
+        patch.setattr(latents_command, "pack_latents", pack)
         cache_latents(data_module(source), encoder(), folder)
     return folder
 

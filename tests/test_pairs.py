@@ -26,10 +26,9 @@ from datamodules.account import Account, RefusedError
 from datamodules.cache_latents import cache_latents
 from datamodules.decode.augmentations import Augmentations
 from datamodules.decode.sample_decoder import SampleDecoder
-from datamodules.doctor.data_measures import Sizes
+from datamodules.doctor.data_measures import Sizes, check_pairs, measure_pairs
 from datamodules.doctor.examination import Examination, examine_model
 from datamodules.doctor.model_measures import Speeds
-from datamodules.doctor.pairs import check_pairs, measure_pairs
 from datamodules.index_shards import index_shards
 from datamodules.make_shards import make_shards
 from datamodules.shards.shard_set import RawSample, look_into

@@ -17,8 +17,8 @@ from s3fs import S3FileSystem
 from torch.utils.data import DataLoader, Dataset
 
 from datamodules.shards import shard_set as shards_module
+from datamodules.shards.downloads import RetryPolicy
 from datamodules.shards.manifest import write_manifest
-from datamodules.shards.retries import RetryPolicy
 from datamodules.shards.shard_cache import ShardCache
 from datamodules.shards.shard_set import RawSample, ShardSet
 from datamodules.shards.shard_specs import find_shards, open_shards

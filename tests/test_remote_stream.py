@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from datamodules.shards.retries import RemoteStream, RetryPolicy
+from datamodules.shards.downloads import RemoteStream, RetryPolicy
 from datamodules.shards.transports import RemoteError
 
 DATA = bytes(range(256)) * 40

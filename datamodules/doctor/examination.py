@@ -17,11 +17,28 @@ from lightning.pytorch import LightningDataModule
 from torch import Tensor
 
 from datamodules.doctor import data_measures, findings, model_measures
-from datamodules.doctor.data_measures import Captions, Masks, Pixels, Sizes, StoredSamples
+from datamodules.doctor.data_measures import (
+    Captions,
+    Masks,
+    Pairs,
+    Pixels,
+    Sizes,
+    StoredSamples,
+    check_pairs,
+    measure_pairs,
+)
 from datamodules.doctor.findings import ERROR, Finding
-from datamodules.doctor.inputs import StalledError, data_from_configs, items_in_time, precision_of
-from datamodules.doctor.model_measures import Encoded, Grid, Latents, Speeds, autocast
-from datamodules.doctor.pairs import Pairs, check_pairs, measure_pairs
+from datamodules.doctor.model_measures import (
+    Encoded,
+    Grid,
+    Latents,
+    Speeds,
+    StalledError,
+    autocast,
+    data_from_configs,
+    items_in_time,
+    precision_of,
+)
 from datamodules.order.sample_stream import SampleStream
 from datamodules.shards.shard_set import Contents, RawSample
 from datamodules.webdataset_datamodule import WebDatasetDataModule

@@ -1,5 +1,6 @@
 """Tars and what is in them, local and remote: any sample by its number."""
 
+from datamodules.shards.downloads import RemoteStream
 from datamodules.shards.manifest import (
     JOURNAL,
     MANIFEST,
@@ -13,7 +14,6 @@ from datamodules.shards.manifest import (
     write_index,
     write_rows,
 )
-from datamodules.shards.retries import RemoteStream
 from datamodules.shards.shard_cache import ShardCache
 from datamodules.shards.shard_set import Contents, RawSample, ShardSet, account_of, kinds_of, look_into
 from datamodules.shards.shard_specs import aside_line, find_shards, packing_advice

@@ -18,11 +18,10 @@ from io import FileIO
 from pathlib import Path
 from typing import NamedTuple
 
-from datamodules.shards.downloads import DISK_FULL, download, fetch
+from datamodules.shards.downloads import DISK_FULL, RetryPolicy, download, fetch
 from datamodules.shards.local_files import CheckedFiles, open_in_use, open_own, open_to_write, release, remove_unused
 from datamodules.shards.manifest import Shard, parse_index
 from datamodules.shards.prefetcher import Prefetcher, ProgressLine
-from datamodules.shards.retries import RetryPolicy
 from datamodules.shards.tar_index import ShardIndex
 from datamodules.shards.transports import file_name, with_path
 from inpaint_module.files import atomic_write_text

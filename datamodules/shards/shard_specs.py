@@ -15,9 +15,8 @@ from urllib.parse import quote, urlsplit
 
 from webdataset.shardlists import expand_urls
 
-from datamodules.shards.downloads import fetch
+from datamodules.shards.downloads import RetryPolicy, fetch
 from datamodules.shards.manifest import MANIFEST, ManifestRow, Shard, index_digest, parse_manifest, read_manifest
-from datamodules.shards.retries import RetryPolicy
 from datamodules.shards.shard_cache import ShardCache
 from datamodules.shards.shard_set import ShardSet
 from datamodules.shards.tar_index import index_shard

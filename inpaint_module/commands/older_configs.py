@@ -26,6 +26,7 @@ _PRESENT_HOMES = {  # by package or module that is no more, or has classes elsew
     ),
     **dict.fromkeys((f"datamodules.{name}" for name in ("own_masks", "images", "samples")), "datamodules.decode"),
     "datamodules.stream": "datamodules.order",
+    "datamodules.data_counters": "datamodules",
 }
 _PARTS = ("denoiser", "encoder", "layout", "scheduler", "conditioning", "call")
 _MADE = ("denoiser", "layout", "scheduler")

@@ -14,12 +14,12 @@ from latent_caches import CONFIGS, COUNT, SIDE, SMALL, batches, data_module, enc
 from quiet_trainer import QUIET
 
 from datamodules import FileMask
+from datamodules import cache_latents as latents_command
 from datamodules.cache_latents import cache_latents, main, parts_from_configs
 from datamodules.decode.latent_cache import DTYPES, pack_latents, read_latents, read_tag
 from datamodules.shards.manifest import MANIFEST
 from datamodules.shards.shard_specs import open_shards
 from datamodules.shards.tar_index import LATENTS_FIELD
-from datamodules.writing import latent_samples
 from inpaint_module import load_vae
 
 pytestmark = QUIET
@@ -178,8 +178,8 @@ def test_a_broken_run_looks_unfinished_and_goes_on_to_the_same_bytes(cache: Path
             raise OSError("killed")
         return encode_row(batch, vae_sha256, row)
 
-    encode_row = latent_samples._encode_row
-    with mock.patch.object(latent_samples, "_encode_row", dying), pytest.raises(OSError, match="killed"):
+    encode_row = latents_command._encode_row
+    with mock.patch.object(latents_command, "_encode_row", dying), pytest.raises(OSError, match="killed"):
         cache_latents(parts.data, parts.encoder, tmp_path, **options)
     with pytest.raises(ValueError, match=r"no manifest.json and no \*.tar"):
         open_shards(str(tmp_path))

@@ -14,8 +14,8 @@ from latent_caches import CONFIGS, SIDE, data_module, encoder, tags
 from quiet_trainer import QUIET
 from tiny_models import tiny_batch, tiny_vae
 
+from datamodules import cache_latents as latents_command
 from datamodules.cache_latents import cache_latents, main, parts_from_configs
-from datamodules.writing import latent_samples
 from inpaint_module import InpaintEncoder
 from inpaint_module.base_models import StableDiffusionLayout
 from inpaint_module.clean_latents import check_clean, encode_beside
@@ -102,11 +102,11 @@ def test_a_cache_is_not_cached_nor_is_a_draw(cache: Path, tmp_path: Path) -> Non
 
 def test_latents_that_the_dtype_cannot_hold_are_refused(tmp_path: Path) -> None:
     layer = encoder()
-    large = mock.patch.object(latent_samples, "encode_clean", return_value=torch.full((4, 16, 8, 8), 1e6))
+    large = mock.patch.object(latents_command, "encode_clean", return_value=torch.full((4, 16, 8, 8), 1e6))
     message = r"sample '.+': expected finite latents, got infinite or NaN ones by dtype float16: choose"
     with large, pytest.raises(ValueError, match=message):
         cache_latents(data_module("embedded:val"), layer, tmp_path / "float16", dtype="float16")
-    broken = mock.patch.object(latent_samples, "encode_clean", return_value=torch.full((4, 16, 8, 8), torch.nan))
+    broken = mock.patch.object(latents_command, "encode_clean", return_value=torch.full((4, 16, 8, 8), torch.nan))
     with broken, pytest.raises(ValueError, match=r"sample '.+': .* NaN ones by AutoencoderDC \(float32\): choose"):
         cache_latents(data_module("embedded:val"), layer, tmp_path / "float32")
 

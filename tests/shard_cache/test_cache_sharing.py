@@ -13,9 +13,9 @@ from cached_shards import SHORT, content, ends, in_process, read, readable, tars
 from data_fixtures import write_tar
 from waiting import wait_until
 
+from datamodules.shards.downloads import RetryPolicy
 from datamodules.shards.local_files import open_to_write, release
 from datamodules.shards.manifest import Shard
-from datamodules.shards.retries import RetryPolicy
 from datamodules.shards.shard_cache import CacheFullError, ShardCache
 
 pytestmark = pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
