@@ -22,7 +22,7 @@ _HOMES = {
     "AlphaMask": "decode",
     "CaptionOptions": "decode",
     "CocoMask": "decode",
-    "DataCounters": "data_counters",
+    "DataCounters": "stream_datamodule",
     "DecoderOptions": "decode",
     "FileMask": "decode",
     "LabelMap": "decode",

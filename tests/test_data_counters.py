@@ -16,7 +16,7 @@ from PIL import Image
 from quiet_trainer import QUIET, quiet_trainer
 from torch import Tensor
 
-from datamodules import DecoderOptions
+from datamodules import DecoderOptions, stream_datamodule
 from datamodules.stream_datamodule import DataCounters, count_masks
 from datamodules.webdataset_datamodule import WebDatasetDataModule
 

@@ -23,7 +23,6 @@ from datamodules.doctor.findings import (
     check_painted,
     check_range,
     check_sizes,
-    faster,
 )
 from datamodules.doctor.model_measures import (
     Grid,
@@ -33,6 +32,7 @@ from datamodules.doctor.model_measures import (
     autocast,
     data_from_configs,
     denoiser_factor,
+    faster,
     items_in_time,
     precision_of,
 )

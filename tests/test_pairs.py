@@ -26,8 +26,9 @@ from datamodules.account import Account, RefusedError
 from datamodules.cache_latents import cache_latents
 from datamodules.decode.augmentations import Augmentations
 from datamodules.decode.sample_decoder import SampleDecoder
-from datamodules.doctor.data_measures import Sizes, check_pairs, measure_pairs
+from datamodules.doctor.data_measures import Sizes, measure_pairs
 from datamodules.doctor.examination import Examination, examine_model
+from datamodules.doctor.findings import check_pairs
 from datamodules.doctor.model_measures import Speeds
 from datamodules.index_shards import index_shards
 from datamodules.make_shards import make_shards

@@ -17,7 +17,6 @@ from torch import Tensor
 from datamodules.decode.data_masks import why_look
 from datamodules.decode.mask_sources import FileMask, MaskRequest, MaskSource, image_bytes
 from datamodules.decode.reading import open_upright
-from datamodules.doctor.findings import WARNING, Finding, named
 from datamodules.shards.shard_set import Contents, RawSample, ShardSet, look_into
 from datamodules.shards.tar_index import MASK_FIELDS
 from inpaint_module.batch import Batch
@@ -183,10 +182,6 @@ def _decoded_per_second(samples: Sequence[RawSample], decode: Callable[[RawSampl
     return done / (time.perf_counter() - begin) if done else 0.0
 
 
-_APART = 5.0  # of 255: what a second JPEG compression does stays below, a shift by a pixel mostly above
-_SAME = 0.5
-
-
 class Pairs(NamedTuple):
     """Of pairs, a row each: mean distance of image and target over pixels and channels, 0..255, outside and inside of
     the mask (NaN where there is no such pixel), and whether the mask is from the data. `total` counts all samples."""
@@ -230,47 +225,3 @@ def told(pairs: Pairs) -> str:
         f"{len(pairs.keys)} of {pairs.total} samples; image and target differ outside of the mask by "
         f"{pairs.outside.nanmean():.1f} of 255 on average, {worst:.1f} at most, inside by {pairs.inside.nanmean():.1f}"
     )
-
-
-def check_pairs(pairs: Pairs) -> list[Finding]:
-    """What lies outside of the mask is the same in both, and what is inside is not."""
-    found = []
-    questions = (
-        ("misaligned pairs", pairs.own & (pairs.outside > _APART), "outside of the mask", pairs.outside),
-        (
-            "pairs without their mask",
-            ~pairs.own & (pairs.outside > _APART),
-            "outside of the painted mask",
-            pairs.outside,
-        ),
-        ("pairs with nothing to change", pairs.own & (pairs.inside < _SAME), "inside of the mask", pairs.inside),
-    )
-    for title, hits, place, apart in questions:
-        if hits.any():
-            keys = [key for key, hit in zip(pairs.keys, hits.tolist(), strict=True) if hit]
-            came = (
-                f"{len(keys)} of {len(pairs.keys)} pairs differ {place} by {apart[hits].mean():.1f} of 255 on average"
-            )
-            expected, advice = _ADVICE[title]
-            found.append(
-                Finding(
-                    WARNING, title, "target", expected, f"{came}: {named(keys)}", advice, tuple(dict.fromkeys(keys))
-                )
-            )
-    return found
-
-
-_ADVICE = {
-    "misaligned pairs": (
-        "image and target alike outside of the mask",
-        "look whether the target is shifted, turned, of other colours, or the mask too small: the model learns it all",
-    ),
-    "pairs without their mask": (
-        "a mask of what is to change, NAME.mask.png",
-        "without it a random mask is painted, and the model learns to change what it is shown outside of it as well",
-    ),
-    "pairs with nothing to change": (
-        "another picture inside of the mask",
-        "look whether the target is a copy of the image, or the mask of another pair",
-    ),
-}

@@ -17,28 +17,9 @@ from lightning.pytorch import LightningDataModule
 from torch import Tensor
 
 from datamodules.doctor import data_measures, findings, model_measures
-from datamodules.doctor.data_measures import (
-    Captions,
-    Masks,
-    Pairs,
-    Pixels,
-    Sizes,
-    StoredSamples,
-    check_pairs,
-    measure_pairs,
-)
+from datamodules.doctor.data_measures import Captions, Masks, Pairs, Pixels, Sizes, StoredSamples, measure_pairs
 from datamodules.doctor.findings import ERROR, Finding
-from datamodules.doctor.model_measures import (
-    Encoded,
-    Grid,
-    Latents,
-    Speeds,
-    StalledError,
-    autocast,
-    data_from_configs,
-    items_in_time,
-    precision_of,
-)
+from datamodules.doctor.model_measures import Encoded, Grid, Latents, Speeds, StalledError, autocast, items_in_time
 from datamodules.order.sample_stream import SampleStream
 from datamodules.shards.shard_set import Contents, RawSample
 from datamodules.webdataset_datamodule import WebDatasetDataModule
@@ -124,11 +105,13 @@ def examine(
     told = {part: [each for each in overrides if each.startswith(f"--{part}.")] for part in ("model", "data")}
     advice = "mend the config; the message names the key"
     module = exam.attempt(lambda: module_from_configs(configs, told["model"]), "model", "a model that builds", advice)
-    data = exam.attempt(lambda: data_from_configs(configs, told["data"]), "data", "data that opens", advice)
+    data = exam.attempt(
+        lambda: model_measures.data_from_configs(configs, told["data"]), "data", "data that opens", advice
+    )
     if data is not None:
         examine_data(exam, data, module, batches=batches, timeout=timeout, device=device)
     if data is not None and module is not None and exam.pixels is not None and not findings.check_range(exam.pixels):
-        options: dict[str, Any] = {"precision": precision_of(configs), "step": step}
+        options: dict[str, Any] = {"precision": model_measures.precision_of(configs), "step": step}
         examine_model(exam, data, module.to(device), device=device, **options)
     exam.findings.sort(key=lambda finding: finding.severity != ERROR)
     return exam
@@ -221,7 +204,7 @@ def _measure_batches(exam: Examination, own: list[Tensor], module: InpaintDiffus
     exam.findings += findings.check_range(exam.pixels) + findings.check_constant(exam.pixels)
     exam.findings += findings.check_inverted(exam.masks) + findings.check_painted(exam.masks)
     exam.findings += findings.check_empty(exam.masks) + findings.check_sizes(exam.sizes)
-    exam.findings += findings.check_captions(exam.captions) + (check_pairs(exam.pairs) if exam.pairs else [])
+    exam.findings += findings.check_captions(exam.captions) + (findings.check_pairs(exam.pairs) if exam.pairs else [])
     exam.findings += findings.check_notes(exam.notes, exam.pixels.total)
 
 
@@ -272,7 +255,7 @@ def examine_model(
     if step and not exam.latents.lost:
         with autocast(precision, device):
             _train(exam, module)
-    exam.faster = findings.faster(
+    exam.faster = model_measures.faster(
         exam.speeds,
         exam.sizes,
         workers=exam.workers,

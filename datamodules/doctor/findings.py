@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from datamodules.decode.data_masks import look_inverted
-from datamodules.doctor.data_measures import Captions, Masks, Pixels, Sizes, StoredSamples
-from datamodules.doctor.model_measures import Grid, Latents, Speeds
+from datamodules.doctor.data_measures import Captions, Masks, Pairs, Pixels, Sizes, StoredSamples
+from datamodules.doctor.model_measures import Grid, Latents
 
 ERROR, WARNING = "error", "warning"
 _SHOWN = 3  # keys of samples in a message
@@ -206,6 +206,44 @@ def check_notes(notes: dict[str, list[str]], count: int) -> list[Finding]:
     return found
 
 
+_APART = 5.0  # of 255: what a second JPEG compression does stays below, a shift by a pixel mostly above
+_SAME = 0.5
+_PAIRS = {  # what is expected, and what to do
+    "misaligned pairs": (
+        "image and target alike outside of the mask",
+        "look whether the target is shifted, turned, of other colours, or the mask too small: the model learns it all",
+    ),
+    "pairs without their mask": (
+        "a mask of what is to change, NAME.mask.png",
+        "without it a random mask is painted, and the model learns to change what it is shown outside of it as well",
+    ),
+    "pairs with nothing to change": (
+        "another picture inside of the mask",
+        "look whether the target is a copy of the image, or the mask of another pair",
+    ),
+}
+
+
+def check_pairs(pairs: Pairs) -> list[Finding]:
+    """What lies outside of the mask is the same in both, and what is inside is not."""
+    hits, apart = pairs.outside > _APART, pairs.outside
+    same = pairs.own & (pairs.inside < _SAME)
+    found = []
+    for (title, (expected, advice)), hit, place, differ in zip(
+        _PAIRS.items(),
+        (pairs.own & hits, ~pairs.own & hits, same),
+        ("outside of the mask", "outside of the painted mask", "inside of the mask"),
+        (apart, apart, pairs.inside),
+        strict=True,
+    ):
+        if keys := [key for key, chosen in zip(pairs.keys, hit.tolist(), strict=True) if chosen]:
+            mean = differ[hit].mean()
+            came = f"{len(keys)} of {len(pairs.keys)} pairs differ {place} by {mean:.1f} of 255 on average"
+            of = tuple(dict.fromkeys(keys))
+            found.append(Finding(WARNING, title, "target", expected, f"{came}: {named(keys)}", advice, of))
+    return found
+
+
 _STD = ((0.4, 2.5), (0.6, 1.7))  # outside the first is an error, outside the second a warning
 _MEAN = (2.0, 1.0)
 _PSNR = (15.0, 20.0)  # dB; a good VAE has 25 and more
@@ -260,34 +298,3 @@ def check_loss(loss: float) -> list[Finding]:
     if math.isfinite(loss):
         return []
     return [Finding(ERROR, "loss", "model", "a finite loss", str(loss), "look at the denoiser's dtype and weights")]
-
-
-def faster(speeds: Speeds, sizes: Sizes, *, workers: int, cores: int, cached: bool, gpu: bool) -> str:
-    """One sentence on what limits a training step, and what would help."""
-    if not speeds.encode or not speeds.step:
-        return ""
-    step = 1 / speeds.masks + 1 / speeds.encode + 1 / speeds.step  # seconds per image
-    if speeds.decode and speeds.decode * max(workers, 1) * step < 1:
-        return _more_data(speeds.decode, step, workers, cores)
-    if speeds.decode and not workers and (share := 1 / (1 + speeds.decode * step)) > 0.05:
-        return f"decoding takes {share:.0%} of the time of the training process: set data.num_workers: 1 to hide it"
-    if gpu and (share := 1 / speeds.masks / step) > 0.05:
-        advice = "set data.masks.cuda_graphs: true"
-        return f"painting masks takes {share:.0%} of a step, most of it the CPU's: {advice}"
-    compiling = ", configs/compiled.yaml compiles for a GPU" if gpu else ""
-    if (share := 1 / speeds.encode / step) > 0.3 and not cached:
-        advice = "inpaint shards cache-latents halves that, configs/bf16.yaml helps where bfloat16 is native"
-        return f"the VAE takes {share:.0%} of a step: {advice}{compiling}"
-    largest = max(sizes.seen, default=(0, 0))
-    share = 1 / speeds.step / step
-    what = f"the denoiser and its optimizer take {share:.0%} of a step at {largest[0]} x {largest[1]}"
-    return f"{what}; the data keeps up{compiling}"
-
-
-def _more_data(decode: float, step: float, workers: int, cores: int) -> str:
-    need = math.ceil(1 / (decode * step))
-    have = f"{decode * max(workers, 1):.0f} images/s are read and decoded, a step could take {1 / step:.0f}"
-    if need <= cores:
-        return f"{have}: set data.num_workers: {need}"
-    shrink = "store smaller images (inpaint shards make --short-side)"
-    return f"{have}, for which {need} workers were needed on {cores} cores: {shrink}"

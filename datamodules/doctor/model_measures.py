@@ -1,7 +1,8 @@
-"""Measures of what the model makes of the data: latents, the VAE's round trip, the mask on the latent grid, times."""
+"""Measures of what a config's model makes of its data: latents, round trip, the mask on the latent grid; times."""
 
 from __future__ import annotations
 
+import math
 import queue
 import threading
 import time
@@ -13,6 +14,7 @@ import torch
 from lightning.pytorch import LightningDataModule
 from torch import Tensor, nn
 
+from datamodules.doctor.data_measures import Sizes
 from inpaint_module.batch import Batch
 from inpaint_module.commands.config_files import make_parts, read_config, read_parts
 from inpaint_module.lightning_module import InpaintDiffusion
@@ -174,6 +176,37 @@ def measure_step(module: InpaintDiffusion, batch: Batch) -> tuple[float, float]:
     return loss.item(), seconds
 
 
+def faster(speeds: Speeds, sizes: Sizes, *, workers: int, cores: int, cached: bool, gpu: bool) -> str:
+    """One sentence on what limits a training step, and what would help."""
+    if not speeds.encode or not speeds.step:
+        return ""
+    step = 1 / speeds.masks + 1 / speeds.encode + 1 / speeds.step  # seconds per image
+    if speeds.decode and speeds.decode * max(workers, 1) * step < 1:
+        return _more_data(speeds.decode, step, workers, cores)
+    if speeds.decode and not workers and (share := 1 / (1 + speeds.decode * step)) > 0.05:
+        return f"decoding takes {share:.0%} of the time of the training process: set data.num_workers: 1 to hide it"
+    if gpu and (share := 1 / speeds.masks / step) > 0.05:
+        advice = "set data.masks.cuda_graphs: true"
+        return f"painting masks takes {share:.0%} of a step, most of it the CPU's: {advice}"
+    compiling = ", configs/compiled.yaml compiles for a GPU" if gpu else ""
+    if (share := 1 / speeds.encode / step) > 0.3 and not cached:
+        advice = "inpaint shards cache-latents halves that, configs/bf16.yaml helps where bfloat16 is native"
+        return f"the VAE takes {share:.0%} of a step: {advice}{compiling}"
+    largest = max(sizes.seen, default=(0, 0))
+    share = 1 / speeds.step / step
+    what = f"the denoiser and its optimizer take {share:.0%} of a step at {largest[0]} x {largest[1]}"
+    return f"{what}; the data keeps up{compiling}"
+
+
+def _more_data(decode: float, step: float, workers: int, cores: int) -> str:
+    need = math.ceil(1 / (decode * step))
+    have = f"{decode * max(workers, 1):.0f} images/s are read and decoded, a step could take {1 / step:.0f}"
+    if need <= cores:
+        return f"{have}: set data.num_workers: {need}"
+    shrink = "store smaller images (inpaint shards make --short-side)"
+    return f"{have}, for which {need} workers were needed on {cores} cores: {shrink}"
+
+
 def data_from_configs(configs: Sequence[Path], overrides: Sequence[str] = ()) -> LightningDataModule:
     """The data module of config files, the later over the earlier, and of options such as `--data.batch_size=2`.
 
@@ -188,9 +221,6 @@ def precision_of(configs: Sequence[Path]) -> str:
     """`trainer.precision` of config files, of which the last that names one counts."""
     trainers = [read_config(path).get("trainer") or {} for path in configs]
     return str(next((each["precision"] for each in reversed(trainers) if each.get("precision")), "32-true"))
-
-
-T = TypeVar("T")
 
 
 class StalledError(TimeoutError):

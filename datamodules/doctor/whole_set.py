@@ -14,14 +14,7 @@ from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
-from datamodules.decode import (
-    MaskRequest,
-    SampleDecoder,
-    image_bytes,
-    open_upright,
-    to_rgb,
-    upright,
-)
+from datamodules.decode import MaskRequest, SampleDecoder, image_bytes, open_upright, to_rgb, upright
 from datamodules.order import Buckets
 from datamodules.shards.shard_set import RawSample, ShardSet
 from datamodules.webdataset_datamodule import WebDatasetDataModule
