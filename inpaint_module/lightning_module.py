@@ -29,7 +29,7 @@ from inpaint_module.encoder import InpaintLatents
 from inpaint_module.fingerprints import check_ranks, check_saved, check_weights
 from inpaint_module.metrics.scores import FillMetrics, LatentMaskMetrics
 from inpaint_module.objectives.loss_weights import LossWeights, product, weighted_loss
-from inpaint_module.objectives.objectives import ObjectiveCallable, objective_for
+from inpaint_module.objectives.objectives import Example, ObjectiveCallable, objective_for
 from inpaint_module.pixels import to_unit_float
 from inpaint_module.randomness import Stream, key, normal
 from inpaint_module.sampling import InpaintedImages, composite, inpaint_latents
@@ -177,17 +177,24 @@ class InpaintDiffusion(ScheduledModule):
         noise = normal(key(self.seed, positions, Stream.NOISE), latents.target.shape[1:])
         example = self.objective(latents.target, noise, key(self.seed, positions, Stream.TIMESTEP))
         dropped = drop_mask(self.seed, positions, self.caption_dropout) if self.caption_dropout else None
-        size = (noise.shape[-2], noise.shape[-1])
-        inputs = self.layout(example.noisy, latents)
-        sized = resized_sizes(batch, self.encoder.vae.ratio) if self.encoder.sizing == "diffusers" else batch
-        conditions = {**self.conditioning(sized, dropped), **self._controlled(batch, latents)}
+        conditions = self.conditions(batch, latents, dropped)
         with self.compiled.within(self.denoiser):
-            prediction = self.call(self.denoiser, inputs, example.timesteps, conditions, size)
+            prediction = self.predicted(example, latents, conditions)
         weigh = self.loss_weights
         cells = None if weigh is None else weigh(latents.noise_mask, self.encoder.vae.ratio)
         huber = self.objective.thresholds(example.timesteps)
         samples = product(example.weight, batch.get("loss_weight"))
         return weighted_loss(prediction, example.target, cells, samples, huber)
+
+    def conditions(self, batch: Batch, latents: InpaintLatents, dropped: Tensor | None = None) -> dict[str, Any]:
+        """What the denoiser is told of a batch in training; of samples in `dropped` (B,) no captions."""
+        sized = resized_sizes(batch, self.encoder.vae.ratio) if self.encoder.sizing == "diffusers" else batch
+        return {**self.conditioning(sized, dropped), **self._controlled(batch, latents)}
+
+    def predicted(self, example: Example, latents: InpaintLatents, conditions: dict[str, Any]) -> Tensor:
+        """What the denoiser says of a noisy batch: (B, C, h, w), to be compared with the example's target."""
+        size = (example.noisy.shape[-2], example.noisy.shape[-1])
+        return self.call(self.denoiser, self.layout(example.noisy, latents), example.timesteps, conditions, size)
 
     def encode(self, batch: Batch, target: bool = True) -> InpaintLatents:
         """Latents of the masked images of a batch; with `target`, or where a layout blends, of the whole ones too.

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from enum import IntEnum
+from enum import IntEnum, unique
 from functools import cache
 from typing import TypeVar
 
@@ -46,6 +46,7 @@ template <typename T> T inpaint_key(T position, T low, T high, T stream) {
 """
 
 
+@unique
 class Stream(IntEnum):
     """What a draw is for; one key never serves two purposes. The values are part of the sampling order: never reuse."""
 
@@ -65,7 +66,8 @@ class Stream(IntEnum):
     SUBSTITUTE = 14
     CAPTION_DROP = 15
     TAGS = 16
-    CONDITION_DROP = 16
+    CONDITION_DROP = 17
+    VALIDATION = 18
 
 
 @cache

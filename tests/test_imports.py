@@ -41,6 +41,7 @@ FLOORS = {
     "inpaint_module.metrics": 6,
     "inpaint_module.training": 6,
     "inpaint_module.training.memory": 8,
+    "inpaint_module.training.watch": 8,
     "inpaint_module.callbacks": 7,
     "inpaint_module.cli": 9,
     "inpaint_module.__main__": 10,

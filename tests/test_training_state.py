@@ -19,6 +19,7 @@ from two_ranks import equal, fit, tiny, weights
 from inpaint_module import InpaintEncoder, InpaintLatents
 from inpaint_module.randomness import Stream, key
 from inpaint_module.training.ema import EMA
+from inpaint_module.training.watch import error_sums, losses_of
 
 pytestmark = [
     *QUIET,
@@ -162,6 +163,15 @@ def test_a_step_that_one_rank_cannot_take_is_dropped_on_all(ranks: Path) -> None
     assert first["dropped"] == second["dropped"] == 1
     assert equal(first["guarded"], second["guarded"])
     assert all(value.isfinite().all() for value in first["guarded"].values())
+
+
+def test_the_validation_loss_is_that_of_all_ranks(ranks: Path) -> None:
+    first, second = (each["losses"] for each in returned(ranks / "ddp"))
+    one = {**tiny_batch(first=2)}
+    one["position"][1] = -1
+    with torch.no_grad():
+        whole = losses_of(error_sums(tiny().eval(), tiny_batch(), 0) + error_sums(tiny().eval(), one, 0))  # type: ignore[arg-type]
+    assert first == second == pytest.approx({f"val/{name}": value for name, value in whole.items()}, rel=1e-6)
 
 
 @pytest.mark.skipif(not FSDP_RUNS, reason="FSDP2 of this torch (2.6) does not run on a CPU")

@@ -25,6 +25,7 @@ from inpaint_module import InpaintEncoder
 from inpaint_module.base_models import ModelParts, StableDiffusionLayout
 from inpaint_module.lightning_module import InpaintDiffusion
 from inpaint_module.training.nonfinite_guard import NonFiniteGuard
+from inpaint_module.training.watch import ValidationLoss
 
 
 class Batches(IterableDataset[dict[str, Any]]):
@@ -104,7 +105,16 @@ def ddp(rank: int, folder: Path) -> dict[str, Any]:
     fit(module, **options).save_checkpoint(folder / "full.ckpt")
     fit(guarded, 3, callbacks=[Poison(), guard], **options)
     states = {"weights": weights(module), "guarded": weights(guarded), "dropped": guard.dropped}
-    return states | {"refused": refusal(tiny(vae_seed=rank), **options)}
+    return states | {"refused": refusal(tiny(vae_seed=rank), **options), "losses": validated(tiny(), rank)}
+
+
+def validated(module: LightningModule, rank: int) -> dict[str, float]:
+    """What `ValidationLoss` finds of three photos: two on rank 0, one and a padding on rank 1."""
+    batch = tiny_batch(first=2 * rank)
+    batch["position"][2 - rank :] = -1
+    trainer = quiet_trainer(1, strategy="ddp", devices=2, callbacks=[ValidationLoss()])
+    (found,) = trainer.validate(module, DataLoader([batch], batch_size=None), verbose=False)
+    return {name: value for name, value in found.items() if name.startswith("val/loss")}
 
 
 def fsdp(rank: int, folder: Path) -> dict[str, Any]:

@@ -46,6 +46,19 @@ class Objective(ABC):
             keys: int64 (B,), from which each sample's timestep is drawn.
         """
 
+    def at(self, clean: Tensor, noise: Tensor, times: Tensor) -> Example:
+        """As training at given times, without weights and what makes training harder: offsets, perturbed noise.
+
+        Args:
+            clean: float32 (B, C, h, w), in the denoiser's space.
+            noise: standard normal, alike.
+            times: (B,) in 0..1, the share of the scheduler's timesteps, 1 nothing but noise.
+        """
+        raise ValueError(
+            f"model.objective: ValidationLoss expects a method `at` that makes latents noisy at given times, "
+            f"{type(self).__name__} has none; write it, or drop the callback: trainer.callbacks.ValidationLoss=null"
+        )
+
     @abstractmethod
     def clean(self, prediction: Tensor, noisy: Tensor, timesteps: Tensor) -> Tensor:
         """The clean latents (B, C, h, w) that a prediction at these timesteps (B,) speaks of."""
@@ -133,13 +146,23 @@ class DiffusionObjective(Objective):
 
     def __call__(self, clean: Tensor, noise: Tensor, keys: Tensor) -> Example:
         """See `Objective.__call__`."""
-        count = len(self._alphas)
-        timesteps = (self.timesteps(keys) * count).long().clamp_max(count - 1)
+        timesteps = self._counted(self.timesteps(keys))
         signal, sigma = self.levels(timesteps)
         noise = offset_noise(noise, keys, self.noise_offset)
         target = self.prediction.target(clean, noise, signal, sigma)
         noisy = signal * clean + sigma * perturbed_noise(noise, keys, self.input_perturbation)
         return Example(noisy, timesteps, target, self.weight(timesteps))
+
+    def at(self, clean: Tensor, noise: Tensor, times: Tensor) -> Example:
+        """See `Objective.at`."""
+        timesteps = self._counted(times)
+        signal, sigma = self.levels(timesteps)
+        return Example(signal * clean + sigma * noise, timesteps, self.prediction.target(clean, noise, signal, sigma))
+
+    def _counted(self, times: Tensor) -> Tensor:
+        """Noise times 0..1 as the scheduler counts them: int64 (B,)."""
+        count = len(self._alphas)
+        return (times * count).long().clamp_max(count - 1)
 
     def levels(self, timesteps: Tensor) -> tuple[Tensor, Tensor]:
         """Signal and sigma at timesteps int64 (B,): float32 (B, 1, 1, 1) each."""
@@ -219,6 +242,12 @@ class FlowMatchingObjective(Objective):
         noisy = (1 - t) * clean + t * perturbed_noise(noise, keys, self.input_perturbation)
         timesteps = times * self.schedule.config.num_train_timesteps
         return Example(noisy, timesteps, noise - clean, self.weight(times, clean.shape[-2:]))
+
+    def at(self, clean: Tensor, noise: Tensor, times: Tensor) -> Example:
+        """See `Objective.at`; `times` are those after any shift."""
+        times = times.float()
+        t = times.reshape(-1, 1, 1, 1)
+        return Example((1 - t) * clean + t * noise, times * self.schedule.config.num_train_timesteps, noise - clean)
 
     def weight(self, times: Tensor, size: torch.Size) -> Tensor | None:
         """How much samples at these shifted times (B,) count: float32 (B,), or None without `weighting`."""

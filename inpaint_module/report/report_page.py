@@ -12,6 +12,7 @@ from inpaint_module.report import pages
 from inpaint_module.report.pages import Line, line_chart, smoothed
 from inpaint_module.training.run_folder import MetricRow
 
+_QUARTERS = {"little noise": "one", "second": "two", "third": "three", "most noise": "faint"}  # and styles
 SMOOTHING = 20  # of the losses, in logged values
 
 
@@ -159,12 +160,27 @@ def _photo(photo: ScoredPhoto) -> dict[str, Any]:
 def _charts(metrics: Sequence[MetricRow]) -> list[dict[str, Any]]:
     """Loss and PSNR over the run, of what metrics.csv holds at two steps or more."""
     series = {name: list(points(metrics, name)) for name in {row.metric for row in metrics}}
-    loss = series.get("train/loss", [])
+    loss, norm = series.get("train/loss", []), series.get("train/grad_norm", [])
     wide = min(SMOOTHING, max(1, len(loss) // 5))
     charts = {
         "Training loss, by step": [
             Line("each logged step", loss, "faint"),
             Line(f"mean of {wide}", smoothed(loss, wide), "one"),
+        ],
+        "Validation loss at fixed noise and timesteps, by step": [
+            Line("weights of validation", series.get("val/loss", []), "one"),
+            Line("as trained, without EMA", series.get("val/loss_raw", []), "two"),
+            Line("in the hole", series.get("val/loss_hole", []), "three"),
+            Line("outside", series.get("val/loss_known", []), "faint"),
+        ],
+        "Validation loss by quarter of the timesteps, by step": [
+            Line(name, series.get(f"val/loss_q{number}", []), style)
+            for number, (name, style) in enumerate(_QUARTERS.items(), 1)
+        ],
+        "Learning rate, by step": [Line("learning rate", series.get("train/learning_rate", []), "one")],
+        "Norm of the gradients before clipping, by step": [
+            Line("each logged step", norm, "faint"),
+            Line(f"mean of {wide}", smoothed(norm, wide), "one"),
         ],
         "PSNR in the hole, all validation photos, by step": [
             Line("model", series.get("val/psnr_inside", []), "one"),

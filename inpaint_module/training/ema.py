@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import itertools
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -105,6 +106,18 @@ class EMA(EMAWeightAveraging):
         """Put what trains back."""
         if trainer.state.fn == TrainerFn.FITTING:
             super().on_validation_epoch_end(trainer, pl_module)
+
+    @contextmanager
+    def trained_weights(self, pl_module: LightningModule) -> Iterator[None]:
+        """Within a validation of `fit`, the trained weights in place of the average; to the bit."""
+        if self._average_model is None:
+            yield
+            return
+        self._swap_models(pl_module)
+        try:
+            yield
+        finally:
+            self._swap_models(pl_module)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Leave the average in the module; what trained stays here, for the checkpoint that is written after this."""

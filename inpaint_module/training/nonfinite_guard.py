@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, cast
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.plugins.precision import MixedPrecision
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 from torch.nn.utils import get_total_norm
@@ -27,13 +28,24 @@ def norm_of(gradients: list[Tensor]) -> Tensor:
     return get_total_norm(parts) if parts else torch.tensor(0.0)
 
 
+def whole_norm(trainer: Trainer, optimizer: Optimizer, norm: Tensor) -> Tensor:
+    """The norm that `norm_of` gave, of all ranks' parts together, and without the factor of a loss scaler."""
+    if any(isinstance(each.grad, DTensor) for each in parameters(optimizer)):
+        norm = cast(Tensor, trainer.strategy.reduce(norm.square(), reduce_op="sum")).sqrt()
+    plugin = trainer.precision_plugin
+    if isinstance(plugin, MixedPrecision) and plugin.scaler is not None and optimizer.param_groups[0].get("fused"):
+        return norm / plugin.scaler.get_scale()  # a fused optimizer divides by it later, the others' are divided by now
+    return norm
+
+
 class NonFiniteGuard(Callback):
     """Drops an optimizer step in which any gradient is infinite or NaN, counts it, and gives up after many in a row.
 
     Weights and the optimizer's state stay as they were; the learning rate's schedule and the stream of samples go on,
     since a dropped step counts as a step. All ranks decide alike: DDP has averaged the gradients by then, and the flag
     is reduced besides, for sharded ones. It costs one look at each gradient and makes the host wait for the device
-    once per optimizer step. `train/dropped_steps` is logged, and a checkpoint keeps the count.
+    once per optimizer step. `train/dropped_steps` and `train/grad_norm`, the norm
+    before clipping, are logged, and a checkpoint keeps the count.
 
     Gradients are looked at before clipping, which would spread a NaN to all of them. With precision 16-mixed the loss
     scaler drops such a step anyway and lowers its scale; here it is counted too.
@@ -71,6 +83,7 @@ class NonFiniteGuard(Callback):
             self.in_a_row = 0
         else:
             self._drop(trainer.global_step, optimizer)
+        pl_module.log("train/grad_norm", whole_norm(trainer, optimizer, norm), on_step=True, on_epoch=False)
         pl_module.log("train/dropped_steps", float(self.dropped), on_step=True, on_epoch=False)
 
     def known_norm(self, gradients: list[Tensor]) -> Tensor | None:

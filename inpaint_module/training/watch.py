@@ -1,0 +1,131 @@
+"""What a trainer watches beside the training loss: the loss at fixed draws on the validation photos, and the rate."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.trainer.states import TrainerFn
+from torch import Tensor
+from torch.optim import Optimizer
+
+from inpaint_module.batch import Batch
+from inpaint_module.lightning_module import InpaintDiffusion
+from inpaint_module.morphology import reduce_mask
+from inpaint_module.randomness import Stream, fork, key, normal, uniform
+from inpaint_module.training.ema import EMA
+
+QUARTERS = 4
+_REGIONS = ("hole", "known")
+
+
+class ValidationLoss(Callback):
+    """Logs the loss of all validation samples at the same noise and timesteps in every validation.
+
+    Each sample is made noisy four times, once in each quarter of the timesteps, with draws that are functions of (seed,
+    quarter, the sample's position) alone. The plain squared error is logged, every latent value alike, without any
+    weights, so that runs with other weights or timestep densities compare:
+
+    - `val/loss` over all; `val/loss_q1` .. `val/loss_q4` by quarter, from little noise to nothing but noise;
+    - `val/loss_hole` in latent cells that the grown mask touches, `val/loss_known` in the others;
+    - `val/loss_raw` with the weights as they are trained, where the others are those of the average (`EMA`).
+
+    Sums are kept in float64 and added up over ranks. It costs an encoding and four calls of the denoiser per batch,
+    twice with `EMA`, and draws from no random stream. Samples without a target do not count where a model needs one.
+
+    Args:
+        seed: of noise and timesteps.
+    """
+
+    def __init__(self, seed: int = 0):
+        self.seed = seed
+        self._sums: dict[str, Tensor] = {}
+
+    def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Begin anew."""
+        self._sums = {}
+
+    def on_validation_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, *args: Any, **kwargs: Any
+    ) -> None:
+        """Add a batch."""
+        if trainer.sanity_checking or not isinstance(pl_module, InpaintDiffusion):
+            return
+        averages = (each for each in trainer.callbacks if isinstance(each, EMA))  # type: ignore[attr-defined]
+        average = next(averages, None) if trainer.state.fn == TrainerFn.FITTING else None
+        for name in ("", "_raw") if average else ("",):
+            trained = average.trained_weights(pl_module) if average and name else nullcontext()
+            with torch.no_grad(), trained, trainer.precision_plugin.val_step_context():
+                found = error_sums(pl_module, batch, self.seed)
+            self._sums[name] = found + self._sums.get(name, 0)
+
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Add up over ranks, and log."""
+        stage = "test" if trainer.testing else "val"
+        for name, sums in self._sums.items():
+            losses = losses_of(trainer.strategy.reduce(sums, reduce_op="sum"))
+            for part, value in losses.items() if not name else [(f"loss{name}", losses.get("loss"))]:
+                if value is not None:
+                    pl_module.log(f"{stage}/{part}", value, sync_dist=True)
+
+    on_test_epoch_start, on_test_epoch_end = on_validation_epoch_start, on_validation_epoch_end
+    on_test_batch_end = on_validation_batch_end
+
+
+def error_sums(module: InpaintDiffusion, batch: Batch, seed: int) -> Tensor:
+    """Squared errors of a batch at fixed draws: sums and numbers of values, to be added up over batches and ranks.
+
+    Args:
+        module: in eval mode.
+        batch: with masks; samples at positions under 0 do not count.
+        seed: of the draws.
+
+    Returns:
+        float64 (4, 2, 2): by quarter of the timesteps; hole and known cells; sum and number.
+    """
+    positions = batch["position"]
+    sums = torch.zeros(QUARTERS, len(_REGIONS), 2, dtype=torch.float64, device=positions.device)
+    if lacks_target(module, batch):
+        return sums
+    latents = module.encode(batch)
+    assert latents.target is not None
+    told = module.conditions(batch, latents)
+    hole = reduce_mask(latents.noise_mask, module.encoder.vae.ratio, "max") > 0
+    regions = torch.stack([hole, ~hole]) & (positions >= 0).view(-1, 1, 1, 1)  # (2, B, 1, h, w)
+    for quarter in range(QUARTERS):
+        keys = fork(key(seed, positions, Stream.VALIDATION), quarter)
+        times = (quarter + uniform(fork(keys, 0), 1)[:, 0].double()) / QUARTERS
+        example = module.objective.at(latents.target, normal(fork(keys, 1), tuple(latents.target.shape[1:])), times)
+        error = (module.predicted(example, latents, told).float() - example.target).square().double()
+        chosen = regions.expand(-1, -1, error.shape[1], -1, -1)
+        sums[quarter, :, 0] = torch.where(chosen, error, 0).sum((1, 2, 3, 4))
+        sums[quarter, :, 1] = chosen.sum((1, 2, 3, 4))
+    return sums
+
+
+def lacks_target(module: InpaintDiffusion, batch: Batch) -> bool:
+    """Whether a model that is shown the whole image learns from targets of which some in this batch are missing."""
+    return module.layout.reference == "image" and ("target" not in batch or "has_target" in batch)
+
+
+def losses_of(sums: Tensor) -> dict[str, float]:
+    """Means of what `error_sums` gives, added up, by name; without those of which there is no value."""
+    parts = {"loss": sums.sum((0, 1))}
+    parts |= {f"loss_q{number + 1}": part for number, part in enumerate(sums.sum(1))}
+    parts |= {f"loss_{name}": part for name, part in zip(_REGIONS, sums.sum(0), strict=True)}
+    return {name: total / count for name, (total, count) in ((n, part.tolist()) for n, part in parts.items()) if count}
+
+
+class LearningRate(Callback):
+    """Logs `train/learning_rate` of every optimizer step, and `train/learning_rate_2` and so on of further groups.
+
+    With Prodigy it is what the rate comes to, times the distance that it has found.
+    """
+
+    def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
+        """Log the rate of the step to come."""
+        for number, group in enumerate(optimizer.param_groups, 1):
+            name = "train/learning_rate" if number == 1 else f"train/learning_rate_{number}"
+            pl_module.log(name, float(group["lr"]) * float(group.get("d", 1)), on_step=True, on_epoch=False)
