@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from inpaint_module.sampling import inpaint_latents
     from inpaint_module.sizing import padding_mask_crop
     from inpaint_module.training.ema import EMA
+    from inpaint_module.training.watch import ValidationLoss
     from inpaint_module.vae.loading import load_vae
 
 __all__ = [
@@ -54,6 +55,7 @@ __all__ = [
     "StableDiffusion3Layout",
     "StableDiffusionLayout",
     "Stream",
+    "ValidationLoss",
     "ValidationReport",
     "dilate",
     "inpaint_latents",
@@ -85,6 +87,7 @@ _HOMES = {
     "StableDiffusion3Layout": "base_models",
     "StableDiffusionLayout": "base_models",
     "Stream": "randomness",
+    "ValidationLoss": "training.watch",
     "ValidationReport": "report.validation_report",
     "dilate": "morphology",
     "inpaint_latents": "sampling",

@@ -23,9 +23,9 @@ from inpaint_module.base_models import BaseModel
 from inpaint_module.lightning_module import InpaintDiffusion
 from inpaint_module.objectives.objectives import Objective
 from inpaint_module.randomness import Stream, fork, key, normal, uniform
-from inpaint_module.training import EMA, LearningRate, NonFiniteGuard, ValidationLoss
+from inpaint_module.training import EMA, NonFiniteGuard
 from inpaint_module.training.nonfinite_guard import whole_norm
-from inpaint_module.training.watch import error_sums, losses_of
+from inpaint_module.training.watch import LearningRate, ValidationLoss, error_sums, losses_of
 
 pytestmark = [*QUIET, pytest.mark.filterwarnings("ignore:.*your dataloader is not resumable.*")]
 SCHEDULERS = {

@@ -94,7 +94,7 @@ def _callbacks(setup: Setup) -> list[dict[str, Any]]:
     checkpoint = {"dirpath": "checkpoints", "save_last": True, **SAVES[setup.saves]}
     callbacks = [
         {"class_path": "lightning.pytorch.callbacks.ModelCheckpoint", "init_args": checkpoint},
-        {"class_path": "inpaint_module.training.ValidationLoss"},
+        {"class_path": "inpaint_module.ValidationLoss"},
         {"class_path": "tiny_run.Recorder"},
     ]
     if setup.record:

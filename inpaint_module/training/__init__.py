@@ -12,19 +12,16 @@ if TYPE_CHECKING:
     from inpaint_module.training.resume import ExactResume
     from inpaint_module.training.run_record import RunRecord
     from inpaint_module.training.throughput import Throughput
-    from inpaint_module.training.watch import LearningRate, ValidationLoss
 
 __all__ = [
     "EMA",
     "ExactResume",
     "ImageGrid",
-    "LearningRate",
     "Leftovers",
     "NonFiniteGuard",
     "PredictionWriter",
     "RunRecord",
     "Throughput",
-    "ValidationLoss",
     "VerifiedCheckpointIO",
     "newest_valid_checkpoint",
     "verify_checkpoint",
@@ -33,13 +30,11 @@ _HOMES = {
     "EMA": "ema",
     "ExactResume": "resume",
     "ImageGrid": "image_grid",
-    "LearningRate": "watch",
     "Leftovers": "leftovers",
     "NonFiniteGuard": "nonfinite_guard",
     "PredictionWriter": "image_grid",
     "RunRecord": "run_record",
     "Throughput": "throughput",
-    "ValidationLoss": "watch",
     "VerifiedCheckpointIO": "checkpoints",
     "newest_valid_checkpoint": "checkpoints",
     "verify_checkpoint": "checkpoints",
