@@ -193,7 +193,7 @@ class WebDatasetDataModule(StreamDataModule, DescribedData):
             check_trainer(self.trainer)
             memory = memory_of(self.trainer.strategy.root_device)
             check_batch(self.batch_size, sum(self.train_set.counts), self.train_decoder.image_size, memory)
-            self._inverted_masks.begin(self.train_set, self.train_decoder.masks)
+            self._inverted_masks.begin(self.train_set, self.train_decoder.masks.file_share)
             self._folders["train"].begin(run_folder(self.trainer), self.rank_and_world()[0])
         self._expect_pairs(self.train_decoder, self.train_set)
         self.begin()
@@ -254,7 +254,8 @@ class WebDatasetDataModule(StreamDataModule, DescribedData):
     def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
         """Note the time, for `Throughput`. Look at the first masks from the data: mostly white ones get a warning."""
         self.batch_arrived = time.perf_counter()
-        self._inverted_masks(batch)
+        if "mask" in batch:
+            self._inverted_masks(batch)
         return batch
 
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:

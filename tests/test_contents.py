@@ -10,7 +10,7 @@ from data_fixtures import Halves, encode, photo, write_tar
 from quiet_trainer import quiet_trainer
 
 from datamodules import CocoMask, MaskOptions, WebDatasetDataModule
-from datamodules.decode.data_masks import how_often_line
+from datamodules.decode.mask_files import how_often_line
 from datamodules.decode.mask_sources import MaskSource
 from datamodules.shards.shard_set import account_of, kinds_of, look_into
 from datamodules.shards.shard_specs import open_shards

@@ -16,7 +16,7 @@ from data_fixtures import encode, photo, photo_shards, write_tar
 from PIL import Image
 
 from datamodules import index_shards as module
-from datamodules.decode.data_masks import EMPTY, FULL
+from datamodules.decode.mask_files import EMPTY, FULL
 from datamodules.decode.reading import image_size
 from datamodules.index_shards import find_tars, index_shards, main
 from datamodules.shards.manifest import JOURNAL, index_path, load_index, parse_manifest, write_manifest

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 
-from datamodules.decode.data_masks import InvertedMasksWarning, look_inverted
+from datamodules.decode.mask_files import InvertedMasksWarning, look_inverted
 
 
 def batch(share: float, size: int = 16, own: bool | None = None) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from datamodules.shards.local_files import OpenFiles
+from datamodules.shards.shard_set import OpenFiles
 
 
 def open_numbered(files: OpenFiles, folder: Path, number: int) -> int:

@@ -13,7 +13,7 @@ from data_fixtures import contents, encode, photo, photo_folder
 from PIL import Image, ImageOps
 
 from datamodules.account import RefusedError
-from datamodules.decode.data_masks import EMPTY, FULL, INVERTED
+from datamodules.decode.mask_files import EMPTY, FULL, INVERTED
 from datamodules.make_shards import main, make_shards
 from datamodules.shards.shard_specs import open_shards
 from datamodules.writing import source_samples

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pickle
 import threading
 
-from datamodules.shards.prefetcher import Prefetcher
+from datamodules.shards.local_files import Prefetcher
 
 
 class Work:

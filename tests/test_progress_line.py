@@ -7,8 +7,8 @@ import sys
 
 import pytest
 
-from datamodules.shards import prefetcher as progress_line
-from datamodules.shards.prefetcher import ProgressLine
+from datamodules.shards import transports as progress_line
+from datamodules.shards.transports import ProgressLine
 
 
 class Terminal(io.StringIO):

@@ -19,16 +19,16 @@ from datamodules.decode.conversion import (
     suffix_of,
     why_unread,
 )
-from datamodules.decode.data_masks import DataMasks, InvertedMasksWarning, MaskOptions, look_inverted, why_look
 from datamodules.decode.latent_cache import DTYPES, KEPT_SIZES, check_use, find_tag, pack_latents
-from datamodules.decode.mask_files import mask_of, mask_turn
+from datamodules.decode.mask_files import InvertedMasksWarning, look_inverted, mask_of, mask_turn, why_look
 from datamodules.decode.mask_sources import (
     AlphaMask,
+    DataMasks,
     FileMask,
     LabelMap,
+    MaskOptions,
     MaskRequest,
     MaskSource,
-    image_bytes,
     read_labels,
 )
 from datamodules.decode.profiles import UnusableProfile, colour_mode, from_srgb, profile_of
@@ -44,6 +44,7 @@ from datamodules.decode.reading import (
     upright_size,
 )
 from datamodules.decode.sample_decoder import DecoderOptions, SampleDecoder
+from datamodules.shards.shard_set import image_bytes
 
 __all__ = [
     "CMYK",

@@ -12,7 +12,7 @@ from itertools import accumulate, pairwise
 from safetensors.torch import load, save
 from torch import Tensor
 
-from datamodules.decode.mask_sources import naming
+from datamodules.decode.reading import naming
 from datamodules.shards.shard_set import ShardSet
 from datamodules.shards.tar_index import LATENTS_FIELD, TARGET_FIELDS
 from inpaint_module.batch import LatentsTag

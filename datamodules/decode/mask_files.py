@@ -1,4 +1,4 @@
-"""The one reader of mask files: for training, packing, examining and predicting alike.
+"""The one reader of mask files, for training, packing, examining and predicting alike; what looks odd about masks.
 
 A mask is grey, white = inpaint, and cut above one half. What else programs save is read where only one thing can be
 meant, and refused where it is a guess: datamodules/READING.md has the table, which the tests check. Colour
@@ -7,12 +7,14 @@ profiles are not applied: a mask's numbers are no colours.
 
 from __future__ import annotations
 
-from typing import NoReturn
+from collections.abc import Sequence
+from typing import Any, NoReturn
 
 import numpy as np
 from PIL import Image, ImageChops, ImageOps
 
 from datamodules.decode.reading import Turn, has_alpha, open_image, read_turn
+from datamodules.shards.shard_set import Contents, ShardSet, look_into
 
 _NOISE = 32  # of 255: colours that differ by less, as in lossy files, are one
 _FAINT = 64  # noise on black stays below
@@ -219,3 +221,77 @@ def _has_two(values: list[int], top: int, lossy: bool) -> bool:
     if classes and most == top and len(classes) <= _MOST_CLASSES and classes == list(range(1, len(classes) + 1)):
         _refuse(f"the values {values}, which look like class numbers, with {top} for none")
     return False
+
+
+EMPTY = "with an empty mask: nothing in it is white"
+FULL = "with a full mask: all of it is white"
+INVERTED = "with a mask that looks inverted: white is what is inpainted"
+_ENOUGH = 64
+_MOSTLY = 0.9
+_MUCH, _EDGE = 0.6, 0.8  # shares of a mask and of its border
+
+
+def look_inverted(coverages: Sequence[float]) -> bool:
+    """Whether so large a share (0..1) of each mask is masked, on average, that 1 seems to mean keep."""
+    return sum(coverages) > _MOSTLY * len(coverages)
+
+
+def why_look(mask: np.ndarray) -> str | None:
+    """What is odd about one mask, bool (H, W), as a kind of an account; None if nothing is."""
+    edges = np.concatenate([mask[0], mask[-1], mask[:, 0], mask[:, -1]])
+    if not mask.any():
+        return EMPTY
+    if mask.all():
+        return FULL
+    return INVERTED if mask.mean() > _MOSTLY or (mask.mean() > _MUCH and edges.mean() > _EDGE) else None
+
+
+def how_often_line(contents: Contents, share: float) -> str | None:
+    """What to tell of masks in the shards, which a mask generator is not asked for; None if there are none.
+
+    Args:
+        contents: of the training shards.
+        share: how often (0..1) a mask of a sample's own is used.
+    """
+    masks, looked = contents.account.found["masks"], contents.account.taken
+    if not masks or not share:
+        return None
+    of = f"{masks} of {looked}" if contents.whole else f"{masks} of {looked} looked at, of {contents.samples} in all"
+    return (
+        f"data: {masks / looked:.0%} of the training samples ({of}) have a mask of their own, which is used in place "
+        f"of data.mask_generator's at {share:.0%} of their visits (data.masks.share: {share:g}); "
+        "0 there leaves them out"
+    )
+
+
+class InvertedMasksWarning:
+    """Looks at the first 64 masks from the data and warns once; to be called where batches arrive, on the CPU."""
+
+    def __init__(self) -> None:
+        self.coverages: list[float] = []
+        self._begun = False
+
+    def begin(self, shards: ShardSet, share: float) -> None:
+        """Say once, as training begins, which share of its samples brings a mask file, used at this share of visits."""
+        if not self._begun and share:
+            from lightning.pytorch.utilities import rank_zero_info  # as below
+
+            if told := how_often_line(look_into(shards), share):
+                rank_zero_info(told)
+        self._begun = True
+
+    def __call__(self, batch: dict[str, Any]) -> None:
+        """Note the masks of a batch of `collate`, in which `has_mask` tells the painted from the own ones."""
+        if "mask" not in batch or len(self.coverages) >= _ENOUGH:
+            return
+        own = batch["mask"][batch["has_mask"]] if "has_mask" in batch else batch["mask"]
+        self.coverages += own.float().mean(dim=(1, 2, 3)).tolist()
+        if len(self.coverages) >= _ENOUGH and look_inverted(self.coverages):
+            from lightning.pytorch.utilities import rank_zero_warn  # seconds, which make_shards need not wait
+
+            share = sum(self.coverages) / len(self.coverages)
+            rank_zero_warn(
+                f"the first {len(self.coverages)} masks from the shards are {share:.0%} white, up to sample "
+                f"{batch['__key__'][-1]!r}; white is what is inpainted. If yours mark what to keep, set "
+                "`inverted: true` of the source in data.masks.sources"
+            )

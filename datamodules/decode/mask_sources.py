@@ -1,4 +1,4 @@
-"""Masks that come with the data, one class for each way to store them; 1 = inpaint.
+"""Masks that come with the data: one class for each way to store them, and which of them a sample gets; 1 = inpaint.
 
 A source finds the mask of one sample as a grey image of the upright photo, at any resolution. It then goes through the
 photo's own crop and flip and is cut above one half, so that soft edges and JPEG noise (.9 to .999) do no harm.
@@ -7,16 +7,31 @@ photo's own crop and flip and is cut above one half, so that soft edges and JPEG
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps
+from torch import Tensor
 
+from datamodules.checks import check_at_least, check_share
+from datamodules.decode.augmentations import Crop, position_draws
 from datamodules.decode.mask_files import mask_turn, read_mask, turned
-from datamodules.decode.reading import Turn, has_alpha, open_image, read_turn, upright
-from datamodules.shards.tar_index import IMAGE_FIELDS, LABEL_FIELDS, MASK_FIELDS, TARGET_FIELDS
+from datamodules.decode.reading import (
+    OpenedImage,
+    Turn,
+    crop_mask,
+    has_alpha,
+    naming,
+    open_image,
+    open_upright,
+    read_turn,
+    upright,
+)
+from datamodules.shards.shard_set import RawSample, image_bytes
+from datamodules.shards.tar_index import LABEL_FIELDS, MASK_FIELDS
+from inpaint_module.randomness import Stream
 
 _GREY_STEPS = {2: 85, 4: 17}  # Pillow stretches grey PNGs of 2 and 4 bits to 0..255
 
@@ -62,27 +77,6 @@ def to_mask(mask: np.ndarray) -> Image.Image | None:
 
 def _first(fields: dict[str, bytes], names: Sequence[str]) -> bytes | None:
     return next((fields[name] for name in names if name in fields), None)
-
-
-def image_bytes(fields: dict[str, bytes]) -> bytes:
-    """The file of a sample's image; the index has made sure that there is one."""
-    return next(fields[name] for name in IMAGE_FIELDS if name in fields)
-
-
-@contextmanager
-def naming(part: str) -> Iterator[None]:
-    """Any error as a ValueError that names the part of the sample, its mask say."""
-    try:
-        yield
-    except UnidentifiedImageError as error:  # its own text ends in a memory address
-        raise ValueError(f"{part}: cannot identify it as a JPEG, PNG or WEBP") from error
-    except Exception as error:  # Pillow raises many kinds on damaged files, SyntaxError among them
-        raise ValueError(f"{part}: {error}") from error
-
-
-def target_bytes(fields: dict[str, bytes]) -> bytes | None:
-    """The file of the picture that a sample's image should become; None if it has none."""
-    return _first(fields, TARGET_FIELDS)
 
 
 class FileMask(MaskSource):
@@ -180,3 +174,126 @@ def read_labels(data: bytes, max_pixels: int) -> np.ndarray:
     labels = np.asarray(upright(image))
     labels = labels.astype(np.uint16 if labels.dtype.itemsize > 1 else np.uint8)
     return labels // _GREY_STEPS.get(bits, 1) if image.mode == "L" else labels
+
+
+Size = tuple[int, int]
+ChooseCrop = Callable[[Size, Size, Sequence[float]], Crop]
+
+
+@dataclass(frozen=True)
+class MaskOptions:
+    """Where masks come from beside the mask generator, and how often.
+
+    Args:
+        sources: Where masks in the data are looked for, the first that finds one wins: datamodules.FileMask,
+            AlphaMask, LabelMap, CocoMask or a subclass of MaskSource. Null for FileMask alone, [] for none.
+        share: Share (0..1) of the samples with a mask in the data that get it; the others get a painted one.
+        removal_share: Share (0..1) of the samples that get the mask of another sample's object, to learn removal. The
+            other sample comes from the same window of shards; where it has no mask, the sample is as without.
+        allow_empty: Use masks from the data even where the crop has left nothing of them; false paints one.
+        padding_mask_crop: Cut every image, mask and all, to its hole and this many pixels around it, and enlarge it to
+            image_size, as diffusers' pipelines do if called with this; null for no such crop. By Pillow, on the CPU.
+        cuda_graphs: Paint by CUDA graphs, see `inpaint_module.masks.CudaGraphed`: the same masks, sooner on a GPU.
+
+    Raises:
+        ValueError: naming the argument, if one is out of range.
+    """
+
+    sources: list[MaskSource] | None = None
+    share: float = 1.0
+    removal_share: float = 0.0
+    allow_empty: bool = True
+    padding_mask_crop: int | None = None
+    cuda_graphs: bool = False
+
+    def __post_init__(self) -> None:
+        part = "data.masks"
+        check_share(part, share=self.share, removal_share=self.removal_share)
+        check_at_least(0, part, padding_mask_crop=self.padding_mask_crop or 0)
+
+    def without_generator(self) -> MaskOptions:
+        """For batches that have no masks: none are looked for.
+
+        Raises:
+            ValueError: naming the first setting of masks, of which there are none.
+        """
+        for name in ("sources", "removal_share", "padding_mask_crop", "cuda_graphs"):
+            if value := getattr(self, name):
+                raise ValueError(
+                    f"data.masks.{name}: expected none without masks, got {value}: data.mask_generator is null, so "
+                    "that batches have no masks; set a generator, such as inpaint_module.masks.preset"
+                )
+        return replace(self, sources=[])
+
+
+class DataMasks:
+    """Finds masks in the data; picklable, without state.
+
+    Args:
+        options: where they are looked for, and how often they are used.
+        seed: seeds the choices.
+        max_pixels: refuse masks with more pixels than this.
+    """
+
+    def __init__(self, options: MaskOptions, *, seed: int, max_pixels: int = 50_000_000) -> None:
+        self.sources: list[MaskSource] = [FileMask()] if options.sources is None else list(options.sources)
+        self.seed = seed
+        self.share, self.allow_empty = options.share, options.allow_empty
+        self.max_pixels = max_pixels
+
+    @property
+    def file_share(self) -> float:
+        """How often (0..1) a mask file beside an image is used; 0 if none is looked for."""
+        return self.share if any(isinstance(source, FileMask) for source in self.sources) else 0.0
+
+    @property
+    def shows_hidden(self) -> bool:
+        """Whether images must show the colours that their transparent pixels hide."""
+        return any(source.shows_hidden for source in self.sources)
+
+    def _find(self, raw: RawSample, crop: Crop, size: Size, opened: OpenedImage, draw: float) -> Tensor | None:
+        """The mask of the first source that has one, through the crop; bool (1, H, W)."""
+        request = MaskRequest(raw.fields, opened.size, draw, self.max_pixels, opened.turn, opened.image)
+        for source in self.sources:
+            if (mask := source(request)) is not None:
+                return crop_mask(mask, crop, size, opened.size)
+        return None
+
+    def own(
+        self, raw: RawSample, crop: Crop, size: Size, opened: OpenedImage, *, always: bool = False
+    ) -> Tensor | None:
+        """The sample's own mask at `size` (H, W), bool (1, H, W), as often as it is wanted.
+
+        Args:
+            raw: the sample.
+            crop: of its image, in upright pixels.
+            size: the target, (H, W) pixels.
+            opened: its image.
+            always: whatever the share.
+        """
+        use, draw = position_draws(self.seed, raw.position, Stream.OWN_MASK, 2)
+        own = self._find(raw, crop, size, opened, draw) if always or use < self.share else None
+        return own if own is not None and (self.allow_empty or own.any()) else None
+
+    def of_other(self, other: RawSample, position: int, size: Size, choose_crop: ChooseCrop) -> Tensor | None:
+        """Another sample's mask through a crop of its own at `size` (H, W); None if it has none there.
+
+        Args:
+            other: the sample whose mask it is.
+            position: of the sample that gets it.
+            size: the target, (H, W) pixels.
+            choose_crop: frame (width, height), size, four draws -> crop.
+
+        Raises:
+            ValueError: naming that sample, if its mask cannot be used.
+        """
+        try:
+            if other.fault:
+                raise ValueError(other.fault)
+            draws = position_draws(self.seed, position, Stream.REMOVAL_MASK, 5)
+            opened = open_upright(image_bytes(other.fields), self.max_pixels)
+            crop = choose_crop(opened.size, size, draws[:4])
+            found = self._find(other, crop, size, opened, draws[4])
+        except Exception as error:  # as in SampleDecoder
+            raise ValueError(f"mask of {other.shard}: sample {other.key!r}: {error}") from error
+        return found if found is not None and found.any() else None

@@ -8,14 +8,15 @@ applied before anything is resized, so that the pixels are those of a file that 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from io import BytesIO
 from typing import NamedTuple
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from datamodules.decode.augmentations import Box, Crop
@@ -270,3 +271,14 @@ def image_size(data: bytes) -> tuple[int, int]:
             return upright_size(image)
     except Exception:  # Pillow raises many kinds on damaged files, SyntaxError among them
         return 0, 0
+
+
+@contextmanager
+def naming(part: str) -> Iterator[None]:
+    """Any error as a ValueError that names the part of the sample, its mask say."""
+    try:
+        yield
+    except UnidentifiedImageError as error:  # its own text ends in a memory address
+        raise ValueError(f"{part}: cannot identify it as a JPEG, PNG or WEBP") from error
+    except Exception as error:  # Pillow raises many kinds on damaged files, SyntaxError among them
+        raise ValueError(f"{part}: {error}") from error

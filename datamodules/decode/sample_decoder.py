@@ -18,20 +18,20 @@ from torch import Tensor, nn
 from datamodules.checks import check_at_least, check_colour, check_share
 from datamodules.decode.augmentations import Augmentations, Crop, centre_crop, crop_draws, random_crop
 from datamodules.decode.captions import CaptionOptions, parse_caption, parse_label
-from datamodules.decode.data_masks import DataMasks, MaskOptions
 from datamodules.decode.latent_cache import read_latents, read_sizes, read_tag
-from datamodules.decode.mask_sources import FileMask, image_bytes, naming, target_bytes
+from datamodules.decode.mask_sources import DataMasks, FileMask, MaskOptions
 from datamodules.decode.profiles import profile_fault
 from datamodules.decode.reading import (
     OpenedImage,
     View,
     check_pair,
     is_animated,
+    naming,
     open_upright,
     plan_pair,
     read_view,
 )
-from datamodules.shards.shard_set import RawSample
+from datamodules.shards.shard_set import RawSample, image_bytes, target_bytes
 from datamodules.shards.tar_index import LATENTS_FIELD
 from inpaint_module.batch import LatentsTag
 

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from datamodules.decode.data_masks import look_inverted
+from datamodules.decode.mask_files import look_inverted
 from datamodules.doctor.data_measures import Captions, Masks, Pairs, Pixels, Sizes, StoredSamples
 from datamodules.doctor.model_measures import Grid, Latents
 

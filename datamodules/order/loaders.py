@@ -199,6 +199,11 @@ class BatchLoader(wds.WebLoader):
         )
 
 
+def _watched(decoder: Decoder, markers: InflightMarkers, crashes: CrashLog, workers: int) -> Decoder:
+    """The decoder, watched where a worker may die or has died."""
+    return WatchedDecoder(decoder, markers, crashes.refused) if workers or crashes.refused else decoder
+
+
 class StreamLoader(BatchLoader):
     """A loader of an endless stream, which asks `position` for its first position whenever it starts anew.
 
@@ -232,7 +237,7 @@ class StreamLoader(BatchLoader):
         quarantine = Quarantine(folder, rank=stream.rank)
         markers, crashes = InflightMarkers(num_workers), CrashLog(folder, rank=stream.rank)
         tolerant = SubstitutingDecoder(
-            WatchedDecoder(decoder, markers, crashes.refused),
+            _watched(decoder, markers, crashes, num_workers),
             shards=stream.shards,
             order=stream.order,
             seed=seed,
@@ -274,7 +279,7 @@ class EvaluationLoader(BatchLoader):
     ) -> None:
         markers, crashes = InflightMarkers(num_workers), CrashLog(folder, rank=stream.rank)
         watch: dict[str, Any] = {"markers": markers, "crashes": crashes, "stall_timeout": stall_timeout}
-        watched = WatchedDecoder(decoder, markers, crashes.refused)
+        watched = _watched(decoder, markers, crashes, num_workers)
         super().__init__(stream, watched, num_workers=num_workers, persistent_workers=num_workers > 0, **watch)
         self._steps = steps
 

@@ -1,4 +1,4 @@
-"""Local files: locks against removal while a process reads, files found right once, a bounded number of open ones.
+"""Local files: locks against removal while a process reads, files found right once; work on them in the background.
 
 A lock is shared while a file is read, exclusive while it is written or removed; the kernel frees both when a process
 is killed. The lock is on the file itself, so that no lock files are left behind. An open file that a forked child has
@@ -21,10 +21,12 @@ import os
 import stat
 import time
 import weakref
-from collections import OrderedDict
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Iterable
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from threading import Lock, Thread, current_thread
+from typing import Any, Generic, TypeVar
 
 _POLL_SECONDS = 0.02
 _FLAGS = os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC  # without waiting, should it be a pipe
@@ -215,52 +217,58 @@ def _sha256(file: int) -> str:
         return hashlib.file_digest(content, "sha256").hexdigest()
 
 
-class OpenFiles:
-    """Numbered descriptors for reading; a forked process closes its parent's and opens its own.
+T = TypeVar("T")
+
+
+class Prefetcher(Generic[T]):
+    """Does `work` on items in at most `threads` threads of this process, which end when nothing waits.
+
+    Starts nothing before the first item, may be pickled and forked: a copy begins with nothing to do.
 
     Args:
-        limit: how many are open at a time.
-        close: ends the use of a descriptor that this process has opened.
+        work: called with one item; what it raises is dropped, since whoever needs the item meets it again.
+        threads: how many items at a time.
     """
 
-    def __init__(self, limit: int, close: Callable[[int], object] = os.close) -> None:
-        self.limit = limit
-        self._close = close
+    def __init__(self, work: Callable[[T], object], *, threads: int = 1) -> None:
+        self.work = work
+        self.threads = threads
+        self._begin()
+
+    def _begin(self) -> None:
         self._process = os.getpid()
-        self._files: OrderedDict[int, int] = OrderedDict()
+        self._lock = Lock()
+        self._waiting: deque[T] = deque()
+        self._running: list[Thread] = []
 
-    def get(self, number: int, open_file: Callable[[], int]) -> int:
-        """The descriptor of a file, opened if it is not open."""
+    def __getstate__(self) -> dict[str, Any]:
+        return {"work": self.work, "threads": self.threads}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._begin()
+
+    def start(self, items: Iterable[T]) -> None:
+        """Work on these items; they take the place of those that still wait."""
         if self._process != os.getpid():
-            self.close()
-            self._process = os.getpid()
-        if number not in self._files:
-            while len(self._files) >= self.limit:
-                self.close_oldest()
-            self._files[number] = open_file()
-        self._files.move_to_end(number)
-        return self._files[number]
+            self._begin()
+        with self._lock:
+            self._waiting = deque(items)
+            for _ in range(min(self.threads - len(self._running), len(self._waiting))):
+                self._running.append(Thread(target=self._run, name="prefetch", daemon=True))
+                self._running[-1].start()
 
-    def drop(self, number: int) -> None:
-        """Close a file, if it is open."""
-        if number in self._files:
-            self._files.move_to_end(number, last=False)
-            self.close_oldest()
+    def _run(self) -> None:
+        while True:
+            with self._lock:
+                if not self._waiting:
+                    self._running = [thread for thread in self._running if thread is not current_thread()]
+                    return
+                item = self._waiting.popleft()
+            with suppress(Exception):
+                self.work(item)
 
-    def close_oldest(self) -> bool:
-        """Close the file that was used longest ago; False if none is open."""
-        if not self._files:
-            return False
-        _, file = self._files.popitem(last=False)
-        # a lock on an inherited descriptor is the parent's too: do not end it here
-        (self._close if self._process == os.getpid() else os.close)(file)
-        return True
-
-    def close(self) -> None:
-        """Close all."""
-        while self.close_oldest():
-            pass
-
-    def __del__(self) -> None:
-        if hasattr(self, "_files"):
-            self.close()
+    def join(self, seconds: float | None = None) -> None:
+        """Wait until nothing is being worked on, or so long for each thread."""
+        for thread in list(self._running):
+            thread.join(seconds)

@@ -19,11 +19,18 @@ from pathlib import Path
 from typing import NamedTuple
 
 from datamodules.shards.downloads import DISK_FULL, RetryPolicy, download, fetch
-from datamodules.shards.local_files import CheckedFiles, open_in_use, open_own, open_to_write, release, remove_unused
+from datamodules.shards.local_files import (
+    CheckedFiles,
+    Prefetcher,
+    open_in_use,
+    open_own,
+    open_to_write,
+    release,
+    remove_unused,
+)
 from datamodules.shards.manifest import Shard, parse_index
-from datamodules.shards.prefetcher import Prefetcher, ProgressLine
 from datamodules.shards.tar_index import ShardIndex
-from datamodules.shards.transports import file_name, with_path
+from datamodules.shards.transports import ProgressLine, file_name, with_path
 from inpaint_module.files import atomic_write_text
 from inpaint_module.redaction import redact
 
@@ -115,8 +122,7 @@ class ShardCache:
         self._make_folder()
         path = self.path(shard)
         while True:
-            file = open_in_use(path)
-            if file is None:
+            if (file := open_in_use(path)) is None:
                 file = self._land(shard, wait=True)
             if file is not None and self._is_right(file, shard):
                 _touch(file)
@@ -173,8 +179,7 @@ class ShardCache:
     def _land_ahead(self, shard: Shard) -> None:
         self._make_folder()
         path = self.path(shard)
-        file = open_in_use(path)
-        if file is not None and not self._is_right(file, shard):
+        if (file := open_in_use(path)) is not None and not self._is_right(file, shard):
             self._discard(file, path)
             file = None
         if file is None:
@@ -210,10 +215,9 @@ class ShardCache:
     def _fill(self, part: Path, file: int, shard: Shard, *, ahead: bool) -> None:
         """Make room, then download; ahead of need quietly and with fewer tries."""
         self._make_room(part, shard, keep=self._ahead if ahead else frozenset())
-        few = min(2, self.policy.attempts) if ahead else self.policy.attempts
+        policy = self.policy._replace(attempts=min(2, self.policy.attempts)) if ahead else self.policy
         try:
             with self._progress(shard, quiet=ahead) as report, FileIO(file, "a+", closefd=False) as sink:
-                policy = self.policy._replace(attempts=few)
                 download(shard.path, sink, size=shard.bytes, sha256=shard.digest, policy=policy, report=report)
             os.fsync(file)
         except OSError as error:

@@ -8,17 +8,17 @@ import os
 import time
 from bisect import bisect_right
 from collections import OrderedDict
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from itertools import accumulate
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from datamodules.account import Account
-from datamodules.shards.local_files import OpenFiles, release
+from datamodules.shards.local_files import release
 from datamodules.shards.manifest import Shard, load_index
 from datamodules.shards.shard_cache import CacheFullError, ShardCache
-from datamodules.shards.tar_index import LABEL_FIELDS, MASK_FIELDS, TARGET_FIELDS, ShardIndex
+from datamodules.shards.tar_index import IMAGE_FIELDS, LABEL_FIELDS, MASK_FIELDS, TARGET_FIELDS, ShardIndex
 from datamodules.shards.transports import RemoteError, file_name, is_remote
 from inpaint_module.redaction import redact
 
@@ -45,6 +45,67 @@ class RawSample(NamedTuple):
     size: tuple[int, int] | None = None
     fault: str = ""
     source: int = 0
+
+
+def image_bytes(fields: dict[str, bytes]) -> bytes:
+    """The file of a sample's image; the index has made sure that there is one."""
+    return next(fields[name] for name in IMAGE_FIELDS if name in fields)
+
+
+def target_bytes(fields: dict[str, bytes]) -> bytes | None:
+    """The file of the picture that a sample's image should become; None if it has none."""
+    return next((fields[name] for name in TARGET_FIELDS if name in fields), None)
+
+
+class OpenFiles:
+    """Numbered descriptors for reading; a forked process closes its parent's and opens its own.
+
+    Args:
+        limit: how many are open at a time.
+        close: ends the use of a descriptor that this process has opened.
+    """
+
+    def __init__(self, limit: int, close: Callable[[int], object] = os.close) -> None:
+        self.limit = limit
+        self._close = close
+        self._process = os.getpid()
+        self._files: OrderedDict[int, int] = OrderedDict()
+
+    def get(self, number: int, open_file: Callable[[], int]) -> int:
+        """The descriptor of a file, opened if it is not open."""
+        if self._process != os.getpid():
+            self.close()
+            self._process = os.getpid()
+        if number not in self._files:
+            while len(self._files) >= self.limit:
+                self.close_oldest()
+            self._files[number] = open_file()
+        self._files.move_to_end(number)
+        return self._files[number]
+
+    def drop(self, number: int) -> None:
+        """Close a file, if it is open."""
+        if number in self._files:
+            self._files.move_to_end(number, last=False)
+            self.close_oldest()
+
+    def close_oldest(self) -> bool:
+        """Close the file that was used longest ago; False if none is open."""
+        if not self._files:
+            return False
+        _, file = self._files.popitem(last=False)
+        # a lock on an inherited descriptor is the parent's too: do not end it here
+        (self._close if self._process == os.getpid() else os.close)(file)
+        return True
+
+    def close(self) -> None:
+        """Close all."""
+        while self.close_oldest():
+            pass
+
+    def __del__(self) -> None:
+        if hasattr(self, "_files"):
+            self.close()
 
 
 class ShardSet:

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import re
 import ssl
+import sys
+import time
 from abc import ABC, abstractmethod
 from base64 import b64encode
 from collections.abc import Callable
@@ -235,3 +237,45 @@ def transport(url: str, *, stall_seconds: float = 30.0) -> Transport:
         raise ValueError(f"{redact(url)}: expected a URL of {', '.join(f'{name}://' for name in SCHEMES)}")
     kind = HttpTransport if scheme(url) in ("http", "https") else FsspecTransport
     return kind(stall_seconds=stall_seconds)
+
+
+_FIRST, _TERMINAL, _LOG = 1.0, 0.5, 30.0  # seconds before the first line, and between lines
+
+
+class ProgressLine:
+    """A line on stderr for a transfer that takes long: called with the bytes held so far, `end` finishes it.
+
+    Not tqdm: its lock is shared by forked processes, and a worker killed while it draws would leave the others waiting.
+
+    Args:
+        name: of what is transferred.
+        total: bytes.
+    """
+
+    def __init__(self, name: str, total: int) -> None:
+        self.name = name
+        self.total = total
+        self._began = time.monotonic()
+        self._next = self._began + _FIRST
+        self._first: int | None = None
+        self._terminal = sys.stderr.isatty()
+        self._written = False
+
+    def __call__(self, held: int) -> None:
+        if self._first is None:
+            self._first = held
+        now = time.monotonic()
+        if now < self._next:
+            return
+        self._next = now + (_TERMINAL if self._terminal else _LOG)
+        rate = max(held - self._first, 0) / (now - self._began)
+        text = f"{self.name}: {held / 1e6:.1f} of {self.total / 1e6:.1f} MB, {rate / 1e6:.1f} MB/s"
+        sys.stderr.write(f"\r{text}\x1b[K" if self._terminal else f"{text}\n")
+        sys.stderr.flush()
+        self._written = True
+
+    def end(self) -> None:
+        """Leave the cursor on a new line."""
+        if self._written and self._terminal:
+            sys.stderr.write("\n")
+            sys.stderr.flush()

@@ -11,12 +11,12 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from datamodules.account import Account
-from datamodules.decode.data_masks import why_look
-from datamodules.decode.mask_sources import FileMask, MaskRequest, image_bytes
+from datamodules.decode.mask_files import why_look
+from datamodules.decode.mask_sources import FileMask, MaskRequest
 from datamodules.decode.reading import image_size, open_upright
 from datamodules.shards.downloads import RemoteStream
 from datamodules.shards.manifest import SHA256, ManifestRow, Shard, load_index, write_index
-from datamodules.shards.shard_set import account_of
+from datamodules.shards.shard_set import account_of, image_bytes
 from datamodules.shards.tar_index import FIELDS, MASK_FIELDS, ScannedTar, ShardIndex, scan_tar
 from datamodules.shards.transports import is_remote
 from datamodules.writing.sidecars import masks_by_name

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFilter, ImageFont
 
-from datamodules.decode.mask_sources import image_bytes
+from datamodules.shards.shard_set import image_bytes
 from datamodules.shards.shard_specs import open_shards
 
 WORDS = ("SAMPLE", "Draft 3", "do not copy", "HELLO", "2026", "for review", "lorem ipsum", "x = y + 1")
