@@ -34,6 +34,7 @@ class Batch(TypedDict, total=False):
             `image` and, if `image` is mirrored, mirrored; what further `transforms` move does not count.
         target_size: int64 (B, 2), H and W.
         has_mask: bool (B,), in a batch without all its masks: whose `mask` is there already.
+        reference: float (B, 3, H, W) in 0..1, what an edit model is shown, for text encoders that see it too.
         notes: what is worth counting: kind -> a text for each time.
     """
 
@@ -51,6 +52,7 @@ class Batch(TypedDict, total=False):
     crop: Tensor
     target_size: Tensor
     has_mask: Tensor
+    reference: Tensor
     notes: dict[str, list[str]]
 
 

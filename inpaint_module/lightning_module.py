@@ -18,6 +18,7 @@ from inpaint_module.base_models import (
     Conditioning,
     DenoiserCall,
     ModelParts,
+    ReferenceLayout,
     check_captions,
     check_image_sizes,
     drop_mask,
@@ -189,7 +190,7 @@ class InpaintDiffusion(ScheduledModule):
     def conditions(self, batch: Batch, latents: InpaintLatents, dropped: Tensor | None = None) -> dict[str, Any]:
         """What the denoiser is told of a batch in training; of samples in `dropped` (B,) no captions."""
         sized = resized_sizes(batch, self.encoder.vae.ratio) if self.encoder.sizing == "diffusers" else batch
-        return {**self.conditioning(sized, dropped), **self._controlled(batch, latents)}
+        return {**self.conditioning(self._shown(sized), dropped), **self._controlled(batch, latents)}
 
     def predicted(self, example: Example, latents: InpaintLatents, conditions: dict[str, Any]) -> Tensor:
         """What the denoiser says of a noisy batch: (B, C, h, w), to be compared with the example's target."""
@@ -232,6 +233,12 @@ class InpaintDiffusion(ScheduledModule):
             latents = encode_beside(self.encoder, images, shown, clean)
         return latents._replace(noise_mask=self.encoder.fill_hole(images, masks).noise_mask)
 
+    def _shown(self, batch: Batch) -> Batch:
+        """The batch with the reference pictures, where text encoders see them."""
+        if not (isinstance(self.layout, ReferenceLayout) and self.conditioning.sees):
+            return batch
+        return {**batch, "reference": self.layout.shown(self.encoder, batch["image"], batch["mask"])}
+
     def _controlled(self, batch: Batch, latents: InpaintLatents) -> dict[str, Tensor]:
         """What a ControlNet is told of a batch; nothing without one."""
         if self.control is None:
@@ -244,7 +251,7 @@ class InpaintDiffusion(ScheduledModule):
     def inpaint(self, batch: Batch, call: DenoiserCall | None = None) -> InpaintedImages:
         """Fill the holes of a batch; `call` is how the denoiser is called, such as in tiles, if not as in training."""
         positions, guided = batch["position"], self.guidance_scale != 1
-        served = without_sizes(batch)  # as a pipeline, to which a picture is whole
+        served = self._shown(without_sizes(batch))  # as a pipeline, to which a picture is whole
         latents = self.encode(batch, target=False)
         told = self._controlled(batch, latents)
         free = self.conditioning(served, torch.ones_like(positions, dtype=torch.bool)) if guided else None

@@ -75,7 +75,7 @@ def inpaint_latents(
     if guidance_scale != 1 and unconditional is None:
         raise ValueError(f"guidance_scale must be 1 without unconditional conditions, got {guidance_scale}")
     layout = denoiser_layout(layout)
-    if layout.blends and latents.target is None:
+    if layout.blends and layout.known(latents) is None:
         raise ValueError(f"latents.target: expected the whole images' latents for {type(layout).__name__}, got None")
     size = (noise.shape[-2], noise.shape[-1])
     call = call or DenoiserCall()
@@ -101,7 +101,7 @@ def _blended(
 
     As in the loops of diffusers' inpaint pipelines for plain models, such as `StableDiffusionInpaintPipeline`.
     """
-    known, cells = latents.target, layout.cells(latents).to(noisy)
+    known, cells = layout.known(latents), layout.cells(latents).to(noisy)
     assert known is not None
     if step < len(scheduler.timesteps):
         time = scheduler.timesteps[step : step + 1]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -11,6 +12,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
+from PIL import Image
 from quiet_trainer import QUIET
 from test_base_models import CAPTIONS, assert_same_call, caught, in_the_order_of_training
 from tiny_folders import PLAIN_BASES, saved
@@ -18,7 +20,8 @@ from tiny_models import tiny_batch
 from torch import Tensor
 
 from inpaint_module.base_models import BaseModel, PlainLayout, family_of, unpack
-from inpaint_module.base_models.served import config_difference
+from inpaint_module.base_models.family import TextOptions
+from inpaint_module.base_models.served import config_difference, reference_call
 from inpaint_module.export import export
 from inpaint_module.lightning_module import InpaintDiffusion
 from inpaint_module.randomness import Stream, key, normal
@@ -42,10 +45,12 @@ SERVED = {
     "z_image_plain": "ZImageInpaintPipeline",
     "chroma_plain": "ChromaInpaintPipeline",
     "flux_kontext_edit": "FluxKontextInpaintPipeline",
+    "qwen_image_edit": "QwenImageEditInpaintPipeline",
 }
 UNGUIDED = {  # and what Flux is told in training
     "flux_kontext_edit": {"guidance_scale": 3.5, "_auto_resize": False},
     "flux_plain": {"guidance_scale": 3.5},
+    "qwen_image_edit": {"true_cfg_scale": 1.0},
     "qwen_image_plain": {"true_cfg_scale": 1.0},
     "z_image_plain": {"guidance_scale": 0.0},
 }
@@ -68,6 +73,19 @@ def sample() -> dict[str, Any]:
     return tiny_batch(2, 32, 48) | {"caption": CAPTIONS}
 
 
+def holed(batch: dict[str, Any]) -> list[Image.Image]:
+    """Pictures of 8 bits whose hole is grey."""
+    filled = torch.where(batch["mask"], 128, batch["image"]).movedim(1, -1)
+    return [Image.fromarray(each.numpy()) for each in filled]
+
+
+def told_beside_pictures(module: InpaintDiffusion, batch: dict[str, Any]) -> dict[str, Any]:
+    """What the pipeline itself makes of captions and pictures."""
+    pipeline = diffusers.QwenImageEditInpaintPipeline.from_pretrained(module.base.path)
+    hidden, mask = pipeline.encode_prompt(batch["caption"], image=holed(batch))
+    return {"encoder_hidden_states": hidden, "encoder_hidden_states_mask": mask}
+
+
 def loss_by_hand(name: str, module: InpaintDiffusion, batch: dict[str, Any]) -> Tensor:
     """As train_text_to_image.py and its _sdxl, and train_dreambooth's _sd3, _flux, _lora_qwen_image, _lora_z_image;
     Chroma's as Flux's, told what its pipeline tells.
@@ -75,11 +93,13 @@ def loss_by_hand(name: str, module: InpaintDiffusion, batch: dict[str, Any]) -> 
     vae, image = module.encoder.vae, batch["image"].float() / 255
     model_input, shown = vae.normalize(vae.posterior(image).mean), None
     if name.endswith("_edit"):
-        shown = vae.normalize(vae.posterior(torch.where(batch["mask"], 0.5, image)).mean)
+        grey = 128 / 255 if name == "qwen_image_edit" else 0.5
+        shown = vae.normalize(vae.posterior(torch.where(batch["mask"], grey, image)).mean)
     noise = normal(key(module.seed, batch["position"], Stream.NOISE), model_input.shape[1:])
     drawn = key(module.seed, batch["position"], Stream.TIMESTEP)
     timesteps = module.objective(model_input, noise, drawn).timesteps
-    told, unet = module.conditioning(batch), module.denoiser
+    unet = module.denoiser
+    told = told_beside_pictures(module, batch) if name == "qwen_image_edit" else module.conditioning(batch)
     if name in ("sd15_plain", "sdxl_plain"):
         noisy = module.scheduler.add_noise(model_input, noise, timesteps)
         return F.mse_loss(unet(noisy, timesteps, **told).sample.float(), noise.float(), reduction="mean")
@@ -99,11 +119,14 @@ def loss_by_hand(name: str, module: InpaintDiffusion, batch: dict[str, Any]) -> 
         tokens = unet(packed, **named, **told)[0]
         prediction = pipeline._unpack_latents(tokens, 8 * height, 8 * width, 8)
         prediction = prediction.to(memory_format=torch.channels_last)  # the order in which ours is summed
-    elif name == "qwen_image_plain":
+    elif name.startswith("qwen_image"):
         pipeline, (height, width) = diffusers.QwenImagePipeline, noisy.shape[-2:]
         packed = pipeline._pack_latents(noisy, 2, 16, height, width)
-        shapes = [(1, height // 2, width // 2)] * 2
-        tokens = unet(packed, timestep=timesteps / 1000, img_shapes=shapes, **told, return_dict=False)[0]
+        shapes, count = [[(1, height // 2, width // 2)]] * 2, packed.shape[1]
+        if shown is not None:
+            packed = torch.cat([packed, pipeline._pack_latents(shown, 2, 16, height, width)], dim=1)
+            shapes = [shapes[0] * 2] * 2
+        tokens = unet(packed, timestep=timesteps / 1000, img_shapes=shapes, **told, return_dict=False)[0][:, :count]
         prediction = pipeline._unpack_latents(tokens, 8 * height, 8 * width, 8).squeeze(2)
         prediction = prediction.to(memory_format=torch.channels_last)  # the order in which ours is summed
     else:
@@ -139,7 +162,12 @@ def answer(pipeline: Any, name: str, batch: dict[str, Any], noise: Tensor, **gui
     drawn = f"{type(pipeline).__module__}.randn_tensor"
     image, mask = batch["image"].float() / 255, batch["mask"].float()
     shown = {"image_reference": torch.where(mask > 0.5, 0.5, image)} if name == "flux_kontext_edit" else {}
-    with mock.patch(drawn, lambda shape, **_: noise.reshape(shape)):
+    own_size: AbstractContextManager[Any] = nullcontext()
+    if name == "qwen_image_edit":  # which takes 8 bits alone, and brings all pictures to a million pixels
+        image = holed(batch)
+        sized = f"{type(pipeline).__module__}.calculate_dimensions"
+        own_size = mock.patch(sized, return_value=(48, 32, None))
+    with mock.patch(drawn, lambda shape, **_: noise.reshape(shape)), own_size:
         return pipeline(
             prompt=batch["caption"],
             image=image,
@@ -183,6 +211,7 @@ def test_validation_blends_as_the_pipeline(
     ("name", "guidance"),
     [
         ("qwen_image_plain", {"true_cfg_scale": 4.0, "negative_prompt": ["", ""]}),
+        ("qwen_image_edit", {"true_cfg_scale": 4.0, "negative_prompt": ["", ""]}),
         ("z_image_plain", {"guidance_scale": 3.0}),
         ("sd15_plain", {"guidance_scale": 4.0}),
         ("chroma_plain", {"guidance_scale": 4.0}),
@@ -202,8 +231,9 @@ def test_guidance_is_the_pipelines(name: str, guidance: dict[str, Any], folders:
     torch.testing.assert_close(ours, module.encoder.decode(latents), rtol=0, atol=1e-5)
 
 
-def test_an_edit_model_may_be_shown_the_whole_image(folders: dict[str, str]) -> None:
-    module, batch = of("flux_kontext_edit", folders, reference="image"), sample()
+@pytest.mark.parametrize("name", ["flux_kontext_edit", "qwen_image_edit"])
+def test_an_edit_model_may_be_shown_the_whole_image(name: str, folders: dict[str, str]) -> None:
+    module, batch = of(name, folders, reference="image"), sample()
     with pytest.raises(ValueError, match=r"base.reference: expected samples that all have a target .* 'photo0'"):
         module.loss(batch)  # type: ignore[arg-type]
     batch["target"] = batch["image"].flip(-1)
@@ -216,17 +246,17 @@ def test_an_edit_model_may_be_shown_the_whole_image(folders: dict[str, str]) -> 
     assert torch.equal(latents.noise_mask, batch["mask"].float())
     assert module.inpaint(sample()).inpainted.shape == (2, 3, 32, 48)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=r"base.reference: expected masked or image, got 'hole'"):
-        of("flux_kontext_edit", folders, reference="hole")
+        of(name, folders, reference="hole")
     with pytest.raises(ValueError, match=r"base.reference: expected null, as PackedPlainLayout is of no edit model"):
         of("flux_plain", folders, reference="masked")
 
 
-@pytest.mark.parametrize("name", ["qwen_image_plain", "z_image_plain", "chroma_plain"])
+@pytest.mark.parametrize("name", ["qwen_image_plain", "qwen_image_edit", "z_image_plain", "chroma_plain"])
 def test_a_dropped_caption_is_an_empty_one(name: str, folders: dict[str, str]) -> None:
     module, batch = of(name, folders), sample()
     empty = module.loss(batch | {"caption": ["", CAPTIONS[1]]})  # type: ignore[arg-type]
-    told = module.conditioning
-    with mock.patch.object(module, "conditioning", lambda given, _: told(given, torch.tensor([True, False]))):
+    embed = module.conditioning.embed
+    with mock.patch.object(module.conditioning, "embed", lambda given, _: embed(given, torch.tensor([True, False]))):
         torch.testing.assert_close(module.loss(batch), empty, rtol=0, atol=0)  # type: ignore[arg-type]
     assert not torch.equal(module.loss(batch), empty)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=r"Text expects batch\['caption'\], a list of 2 strings, got None"):
@@ -241,10 +271,23 @@ def test_what_a_pipeline_looks_for_in_vain_is_said(folders: dict[str, str]) -> N
         assert str(found).count(said) == there
 
 
-@pytest.mark.parametrize("name", ["Flux2Pipeline", "QwenImageEditPipeline", "ZImageOmniPipeline"])
+@pytest.mark.parametrize("name", ["Flux2Pipeline", "QwenImageEditPlusPipeline", "ZImageOmniPipeline"])
 def test_a_sibling_that_is_told_otherwise_is_no_family_of_its_name(name: str) -> None:
     with pytest.raises(ValueError, match=f"base model: expected a pipeline .* got {name}"):
         family_of({"_class_name": name}, "somewhere")
+
+
+def test_what_qwen_image_edit_is_shown_and_told(folders: dict[str, str]) -> None:
+    module = of("qwen_image_edit", folders)
+    (said,) = reference_call(module.layout)
+    assert "call it with image=torch.where(mask > 0.5, 0.502, image), as PIL pictures" in said
+    (said,) = reference_call(of("qwen_image_edit", folders, reference="image").layout)
+    assert "call it with image=image, as PIL pictures" in said
+    with pytest.raises(ValueError, match=r"text.length: expected null for Qwen-Image-Edit, .*; got 64"):
+        of("qwen_image_edit", folders, text=TextOptions(length=64))
+    odd = {name: value[..., :24, :] if name in ("image", "mask") else value for name, value in sample().items()}
+    with pytest.raises(ValueError, match=r"packing needs an even number of latent rows|multiples of 2, got 3 x 6"):
+        module.loss(odd)  # type: ignore[arg-type]
 
 
 def test_mistakes_are_named(folders: dict[str, str]) -> None:

@@ -45,6 +45,7 @@ NAMES = {
     "Stable Diffusion 3": "sd3",
     "Flux.1": "flux",
     "Qwen-Image": "qwen_image",
+    "Qwen-Image-Edit": "qwen_image",
     "Z-Image": "z_image",
     "Chroma": "chroma",
 }

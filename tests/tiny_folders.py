@@ -16,6 +16,7 @@ from diffusers import (
     DiffusionPipeline,
     FlowMatchEulerDiscreteScheduler,
     FluxFillPipeline,
+    QwenImageEditInpaintPipeline,
     QwenImageInpaintPipeline,
     StableDiffusion3InpaintPipeline,
     StableDiffusionInpaintPipeline,
@@ -32,6 +33,9 @@ from transformers import (
     Qwen2_5_VLConfig,
     Qwen2_5_VLForConditionalGeneration,
     Qwen2Tokenizer,
+    Qwen2VLImageProcessor,
+    Qwen2VLProcessor,
+    Qwen2VLVideoProcessor,
     Qwen3Config,
     Qwen3Model,
     T5Config,
@@ -170,13 +174,17 @@ _QWEN = {
 }
 
 
+SEEN = ["<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>"]
+
+
 def qwen_vl() -> Qwen2_5_VLForConditionalGeneration:
     """A Qwen2.5-VL."""
     torch.manual_seed(9)
-    text = {**_QWEN, "rope_scaling": {"type": "mrope", "mrope_section": [2, 1, 1]}}
+    text = {**_QWEN, "vocab_size": 257 + len(SEEN), "rope_scaling": {"type": "mrope", "mrope_section": [2, 1, 1]}}
     sizes = {"depth": 1, "hidden_size": WIDTH, "intermediate_size": WIDTH, "num_heads": 2, "out_hidden_size": WIDTH}
     vision = {**sizes, "patch_size": 14, "window_size": 56, "fullatt_block_indexes": [0]}
-    config = Qwen2_5_VLConfig(text_config=text, vision_config=vision, bos_token_id=None, eos_token_id=256)
+    tokens = {"vision_start_token_id": 257, "vision_end_token_id": 258, "image_token_id": 259, "video_token_id": 260}
+    config = Qwen2_5_VLConfig(text_config=text, vision_config=vision, bos_token_id=None, eos_token_id=256, **tokens)
     return Qwen2_5_VLForConditionalGeneration(config).eval()
 
 
@@ -191,6 +199,14 @@ def qwen_image() -> QwenImageInpaintPipeline:
         tokenizer=qwen_tokenizer(),
         scheduler=FlowMatchEulerDiscreteScheduler(**shifts, shift_terminal=0.02),
     )
+
+
+def qwen_image_edit() -> QwenImageEditInpaintPipeline:
+    """Qwen-Image-Edit, whose text encoder sees."""
+    parts, tokenizer = qwen_image().components, qwen_tokenizer()
+    tokenizer.add_special_tokens({"additional_special_tokens": SEEN})
+    sees = Qwen2VLProcessor(Qwen2VLImageProcessor(), tokenizer, Qwen2VLVideoProcessor())
+    return QwenImageEditInpaintPipeline(**parts | {"tokenizer": tokenizer, "processor": sees})
 
 
 def z_image() -> ZImageInpaintPipeline:
@@ -243,6 +259,7 @@ PLAIN_BASES: dict[str, Callable[[], DiffusionPipeline]] = {
     "z_image_plain": z_image,
     "chroma_plain": chroma,
     "flux_kontext_edit": flux,
+    "qwen_image_edit": qwen_image_edit,
 }
 CONTROLNET_BASES: dict[str, Callable[[], DiffusionPipeline]] = {
     "sd15_controlnet": stable_diffusion,

@@ -17,7 +17,12 @@ class Conditioning(ABC):
 
     It is no `nn.Module` on purpose, as `FrozenVAE` is none: held by a module, it stays out of that module's state
     dict, `.train()`, dtype casts, DDP, FSDP and EMA. Deepcopy shares it.
+
+    Attributes:
+        sees: whether captions are read beside `batch["reference"]`.
     """
+
+    sees = False
 
     def __call__(self, batch: Batch, dropped: Tensor | None = None) -> dict[str, Any]:
         """Keyword arguments for the denoiser, without gradients and outside of autocast.

@@ -10,15 +10,29 @@ from inpaint_module.base_models.conditioning import Conditioning
 from inpaint_module.base_models.family import Family
 from inpaint_module.base_models.flux import FLUX
 from inpaint_module.base_models.layout import Layout
-from inpaint_module.base_models.qwen_image import QWEN_IMAGE
+from inpaint_module.base_models.qwen_image import QWEN_IMAGE, QWEN_IMAGE_EDIT
 from inpaint_module.base_models.stable_diffusion import STABLE_DIFFUSION
 from inpaint_module.base_models.stable_diffusion_3 import STABLE_DIFFUSION_3
 from inpaint_module.base_models.stable_diffusion_xl import STABLE_DIFFUSION_XL
 from inpaint_module.base_models.z_image import Z_IMAGE
 
-FAMILIES = (STABLE_DIFFUSION, STABLE_DIFFUSION_XL, STABLE_DIFFUSION_3, FLUX, QWEN_IMAGE, Z_IMAGE, CHROMA)
+FAMILIES = (
+    STABLE_DIFFUSION,
+    STABLE_DIFFUSION_XL,
+    STABLE_DIFFUSION_3,
+    FLUX,
+    QWEN_IMAGE,
+    QWEN_IMAGE_EDIT,
+    Z_IMAGE,
+    CHROMA,
+)
 
-SIBLINGS = ("Flux2", "QwenImageEdit", "QwenImageLayered", "ZImageOmni")  # that are told otherwise than their namesakes
+SIBLINGS = (
+    "Flux2",
+    "QwenImageEditPlus",
+    "QwenImageLayered",
+    "ZImageOmni",
+)  # that are told otherwise than their namesakes
 
 
 def family_of(index: Mapping[str, Any] | None, path: str) -> Family:

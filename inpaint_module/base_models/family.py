@@ -72,6 +72,9 @@ class TextFolder(Protocol):
     def encoder(self, number: int, length: int | None = None) -> FrozenTextEncoder:
         """The tokenizer and the encoder of this number; `length` in tokens, None for the tokenizer's own."""
 
+    def processor(self) -> Any:
+        """What makes of captions and pictures the inputs of a text encoder that sees."""
+
     def transformer(self) -> Mapping[str, Any]:
         """The config of the transformer."""
 

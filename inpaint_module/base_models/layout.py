@@ -151,6 +151,10 @@ class DenoiserLayout(Layout):
     own_loop = False
     reference: str | None = None
 
+    def known(self, latents: InpaintLatents) -> Tensor | None:
+        """The known latents (B, C, h, w), where `blends`: those of the whole images."""
+        return latents.target
+
     def __call__(self, noisy: Tensor, latents: InpaintLatents) -> Tensor:
         """The denoiser's input, from noisy latents (B, C, h, w) and the encoder's result."""
         return self.assemble(noisy, *self._parts(noisy, latents))
@@ -203,17 +207,29 @@ class ReferenceLayout(PackedPlainLayout):
         reduce: as of `Layout`.
         reference: masked: the image with its hole filled with grey; image: the whole one, of samples with a target.
 
+    Attributes:
+        reference_call: how the pipeline is shown what training showed, for `export`.
+
     Raises:
         ValueError: another reference.
     """
 
     eats_masked = True
+    reference_call = (
+        "shows the whole image, brought to a size of its own: call it with image_reference={}, a tensor, "
+        "and _auto_resize=False"
+    )
 
     def __init__(self, reduce: str = "nearest", reference: str = "masked"):
         super().__init__(reduce)
         if reference not in ("masked", "image"):
             raise ValueError(f"base.reference: expected masked or image, got {reference!r}")
         self.reference = reference
+
+    def shown(self, encoder: InpaintEncoder, images: Tensor, masks: Tensor) -> Tensor:
+        """The reference pictures, float (B, 3, H, W) in 0..1, of images and masks as the encoder takes them."""
+        filled = encoder.fill_hole(images, masks)
+        return filled.masked_image if self.reference == "masked" else filled.image
 
     def assemble(self, noisy: Tensor, cells: Tensor, masked: Tensor) -> Tensor:
         """To (B, 2 * h/2 * w/2, 4 C)."""

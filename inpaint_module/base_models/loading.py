@@ -195,6 +195,17 @@ class FolderOfText:
         made = runnable(made) if weightless() else made
         return FrozenTextEncoder(_loaded(tokenizer, self.path, names[0], "tokenizer"), made, length)
 
+    def processor(self) -> Any:
+        """The folder `processor`, of transformers.
+
+        Raises:
+            ValueError: it is not there, or torchvision or Pillow is not installed.
+        """
+        import transformers
+
+        kind = getattr(transformers, self.index.get("processor", [None, "Qwen2VLProcessor"])[1])
+        return _loaded(kind, self.path, "processor", "processor")
+
     def transformer(self) -> dict[str, Any]:
         """What the config of the pipeline's transformer says."""
         from diffusers import FluxTransformer2DModel

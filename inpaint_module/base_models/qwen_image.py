@@ -1,4 +1,4 @@
-"""Qwen-Image."""
+"""Qwen-Image and Qwen-Image-Edit."""
 
 from __future__ import annotations
 
@@ -15,10 +15,14 @@ from inpaint_module.base_models.layout import (
     PackedKeptMaskCondition,
     PackedNoisyLayout,
     PackedPlainLayout,
+    ReferenceLayout,
     pack,
     unpack,
 )
-from inpaint_module.base_models.text import PipelineText
+from inpaint_module.base_models.text import FrozenTextEncoder, PipelineText
+from inpaint_module.batch import Batch
+from inpaint_module.encoder import InpaintLatents
+from inpaint_module.pixels import to_bytes
 
 
 class QwenImageControlNetLayout(PackedKeptMaskCondition):
@@ -30,8 +34,26 @@ class QwenImageControlNetLayout(PackedKeptMaskCondition):
     call_with = "control_image=image * 2 - 1 and control_mask=mask, tensors (B, 3, H, W) and (B, 1, H, W)"
 
 
+class QwenImageEditLayout(ReferenceLayout):
+    """The tokens of the noisy latents, then those of the reference, which the pipeline puts back where it is known.
+
+    Matches `QwenImageEditInpaintPipeline` of diffusers called with the reference as its `image`. It takes pictures of
+    8 bits alone, so the hole is filled with 128 of 255.
+    """
+
+    fill = 128 / 255
+    reference_call = (
+        "has one picture, to show and to blend with, and brings it to about 1024 x 1024 pixels: train at that, and "
+        "call it with image={}, as PIL pictures, which hold 0.502 as 128"
+    )
+
+    def known(self, latents: InpaintLatents) -> Tensor:
+        """The latents of the reference."""
+        return latents.samples
+
+
 class QwenImageCall(DenoiserCall):
-    """Call QwenImageTransformer2DModel: time in 0..1, the shape of the picture in tokens, packed tokens in and out."""
+    """Call QwenImageTransformer2DModel: time in 0..1, the shape of each picture in tokens, packed tokens in and out."""
 
     even_steps = True
 
@@ -39,7 +61,8 @@ class QwenImageCall(DenoiserCall):
         self, denoiser: Any, inputs: Tensor, timesteps: Tensor, conditions: Mapping[str, Any], size: tuple[int, int]
     ) -> Tensor:
         """See `DenoiserCall`."""
-        return unpack(denoiser(**_named(denoiser, inputs, timesteps, conditions, size)).sample, *size)
+        tokens = denoiser(**_named(denoiser, inputs, timesteps, conditions, size)).sample
+        return unpack(tokens[:, : size[0] * size[1] // 4], *size)
 
     def guided(self, told: Tensor, untold: Tensor, scale: float) -> Tensor:
         """As `DenoiserCall.guided`, then each token brought back to the length of `told`, as in the pipelines."""
@@ -67,7 +90,9 @@ def _named(
     model: Any, inputs: Tensor, timesteps: Tensor, conditions: Mapping[str, Any], size: tuple[int, int]
 ) -> dict[str, Any]:
     """The arguments that a transformer and its ControlNet share, by name."""
-    shapes = [[(1, size[0] // 2, size[1] // 2)]] * len(inputs)
+    rows, columns = size[0] // 2, size[1] // 2
+    pictures = inputs.shape[1] // (rows * columns)  # of an edit model the noisy one, then the reference
+    shapes = [[(1, rows, columns)] * pictures] * len(inputs)
     time = timesteps.to(model.dtype).expand(len(inputs)) / 1000
     told = matched(conditions, model.dtype)
     return {"hidden_states": inputs.to(model.dtype), "timestep": time, "img_shapes": shapes, **told}
@@ -89,9 +114,37 @@ class QwenImageText(PipelineText):
         return told if mask is None else {**told, "encoder_hidden_states_mask": mask}
 
 
+class QwenImageEditText(QwenImageText):
+    """Qwen-Image-Edit: the hidden states of a Qwen2.5-VL that reads each caption beside the reference picture.
+
+    Args:
+        encoder: Qwen2_5_VLForConditionalGeneration and its tokenizer; the pipeline cuts no caption.
+        processor: Qwen2VLProcessor.
+    """
+
+    pipeline = "QwenImageEditInpaintPipeline"
+    sees = True
+
+    def __init__(self, encoder: FrozenTextEncoder, processor: Any):
+        super().__init__(encoder, processor=processor)
+
+    def beside(self, captions: list[str], batch: Batch) -> dict[str, Any]:
+        """See `TextConditioning.beside`: the reference pictures in bytes, on the CPU, as the pipeline has them."""
+        return self.read(captions, image=list(to_bytes(batch["reference"]).cpu()))
+
+
 def _text(folder: TextFolder, options: TextOptions) -> QwenImageText:
     without_clip("Qwen-Image", options)
     return QwenImageText(folder.encoder(1, options.length or 512))
+
+
+def _edit_text(folder: TextFolder, options: TextOptions) -> QwenImageEditText:
+    without_clip("Qwen-Image-Edit", options)
+    if options.length is not None:
+        raise ValueError(
+            f"text.length: expected null for Qwen-Image-Edit, whose pipeline cuts no caption; got {options.length}"
+        )
+    return QwenImageEditText(folder.encoder(1), folder.processor())
 
 
 def _new_controlnet(transformer: Any, layers: int | None) -> nn.Module:
@@ -123,4 +176,12 @@ QWEN_IMAGE = Family(
         "plain": Way(PackedPlainLayout, "QwenImageInpaintPipeline"),
         "controlnet": Way(PackedNoisyLayout, "QwenImageControlNetInpaintPipeline", controlnet=_CONTROLNET),
     },
+)
+QWEN_IMAGE_EDIT = Family(
+    name="Qwen-Image-Edit",
+    pipelines=("QwenImageEdit",),
+    text=QwenImageEditText,
+    read_text=_edit_text,
+    call=QwenImageCall(),
+    ways={"edit": Way(QwenImageEditLayout, "QwenImageEditInpaintPipeline")},
 )

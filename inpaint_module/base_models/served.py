@@ -64,9 +64,8 @@ def reference_call(layout: Layout) -> list[str]:
     """How a pipeline has to be called for an edit model to be shown what it was shown in training."""
     if not isinstance(layout, ReferenceLayout):
         return []
-    shown = "torch.where(mask > 0.5, 0.5, image)" if layout.reference == "masked" else "image"
-    call = f"image_reference={shown}, a tensor, and _auto_resize=False"
-    return [f"the pipeline shows the whole image, brought to a size of its own: call it with {call}"]
+    shown = f"torch.where(mask > 0.5, {layout.fill:.4g}, image)" if layout.reference == "masked" else "image"
+    return [f"the pipeline {layout.reference_call.format(shown)}"]
 
 
 def config_difference(denoiser: Any, pipeline: Any) -> str | None:

@@ -115,6 +115,10 @@ class TextConditioning(Conditioning):
     def read(self, captions: list[str]) -> dict[str, Any]:
         """The embeddings of B captions, B rows each."""
 
+    def beside(self, captions: list[str], batch: Batch) -> dict[str, Any]:
+        """As `read`, of the captions of a batch, for encoders that are shown more of it."""
+        return self.read(captions)
+
     def nothing(self) -> dict[str, Tensor]:
         """What stands for a dropped caption, one row each: an empty one, which skips no layer, as in the pipelines."""
         plain = copy.copy(self)
@@ -137,7 +141,7 @@ class TextConditioning(Conditioning):
                 f"{type(self).__name__} expects batch['caption'], a list of {len(batch['image'])} strings, got "
                 f"{captions if captions is None else f'{len(captions)} in a {type(captions).__name__}'}"
             )
-        told = self.read(captions)
+        told = self.beside(captions, batch)
         if dropped is not None:
             told = {name: _either(dropped, self._nothing[name].to(value), value) for name, value in told.items()}
         return self.arrange(told, batch)
@@ -181,18 +185,19 @@ class PipelineText(TextConditioning):
 
     Args:
         encoder: its one text encoder, and the tokenizer; `length` is the pipeline's `max_sequence_length`.
+        more: further parts of the pipeline, by its names.
     """
 
     pipeline: str
     arguments: Mapping[str, Any] = {}
 
-    def __init__(self, encoder: FrozenTextEncoder):
+    def __init__(self, encoder: FrozenTextEncoder, **more: Any):
         import diffusers
 
         self.encoders = (encoder,)
         self.encoder = encoder
         kind: Any = getattr(diffusers, self.pipeline)
-        parts = {"tokenizer": encoder.tokenizer, "text_encoder": encoder.model}
+        self.more, parts = more, {"tokenizer": encoder.tokenizer, "text_encoder": encoder.model, **more}
         names = [name for name in inspect.signature(kind).parameters if name not in parts]
         self.reader: Any = kind(**parts, **dict.fromkeys(names))
 
@@ -200,11 +205,20 @@ class PipelineText(TextConditioning):
     def named(self, read: Any) -> dict[str, Any]:
         """What `encode_prompt` gave, as keyword arguments of the denoiser."""
 
-    def read(self, captions: list[str]) -> dict[str, Any]:
-        """See `TextConditioning.read`."""
-        arguments = {"device": self.encoder.device, "max_sequence_length": self.encoder.length, **self.arguments}
+    def read(self, captions: list[str], **shown: Any) -> dict[str, Any]:
+        """See `TextConditioning.read`; `shown` is told to `encode_prompt` too."""
+        arguments = {
+            "device": self.encoder.device,
+            "max_sequence_length": self.encoder.length,
+            **self.arguments,
+            **shown,
+        }
         self.encoder.model.eval()
         return self.named(self.reader.encode_prompt(prompt=list(captions), **arguments))
+
+    def components(self) -> dict[str, Any]:
+        """See `TextConditioning.components`."""
+        return {**super().components(), **self.more}
 
     def embed(self, batch: Batch, dropped: Tensor | None) -> dict[str, Any]:
         """See `Conditioning.embed`; a dropped caption is an empty one."""
