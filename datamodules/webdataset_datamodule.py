@@ -176,9 +176,10 @@ class WebDatasetDataModule(StreamDataModule, DescribedData):
         return ShardSet(shards, self.cache, sources)
 
     def setup(self, stage: str) -> None:
-        """Without validation shards, train without validation."""
-        if stage == "fit" and self.val_shards is None and self.trainer is not None:
-            self.trainer.limit_val_batches = 0
+        """Without validation shards, train without validation. Make the plan, with which a checkpoint is compared."""
+        if stage == "fit" and self.trainer is not None:
+            self.trainer.limit_val_batches = self.trainer.limit_val_batches if self.val_shards is not None else 0
+            self.plan()
 
     def _stream(self, shards: ShardSet, order: orders.Order, **options: Any) -> orders.SampleStream:
         """This rank's part of the stream."""
@@ -241,7 +242,8 @@ class WebDatasetDataModule(StreamDataModule, DescribedData):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """See `StreamDataModule`; names the files of a folder of pictures that have changed since."""
-        if self.trainer is not None and self.trainer.state.fn == TrainerFn.FITTING and self.train_set:
+        fits = self.trainer is not None and self.trainer.state.fn == TrainerFn.FITTING and self.plan()
+        if fits and self._folders["train"].states:
             self._folders["train"].tell_changes(run_folder(self.trainer))
         super().load_state_dict(state_dict)
 
@@ -271,17 +273,18 @@ class WebDatasetDataModule(StreamDataModule, DescribedData):
         padding = self.masks.padding_mask_crop
         return masked if padding is None else padding_mask_crop(masked, padding)
 
-    @cached_property
-    def _masks_sha256(self) -> str | None:
-        return self.mask_generator.fingerprint(*self.train_decoder.image_size) if self.mask_generator else None
-
     def plan(self) -> dict[str, Any]:
-        """What must be equal for a position to mean the same sample; other masks are told and no more."""
+        """What must be equal for a position to mean the same sample; other masks get a warning alone."""
+        return dict(self._plan)
+
+    @cached_property
+    def _plan(self) -> dict[str, Any]:
+        masks = self.mask_generator.fingerprint(*self.train_decoder.image_size) if self.mask_generator else None
         return {
             "plan_version": orders.PLAN_VERSION,
             "seed": self.seed,
             "window": self.order.window,
             "dataset_fingerprint": self.train_set.fingerprint,
-            "masks_sha256": self._masks_sha256,
+            "masks_sha256": masks,
             **self.train_order.plan(),
         }

@@ -11,8 +11,7 @@ from torch import Tensor
 from datamodules.decode.sample_decoder import SampleDecoder
 from datamodules.order.bucket_order import AspectRatios, BucketOrder, Buckets
 from datamodules.order.loaders import StreamLoader
-from datamodules.order.mixed_order import MixedOrder
-from datamodules.order.order import Order, SampleOrder
+from datamodules.order.order import MixedOrder, Order, SampleOrder
 from datamodules.order.sample_stream import SampleStream
 from datamodules.shards.shard_specs import open_shards
 from inpaint_module.randomness import Stream, uniform

@@ -19,8 +19,7 @@ from torch import Tensor
 from datamodules.order import sample_stream as stream_module
 from datamodules.order.bucket_order import BucketOrder, Buckets
 from datamodules.order.loaders import StreamLoader
-from datamodules.order.mixed_order import MixedOrder
-from datamodules.order.order import Order, SampleOrder
+from datamodules.order.order import MixedOrder, Order, SampleOrder
 from datamodules.order.sample_stream import SampleStream
 from datamodules.shards.shard_set import RawSample, ShardSet
 from datamodules.shards.shard_specs import open_shards

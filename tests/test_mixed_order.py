@@ -7,8 +7,7 @@ import pickle
 import pytest
 import torch
 
-from datamodules.order.mixed_order import CYCLE, MixedOrder, cycle_counts
-from datamodules.order.order import SampleOrder
+from datamodules.order.order import CYCLE, MixedOrder, SampleOrder, cycle_counts
 
 GOLDEN = {
     (0, (1.0, 1.0)): "2b81f1b1dfa37f39",

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from datamodules.order.bucket_order import BucketOrder, Buckets
-from datamodules.order.order import RemovalMasks, SampleOrder
+from datamodules.order.order import SampleOrder
+from datamodules.order.sample_stream import RemovalMasks
 from inpaint_module.randomness import Stream, draw, key
 
 COUNTS = (5, 3, 7, 4, 6, 2)

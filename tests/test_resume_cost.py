@@ -9,8 +9,7 @@ import torch
 from datamodules.order import bucket_order, mixed_order
 from datamodules.order import order as order_module
 from datamodules.order.bucket_order import BucketOrder, Buckets
-from datamodules.order.mixed_order import MixedOrder
-from datamodules.order.order import Order, SampleOrder
+from datamodules.order.order import MixedOrder, Order, SampleOrder
 from tests.benchmarks.bench_resume import measure
 
 SAMPLES, BATCH = 10_000_000, 50

@@ -2,10 +2,9 @@
 
 from datamodules.order.bucket_order import AspectRatios, BucketOrder, Buckets
 from datamodules.order.loaders import BatchLoader, EvaluationLoader, LoadingOptions, StreamLoader, add_masks
-from datamodules.order.mixed_order import MixedOrder
-from datamodules.order.order import PLAN_VERSION, Order, RemovalMasks, SampleOrder
+from datamodules.order.order import PLAN_VERSION, MixedOrder, Order, SampleOrder
 from datamodules.order.quarantine import QUARANTINE, BadSample, Quarantine
-from datamodules.order.sample_stream import OrderOptions, SampleStream, evaluation_steps, stream_order
+from datamodules.order.sample_stream import OrderOptions, RemovalMasks, SampleStream, evaluation_steps, stream_order
 
 __all__ = [
     "PLAN_VERSION",

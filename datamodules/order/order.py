@@ -1,29 +1,26 @@
-"""Order: position -> sample. What every order of the stream can say, and the plain one.
+"""Order: position -> sample. What every order of the stream can say; the plain one, and that of mixed sources.
 
     sample(p) = order of epoch p // N, at p % N
 
 Shards are permuted, cut into windows of K shards, and the samples of each window are permuted among themselves: a
 reader has K shards open at a time. The order comes from our own integer hash, since neither NumPy nor torch promises
 its permutations across versions. Only the windows in use are computed, so that any position costs the same.
-
-Removal masks: of which other sample the object's mask goes onto the image at each position.
-
-A hole in the shape of another photo's object, over this photo's background, teaches to remove objects: the truth under
-the hole is not the object (object masks of other images: Zheng et al. 2022, "Cascaded Modulation GAN and
-Object-Aware Training").
 """
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from fractions import Fraction
 from functools import lru_cache
+from itertools import accumulate, zip_longest
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from inpaint_module.randomness import Stream, draw, hash32, integers, key
+from inpaint_module.randomness import Stream, fork, hash32, integers, key
 
 PLAN_VERSION = 2  # of orders and crops: change it whenever the same seed gives others
 
@@ -107,11 +104,8 @@ class SampleOrder(Order):
     def __init__(self, counts: Sequence[int], *, seed: int = 0, window: int = 8, shuffle: bool = True) -> None:
         self.counts = torch.as_tensor(counts, dtype=torch.int64)
         self.starts = self.counts.cumsum(0) - self.counts
-        self.shard_count = len(self.counts)
-        self.length = int(self.counts.sum())
-        self.seed = seed
-        self.window = window
-        self.shuffle = shuffle
+        self.shard_count, self.length = len(self.counts), int(self.counts.sum())
+        self.seed, self.window, self.shuffle = seed, window, shuffle
         self._make_caches()
 
     def __len__(self) -> int:
@@ -140,12 +134,11 @@ class SampleOrder(Order):
         return samples[permutation(window_key, len(samples))]
 
     def _in_epoch(self, epoch: int, places: Tensor) -> Tensor:
-        plan = self._plan(epoch)
-        windows = torch.searchsorted(plan.windows, places, right=True) - 1
-        samples = torch.empty_like(places)
+        borders, samples = self._plan(epoch).windows, torch.empty_like(places)
+        windows = torch.searchsorted(borders, places, right=True) - 1
         for window in windows.unique().tolist():
             here = windows == window
-            samples[here] = self._samples(epoch, window)[places[here] - plan.windows[window]]
+            samples[here] = self._samples(epoch, window)[places[here] - borders[window]]
         return samples
 
     def window_bounds(self, positions: Tensor) -> tuple[Tensor, Tensor]:
@@ -156,8 +149,7 @@ class SampleOrder(Order):
         first, length = torch.empty_like(positions), torch.empty_like(positions)
         epochs = positions // self.length
         for epoch in epochs.unique().tolist():
-            here = epochs == epoch
-            borders = self._plan(epoch).windows
+            here, borders = epochs == epoch, self._plan(epoch).windows
             window = torch.searchsorted(borders, places[here], right=True) - 1
             first[here] = epoch * self.length + borders[window]
             length[here] = borders[window + 1] - borders[window]
@@ -190,25 +182,119 @@ class SampleOrder(Order):
         return samples
 
 
-class RemovalMasks:
-    """int64 positions (B,) -> int64 (B,): the number of the sample whose object's mask is used, or -1 for none.
+CYCLE = 4096  # positions after which the shares are exact
+_MIX = 1  # tells a cycle's key from an epoch's
 
-    It is another sample of the window around the position, all equally likely, so that the same few shards stay
-    open. It is a function of (seed, position) alone, as the order is.
+
+def cycle_counts(weights: Sequence[float]) -> list[int]:
+    """How many of 4096 positions each source gets, by largest remainder; their sum is 4096.
+
+    Raises:
+        ValueError: if a weight is not positive and finite, or so small that its source would get no position.
+    """
+    bad = [weight for weight in weights if not (math.isfinite(weight) and weight > 0)]
+    if bad or not weights:
+        raise ValueError(f"data.order.source_weights: expected positive finite numbers, got {list(weights)}")
+    total = sum(map(Fraction, weights))
+    exact = [Fraction(weight) / total * CYCLE for weight in weights]
+    counts = [math.floor(share) for share in exact]
+    by_remainder = sorted(range(len(exact)), key=lambda source: counts[source] - exact[source])
+    for source in by_remainder[: CYCLE - sum(counts)]:
+        counts[source] += 1
+    if not all(counts):
+        raise ValueError(
+            f"data.order.source_weights: expected at least 1/{CYCLE} of their sum each, so {float(total / CYCLE):.3g} "
+            f"or more, got {list(weights)}"
+        )
+    return counts
+
+
+class Cycle(NamedTuple):
+    """4096 positions: the `source` of each, and its `place` in the source's own stream; int64 (4096,) both."""
+
+    source: Tensor
+    place: Tensor
+
+
+class MixedOrder(Order):
+    """Several sources side by side: every 4096 positions hold each source's exact share, in a new pattern each time.
+
+    Each source goes through its own endless stream without gap or repeat, at its own pace: one with few samples and
+    a large weight comes round more often. Samples and shards are numbered through the sources, in their order.
 
     Args:
-        order: position -> sample number.
-        seed: seeds the choice.
-        probability: the share (0..1) of positions with such a mask.
+        orders: one for each source.
+        weights: a positive number for each source; only their ratios count.
+        seed: seeds the pattern.
+
+    Raises:
+        ValueError: naming data.order.source_weights, if they do not fit the sources.
     """
 
-    def __init__(self, order: Order, *, seed: int, probability: float) -> None:
-        self.order = order
-        self.seed = seed
-        self.probability = probability
+    def __init__(self, orders: Sequence[SampleOrder], weights: Sequence[float], *, seed: int) -> None:
+        if len(orders) != len(weights):
+            raise ValueError(
+                f"data.order.source_weights: expected one number per source, {len(orders)} in all, got {list(weights)}"
+            )
+        if empty := [number for number, order in enumerate(orders) if not len(order)]:
+            raise ValueError(f"data.order.source_weights: expected samples in every source, none in number {empty}")
+        self.orders, self.seed = list(orders), seed
+        self.counts = torch.tensor(cycle_counts(weights))
+        self.offsets = [0, *accumulate(len(order) for order in orders)]
+        self.shard_offsets = [0, *accumulate(order.shard_count for order in orders)]
+        self.shard_count = self.shard_offsets[-1]
+        self._make_caches()
+
+    def __len__(self) -> int:
+        return self.offsets[-1]
+
+    def _make_caches(self) -> None:
+        self._cycle = lru_cache(maxsize=4)(self._permute_cycle)
+
+    def _permute_cycle(self, cycle: int) -> Cycle:
+        """The pattern of one cycle; the n-th place of a source in it has n sources' places before it."""
+        sources = torch.arange(len(self.orders)).repeat_interleave(self.counts)
+        cycle_key = fork(key(self.seed, torch.tensor([cycle]), Stream.ORDER), _MIX)
+        source = sources[permutation(cycle_key, CYCLE)]
+        nth = torch.arange(CYCLE) - (self.counts.cumsum(0) - self.counts)[sources]
+        place = torch.empty_like(source)
+        place[source.argsort(stable=True)] = cycle * self.counts[sources] + nth
+        return Cycle(source, place)
+
+    def _parts(self, positions: Tensor) -> Iterator[tuple[Tensor, SampleOrder, Tensor, int]]:
+        """Of each source with any of these positions: bool (B,) which, its order, their places in it, its offset."""
+        cycles, places = positions // CYCLE, positions % CYCLE
+        source, own = torch.empty_like(positions), torch.empty_like(positions)
+        for cycle in cycles.unique().tolist():
+            here, pattern = cycles == cycle, self._cycle(cycle)
+            source[here], own[here] = pattern.source[places[here]], pattern.place[places[here]]
+        for number in source.unique().tolist():
+            here = source == number
+            yield here, self.orders[number], own[here], self.offsets[number]
 
     def __call__(self, positions: Tensor) -> Tensor:
-        """See the class."""
-        words = draw(key(self.seed, positions, Stream.REMOVAL), 2)
-        used = (words[:, 0] >> 8).float() * 2.0**-24 < self.probability
-        return torch.where(used, self.order.another(positions, words[:, 1]), -1)
+        """See Order."""
+        samples = torch.empty_like(positions)
+        for here, order, own, offset in self._parts(positions):
+            samples[here] = order(own) + offset
+        return samples
+
+    def another(self, positions: Tensor, words: Tensor) -> Tensor:
+        """See Order; of the same source."""
+        samples = torch.empty_like(positions)
+        for here, order, own, offset in self._parts(positions):
+            others = order.another(own, words[here])
+            samples[here] = torch.where(others < 0, -1, others + offset)
+        return samples
+
+    def shards_ahead(self, position: int) -> list[int]:
+        """See Order; the sources' lists in turns."""
+        cycle, place = divmod(position, CYCLE)
+        before = self._cycle(cycle).source[:place].bincount(minlength=len(self.orders))
+        sources = zip(self.orders, (cycle * self.counts + before).tolist(), self.shard_offsets[:-1], strict=True)
+        ahead = [[shard + offset for shard in order.shards_ahead(own)] for order, own, offset in sources]
+        return [shard for turn in zip_longest(*ahead) for shard in turn if shard is not None]
+
+    def plan(self) -> dict[str, Any]:
+        """The shares, and where one source's samples end."""
+        return {"source_weights": (self.counts / CYCLE).tolist(), "source_samples": list(map(len, self.orders))}

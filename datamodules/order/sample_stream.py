@@ -13,9 +13,9 @@ from torch.utils.data import IterableDataset, get_worker_info
 
 from datamodules.checks import check_at_least
 from datamodules.order.bucket_order import AspectRatios, BucketOrder, Buckets
-from datamodules.order.mixed_order import MixedOrder
-from datamodules.order.order import Order, SampleOrder
+from datamodules.order.order import MixedOrder, Order, SampleOrder
 from datamodules.shards.shard_set import RawSample, ShardSet
+from inpaint_module.randomness import Stream, draw, key
 
 PADDING = -1  # the position of a sample that only fills the last batch of an evaluation
 
@@ -120,6 +120,30 @@ def stream_order(
     if buckets is None:
         return order
     return BucketOrder(order, AspectRatios(shards), buckets, batch_size=batch_size, seed=seed)
+
+
+class RemovalMasks:
+    """int64 positions (B,) -> int64 (B,): the number of the sample whose object's mask is used, or -1 for none.
+
+    A hole in the shape of another photo's object, over this photo's background, teaches to remove objects: the truth
+    under the hole is not the object (object masks of other images: Zheng et al. 2022, "Cascaded Modulation GAN and
+    Object-Aware Training"). The sample is another one of the window around the position, all equally likely, so that
+    the same few shards stay open. It is a function of (seed, position) alone, as the order is.
+
+    Args:
+        order: position -> sample number.
+        seed: seeds the choice.
+        probability: the share (0..1) of positions with such a mask.
+    """
+
+    def __init__(self, order: Order, *, seed: int, probability: float) -> None:
+        self.order, self.seed, self.probability = order, seed, probability
+
+    def __call__(self, positions: Tensor) -> Tensor:
+        """See the class."""
+        words = draw(key(self.seed, positions, Stream.REMOVAL), 2)
+        used = (words[:, 0] >> 8).float() * 2.0**-24 < self.probability
+        return torch.where(used, self.order.another(positions, words[:, 1]), -1)
 
 
 class SampleStream(IterableDataset[RawSample]):

@@ -22,8 +22,7 @@ from typing import Any
 import torch
 
 from datamodules.order.bucket_order import AspectRatios, BucketOrder, Buckets
-from datamodules.order.mixed_order import MixedOrder
-from datamodules.order.order import Order, SampleOrder
+from datamodules.order.order import MixedOrder, Order, SampleOrder
 from datamodules.order.sample_stream import SampleStream
 from datamodules.shards.manifest import Shard, index_path, write_index
 from datamodules.shards.shard_set import ShardSet
