@@ -20,28 +20,157 @@ import hashlib
 import os
 import sys
 from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import closing
 from dataclasses import replace
 from functools import partial
-from glob import escape, glob
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 from jsonargparse import Namespace
 from tqdm import tqdm
-from webdataset.shardlists import expand_urls
 
 from datamodules.account import Account, RefusedError, tell
-from datamodules.shards.manifest import JOURNAL, ManifestRow, Shard, index_path, read_manifest, write_rows
-from datamodules.shards.shard_specs import packing_advice
-from datamodules.shards.tar_index import check_ignorable
-from datamodules.shards.transports import file_name, is_remote, scheme
+from datamodules.decode.mask_files import why_look
+from datamodules.decode.mask_sources import FileMask, MaskRequest
+from datamodules.decode.reading import image_size, open_upright
+from datamodules.shards import manifest
+from datamodules.shards.downloads import RemoteStream
+from datamodules.shards.manifest import ManifestRow, Shard, index_path, read_manifest, write_index, write_rows
+from datamodules.shards.shard_set import account_of, image_bytes
+from datamodules.shards.shard_specs import find_tars
+from datamodules.shards.tar_index import FIELDS, MASK_FIELDS, ScannedTar, ShardIndex, check_ignorable, scan_tar
+from datamodules.shards.transports import file_name, is_remote
 from datamodules.writing.ordered_pool import ordered_map
-from datamodules.writing.tar_indexer import IndexedTar, TarPlace, try_index_tar
+from datamodules.writing.sidecars import masks_by_name
 from inpaint_module.commands import options
 from inpaint_module.commands.errors import GOES_ON, exit_code_of
-from inpaint_module.redaction import redact, redacted
+from inpaint_module.parsing import read_json
+from inpaint_module.redaction import redact
+
+UNUSABLE = "with a mask that cannot be used, or an image that cannot be read"
+_LOOKED_AT = 64  # masks of a tar: to look at all of them would take many times as long as all else
+_MAX_PIXELS = 50_000_000
+
+
+class TarPlace(NamedTuple):
+    """A tar, what a manifest calls it, and where its index file goes."""
+
+    address: str
+    name: str
+    index_file: Path
+
+
+class IndexedTar(NamedTuple):
+    """A tar's row in a manifest, the keys of its images without a readable header, whether it was read now, and the
+    account of its samples as JSON."""
+
+    row: ManifestRow
+    unreadable: list[str]
+    fresh: bool
+    account: dict[str, Any]
+
+
+def _state(place: TarPlace) -> dict[str, Any]:
+    """What tells that a tar is the same as before; a URL's size is all that every server knows."""
+    if is_remote(place.address):
+        with closing(RemoteStream(place.address)) as stream:
+            return {"size": stream.size, "mtime_ns": None}
+    stat = os.stat(place.address)
+    return {"size": stat.st_size, "mtime_ns": stat.st_mtime_ns}
+
+
+def _read_again(place: TarPlace, source: dict[str, Any]) -> ScannedTar | None:
+    """What the index file says, if it was made from this very tar; a file that is not whole was not."""
+    try:
+        content = read_json(place.index_file)
+        if source["size"] is None or content["source"].value != source:
+            return None
+        shard = Shard(place.address, len(content["keys"].items()), source["size"], "", index_file=str(place.index_file))
+        index = manifest.load_index(shard)
+        if any(f"not used, ending in .{field}" in (index.aside or {}) for field in FIELDS):
+            return None  # of a version that did not read these
+        return ScannedTar(index, shard.bytes, content["sha256"].text(manifest.SHA256))
+    except (OSError, ValueError):
+        return None
+
+
+def _scan(place: TarPlace, ignore: frozenset[str]) -> ScannedTar:
+    if is_remote(place.address):
+        with closing(RemoteStream(place.address)) as stream:
+            return scan_tar(stream, redact(place.address), ignore=ignore, measure=image_size)
+    with open(place.address, "rb") as file:
+        return scan_tar(file, place.address, ignore=ignore, measure=image_size)
+
+
+def _masks(index: ShardIndex, path: str) -> Iterator[tuple[str, str]]:
+    """What is odd about the first masks of a local tar, each as a kind of an account and the sample's key."""
+    rows = [row for row, fields in enumerate(index.fields) if any(name in fields for name in MASK_FIELDS)]
+    with open(path, "rb") as file:
+        for row in rows[:_LOOKED_AT]:
+            places = index.fields[row].items()
+            fields = {name: os.pread(file.fileno(), size, at) for name, (at, size) in places}
+            try:
+                opened = open_upright(image_bytes(fields), _MAX_PIXELS)
+                request = MaskRequest(fields, opened.size, max_pixels=_MAX_PIXELS, turn=opened.turn)
+                kind = why_look(np.asarray(FileMask()(request)) >= 128)
+            except Exception:  # Pillow raises many kinds on damaged files
+                kind = UNUSABLE
+            if kind is not None:
+                yield kind, index.keys[row]
+
+
+NAMED_MASK = "taken for a photo, but named as a mask: masks in tars are called NAME.mask.png"
+
+
+def _account(index: ShardIndex, place: TarPlace) -> Account:
+    """The account of one tar, which names it before its members."""
+    account, files = account_of(index), dict[Path, list[str]]()
+    for whole in map(Path, index.keys):
+        files.setdefault(whole.parent, []).append(f"{whole.name}.jpg")
+    for photo in masks_by_name(files, ()):
+        account.note(NAMED_MASK, f"{place.name}: {photo.with_suffix('')}")
+    for kind, key in () if is_remote(place.address) else _masks(index, place.address):
+        account.note(kind, f"{place.name}: {key}")
+    for kind, (count, names) in account.aside.items():
+        account.aside[kind] = (count, [f"{place.name}: {name}" for name in names])
+    return account
+
+
+def index_tar(place: TarPlace, *, ignore: frozenset[str], strict: bool) -> IndexedTar:
+    """Index one tar, without members of the suffixes in `ignore`, unless its index file is of the same tar and these.
+
+    Raises:
+        ValueError: naming the tar and the member, if it cannot be used; if `strict`, for a header that cannot be read.
+        OSError: if it cannot be read.
+    """
+    source = {**_state(place), "ignore": sorted(ignore)}
+    known = _read_again(place, source)
+    tar = known or _scan(place, ignore)
+    if known is None:
+        if {**_state(place), "ignore": sorted(ignore)} != source or source["size"] not in (None, tar.bytes):
+            raise ValueError(f"{redact(place.address)}: has changed while it was read")
+        write_index(place.index_file, tar.index, tar.bytes, sha256=tar.sha256, source=source)
+    sizes = zip(tar.index.keys, tar.index.sizes or (), strict=True)
+    unreadable = [key for key, size in sizes if size == (0, 0)]
+    if strict and unreadable:
+        fields = next(fields for key, fields in zip(*tar.index[:2], strict=True) if key == unreadable[0])
+        at = f"{redact(place.address)}: member of {unreadable[0]!r} ({', '.join(fields)})"
+        raise ValueError(f"{at}: expected an image, its header cannot be read ({len(unreadable)} such images)")
+    count, aside = len(tar.index.keys), tar.index.count_aside()
+    row = ManifestRow(place.name, count, tar.bytes, tar.sha256, aside=aside)
+    return IndexedTar(row, unreadable, known is None, _account(tar.index, place).as_json())
+
+
+def try_index_tar(place: TarPlace, *, ignore: frozenset[str], strict: bool) -> IndexedTar | str:
+    """`index_tar`, or the reason why the tar cannot be used: for worker processes."""
+    try:
+        return index_tar(place, ignore=ignore, strict=strict)
+    except (ValueError, OSError) as error:
+        text = str(error)
+        return text if redact(place.address) in text else f"{redact(place.address)}: {text}"
+
 
 UNREADABLE = "with an image whose header cannot be read: its size is recorded as 0 x 0"
 
@@ -53,37 +182,6 @@ class IndexReport(NamedTuple):
     fresh: int
     unreadable: list[str]
     account: Account
-
-
-def find_tars(spec: str, base: str = "") -> list[str]:
-    """Addresses of tars by folder, path, brace pattern, glob, URL, or a text file of these (relative to its folder).
-
-    Raises:
-        ValueError: if nothing is found, or an address has a scheme that is not read.
-    """
-    if is_remote(spec):
-        urls = list(expand_urls(spec))
-        if other := [url for url in urls if not is_remote(url)]:
-            raise ValueError(f"shards {redact(spec)!r}: expected URLs only, got {redacted(other[:3])}")
-        return urls
-    if scheme(spec) is not None:
-        raise ValueError(f"shards {redact(spec)!r}: expected local tars or URLs of http, https, s3 or gs")
-    path = os.path.join(base, spec)
-    if os.path.isdir(path):
-        found = sorted(glob(os.path.join(escape(path), "*.tar")))
-    elif os.path.isfile(path) and path.endswith(".txt"):
-        lines = (line.strip() for line in Path(path).read_text(encoding="utf-8-sig").splitlines())
-        found = [tar for line in lines if line for tar in find_tars(line, os.path.dirname(path))]
-    else:
-        found = []
-        for pattern in expand_urls(path):
-            tars = [pattern] if os.path.exists(pattern) else sorted(glob(pattern))
-            if not tars:
-                raise ValueError(redact(f"shards {spec!r}: nothing found at {pattern}"))
-            found += tars
-    if not found:
-        raise ValueError(f"shards {spec!r}: no tars there{packing_advice(Path(path))}")
-    return found
 
 
 def _places(addresses: Sequence[str], out: Path) -> list[TarPlace]:
@@ -103,11 +201,9 @@ def _places(addresses: Sequence[str], out: Path) -> list[TarPlace]:
 def _home(addresses: Sequence[str]) -> Path:
     """The one folder whose tars these are, for a manifest beside them."""
     folder = Path(addresses[0]).parent
-    if any(is_remote(address) for address in addresses) or set(folder.glob("*.tar")) != {
-        Path(tar) for tar in addresses
-    }:
+    if any(map(is_remote, addresses)) or set(folder.glob("*.tar")) != set(map(Path, addresses)):
         raise ValueError("expected all tars of one local folder, got others; name a folder OUT for their manifest")
-    if (folder / JOURNAL).exists():
+    if (folder / manifest.JOURNAL).exists():
         raise ValueError(f"{folder}: expected a finished set, make_shards was interrupted here; run it again")
     if not os.access(folder, os.W_OK):
         raise ValueError(f"{folder}: expected a folder to write into; name a folder OUT for the manifest")

@@ -15,14 +15,13 @@ import pytest
 from data_fixtures import encode, photo, photo_shards, write_tar
 from PIL import Image
 
+from datamodules import index_shards as index_command
 from datamodules import index_shards as module
 from datamodules.decode.mask_files import EMPTY, FULL
 from datamodules.decode.reading import image_size
-from datamodules.index_shards import find_tars, index_shards, main
+from datamodules.index_shards import NAMED_MASK, UNUSABLE, index_shards, main
 from datamodules.shards.manifest import JOURNAL, index_path, load_index, parse_manifest, write_manifest
-from datamodules.shards.shard_specs import open_shards
-from datamodules.writing import tar_indexer
-from datamodules.writing.tar_indexer import NAMED_MASK, UNUSABLE
+from datamodules.shards.shard_specs import find_tars, open_shards
 
 JPEG = encode(photo(1), "JPEG")
 
@@ -122,15 +121,15 @@ def test_only_what_has_changed_is_read_again(tmp_path: Path) -> None:
 
 def test_goes_on_after_an_end_in_the_middle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = tars(tmp_path / "x", 3)
-    real = tar_indexer._scan
+    real = index_command._scan
 
-    def scan(place: tar_indexer.TarPlace, ignore: frozenset[str]) -> Any:
+    def scan(place: index_command.TarPlace, ignore: frozenset[str]) -> Any:
         if place.name == "1.tar":
             raise KeyboardInterrupt
         return real(place, ignore)
 
     with monkeypatch.context() as patch:
-        patch.setattr(tar_indexer, "_scan", scan)
+        patch.setattr(index_command, "_scan", scan)
         assert main([str(folder), "--workers", "1"]) == 130
     assert not (folder / "manifest.json").exists()
     assert index_shards(str(folder)).fresh == 2
@@ -240,13 +239,13 @@ def test_images_without_a_size(tmp_path: Path, capsys: pytest.CaptureFixture[str
 
 def test_a_tar_that_changes_meanwhile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = tars(tmp_path / "x", 1)
-    real = tar_indexer._scan
+    real = index_command._scan
 
-    def scan(place: tar_indexer.TarPlace, ignore: frozenset[str]) -> Any:
+    def scan(place: index_command.TarPlace, ignore: frozenset[str]) -> Any:
         os.utime(place.address, ns=(5, 5))
         return real(place, ignore)
 
-    monkeypatch.setattr(tar_indexer, "_scan", scan)
+    monkeypatch.setattr(index_command, "_scan", scan)
     with pytest.raises(ValueError, match=r"0\.tar: has changed while it was read"):
         index_shards(str(folder))
 

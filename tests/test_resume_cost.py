@@ -6,7 +6,7 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from datamodules.order import bucket_order, mixed_order
+from datamodules.order import bucket_order
 from datamodules.order import order as order_module
 from datamodules.order.bucket_order import BucketOrder, Buckets
 from datamodules.order.order import MixedOrder, Order, SampleOrder
@@ -40,7 +40,7 @@ def hashed(monkeypatch: pytest.MonkeyPatch) -> list[int]:
         lengths.append(length)
         return real(order_key, length)
 
-    for module in (order_module, mixed_order, bucket_order):
+    for module in (order_module, bucket_order):
         monkeypatch.setattr(module, "permutation", counted)
     return lengths
 

@@ -8,7 +8,7 @@ import shlex
 from collections import Counter
 from collections.abc import Callable, Sequence
 from fnmatch import fnmatchcase
-from glob import glob
+from glob import escape, glob
 from itertools import islice
 from pathlib import Path
 from urllib.parse import quote, urlsplit
@@ -21,7 +21,7 @@ from datamodules.shards.shard_cache import ShardCache
 from datamodules.shards.shard_set import ShardSet
 from datamodules.shards.tar_index import index_shard
 from datamodules.shards.transports import SCHEMES, MissingError, file_name, is_remote, scheme, with_path
-from inpaint_module.redaction import redact
+from inpaint_module.redaction import redact, redacted
 
 OfFolder = Callable[[Path, list[Shard]], list[Shard]]
 _EMBEDDED = Path(__file__).parents[1] / "assets"
@@ -208,3 +208,34 @@ def read_remote_manifest(folder: str, policy: RetryPolicy = RetryPolicy()) -> di
     except MissingError as error:
         raise ValueError(f"expected a {MANIFEST} beside remote shards: {error}") from error
     return {row.name: _shard(folder, row) for row in rows}
+
+
+def find_tars(spec: str, base: str = "") -> list[str]:
+    """Addresses of tars by folder, path, brace pattern, glob, URL, or a text file of these (relative to its folder).
+
+    Raises:
+        ValueError: if nothing is found, or an address has a scheme that is not read.
+    """
+    if is_remote(spec):
+        urls = list(expand_urls(spec))
+        if other := [url for url in urls if not is_remote(url)]:
+            raise ValueError(f"shards {redact(spec)!r}: expected URLs only, got {redacted(other[:3])}")
+        return urls
+    if scheme(spec) is not None:
+        raise ValueError(f"shards {redact(spec)!r}: expected local tars or URLs of http, https, s3 or gs")
+    path = os.path.join(base, spec)
+    if os.path.isdir(path):
+        found = sorted(glob(os.path.join(escape(path), "*.tar")))
+    elif os.path.isfile(path) and path.endswith(".txt"):
+        lines = (line.strip() for line in Path(path).read_text(encoding="utf-8-sig").splitlines())
+        found = [tar for line in lines if line for tar in find_tars(line, os.path.dirname(path))]
+    else:
+        found = []
+        for pattern in expand_urls(path):
+            tars = [pattern] if os.path.exists(pattern) else sorted(glob(pattern))
+            if not tars:
+                raise ValueError(redact(f"shards {spec!r}: nothing found at {pattern}"))
+            found += tars
+    if not found:
+        raise ValueError(f"shards {spec!r}: no tars there{packing_advice(Path(path))}")
+    return found

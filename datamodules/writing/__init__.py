@@ -15,13 +15,11 @@ from datamodules.writing.pictures import (
 from datamodules.writing.shard_writer import ShardJournal, ShardWriter, open_journal
 from datamodules.writing.source_lists import Columns, Source, find_sources, fingerprint
 from datamodules.writing.source_samples import PackedSample, Packing, Resize, try_source
-from datamodules.writing.tar_indexer import IndexedTar, TarPlace, try_index_tar
 
 __all__ = [
     "MAKER",
     "Columns",
     "GivenPicture",
-    "IndexedTar",
     "PackedSample",
     "Packing",
     "Picture",
@@ -29,7 +27,6 @@ __all__ = [
     "ShardJournal",
     "ShardWriter",
     "Source",
-    "TarPlace",
     "caption_of",
     "check_outputs",
     "filled",
@@ -39,7 +36,6 @@ __all__ = [
     "open_journal",
     "ordered_map",
     "read_given",
-    "try_index_tar",
     "try_source",
     "write_png",
 ]
