@@ -242,9 +242,9 @@ class WebDatasetDataModule(StreamDataModule, DescribedData):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """See `StreamDataModule`; names the files of a folder of pictures that have changed since."""
-        fits = self.trainer is not None and self.trainer.state.fn == TrainerFn.FITTING and self.plan()
-        if fits and self._folders["train"].states:
-            self._folders["train"].tell_changes(run_folder(self.trainer))
+        trainer, folders = self.trainer, self._folders["train"]
+        if trainer is not None and trainer.state.fn == TrainerFn.FITTING and self.plan() and folders.states:
+            folders.tell_changes(run_folder(trainer))
         super().load_state_dict(state_dict)
 
     def on_exception(self, exception: BaseException) -> None:
