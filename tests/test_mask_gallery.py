@@ -20,8 +20,7 @@ from inpaint_module.masks import (
     Mixture,
     preset,
 )
-from inpaint_module.masks.__main__ import main
-from inpaint_module.masks.gallery import count_components
+from inpaint_module.masks.gallery import count_components, main
 
 YAML = """
 mask_generator:

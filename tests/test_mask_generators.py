@@ -33,7 +33,7 @@ from inpaint_module.masks import (
     Polygon,
     Strokes,
     Union,
-    coverage,
+    composition,
     generator,
     painter,
     preset,
@@ -67,7 +67,7 @@ def test_masks_vary_and_are_never_empty(name: str) -> None:
 def test_what_a_gpu_does_without_reading_back(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """On a CPU only what is needed is painted; a GPU paints it all and selects."""
     expected = GENERATORS[name](KEYS[:8], 64, 48)
-    for module in (generator, painter, coverage):
+    for module in (generator, painter, composition):
         monkeypatch.setattr(module, "cheap_to_read", lambda x: False)
     assert torch.equal(GENERATORS[name](KEYS[:8], 64, 48), expected)
 

@@ -29,7 +29,7 @@ from inpaint_module.masks import (
     preset,
     presets,
 )
-from inpaint_module.masks.polygon import fill_polygons
+from inpaint_module.masks.shapes import fill_polygons
 
 
 def test_boxes_keep_sizes_and_margin() -> None:

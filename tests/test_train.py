@@ -25,7 +25,7 @@ import train
 from datamodules import cache_latents, doctor, index_shards, make_shards, predict
 from inpaint_module import compare_runs, export
 from inpaint_module.commands.config_files import read_parts
-from inpaint_module.masks.__main__ import main as gallery
+from inpaint_module.masks.gallery import main as gallery
 from inpaint_module.training.checkpoints import VerifiedCheckpointIO
 from inpaint_module.training.run_lock import claim
 

@@ -50,7 +50,7 @@ COMMANDS = {
         "encode the training images once", "datamodules.cache_latents", "shards_cache_latents", goes_on=True
     ),
     "doctor": Command("look at the data of a config before training", "datamodules.doctor.command", "doctor"),
-    "masks": Command("look at the masks of a preset or a config", "inpaint_module.masks.__main__", "masks"),
+    "masks": Command("look at the masks of a preset or a config", "inpaint_module.masks.gallery", "masks"),
     "export": Command("a run into a folder for diffusers and ComfyUI", "inpaint_module.export", "export"),
     "compare": Command("lay runs side by side", "inpaint_module.compare_runs", "compare"),
 }

@@ -114,7 +114,7 @@ def doctor() -> Parser:
 
 def masks() -> Parser:
     """`inpaint masks`."""
-    parser = Parser("masks", "inpaint_module.masks.__main__")
+    parser = Parser("masks", "inpaint_module.masks.gallery")
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--preset", metavar="NAME", help=f"one of {', '.join(PRESETS)}")
     told = "YAML file of a training run, or of a mask generator alone"

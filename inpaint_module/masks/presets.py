@@ -6,16 +6,10 @@ from collections.abc import Callable
 from difflib import get_close_matches
 from functools import partial
 
-from inpaint_module.masks.boxes import Boxes
-from inpaint_module.masks.coverage import CoverageBetween
-from inpaint_module.masks.freeform import FreeForm
+from inpaint_module.masks.boxes import Boxes, Grid, KeepEvery, KeepRegion, Outpaint
+from inpaint_module.masks.composition import CoverageBetween, FullWithProbability, Mixture, Union
 from inpaint_module.masks.generator import MaskGenerator
-from inpaint_module.masks.grid import Grid, KeepEvery
-from inpaint_module.masks.lines import Lines
-from inpaint_module.masks.mixture import FullWithProbability, Mixture
-from inpaint_module.masks.polygon import Polygon
-from inpaint_module.masks.regions import KeepRegion, Outpaint
-from inpaint_module.masks.setops import Union
+from inpaint_module.masks.shapes import FreeForm, Lines, Polygon
 from inpaint_module.masks.smooth import Blob, Cloud
 from inpaint_module.masks.strokes import Strokes
 
