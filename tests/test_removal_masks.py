@@ -48,8 +48,8 @@ def test_every_other_sample_lends_equally_often() -> None:
 
 @pytest.mark.parametrize("probability", [0.0, 0.3, 1.0])
 def test_probability(probability: float) -> None:
-    others = RemovalMasks(order(), seed=0, probability=probability)(torch.arange(5000))
-    assert (others >= 0).double().mean().item() == pytest.approx(probability, abs=0.02)
+    others = RemovalMasks(order(), seed=0, probability=probability)(torch.arange(2000))
+    assert (others >= 0).double().mean().item() == pytest.approx(probability, abs=0.03)
 
 
 def test_a_lonely_sample_gets_no_removal_mask() -> None:
