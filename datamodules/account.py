@@ -10,6 +10,10 @@ from typing import Any
 
 WIDTH = 80  # columns of a terminal
 FOUND = ("captions", "masks", "labels", "json")  # told even where there are none; targets only where there are some
+HIDDEN = "hidden or of the system"
+_SYSTEM = {"thumbs.db", "ehthumbs.db", "ehthumbs_vista.db", "desktop.ini", "icon\r", "picasa.ini", "lost+found"}
+_SYSTEM |= {"__macosx", "@eadir", "@__thumb", "@tmp", "#recycle", "@recycle", "#snapshot", "@recently-snapshot"}
+_SYSTEM |= {"$recycle.bin", "system volume information", "network trash folder", "temporary items"}
 SHOWN = 3  # names of each kind
 _REFUSED = 10  # reasons
 _LONGEST = 48  # characters of a name
@@ -146,3 +150,8 @@ def _wrapped(line: str) -> str:
     return textwrap.fill(
         line, WIDTH, subsequent_indent=f"{indent}    ", break_on_hyphens=False, replace_whitespace=False
     )
+
+
+def is_hidden(name: str) -> bool:
+    """Whether a file or folder is the system's or a program's own: its name begins with a dot, or is a known one."""
+    return name.startswith((".", "~$")) or name.lower() in _SYSTEM

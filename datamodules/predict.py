@@ -26,19 +26,9 @@ from tqdm import tqdm
 
 from datamodules.account import Account, first_names, tell
 from datamodules.decode import mask_files
-from datamodules.decode.conversion import stored_picture
+from datamodules.decode.conversion import GivenPicture, filled, read_given, stored_picture, write_png
 from datamodules.decode.reading import Turn, read_turn
-from datamodules.writing.pictures import (
-    MAKER,
-    GivenPicture,
-    Picture,
-    caption_of,
-    check_outputs,
-    filled,
-    find_pictures,
-    read_given,
-    write_png,
-)
+from datamodules.writing.folders import MAKER, Picture, caption_of, check_outputs, find_pictures
 from inpaint_module.commands import options
 from inpaint_module.commands.config_files import read_config
 from inpaint_module.commands.errors import exit_code_of

@@ -7,8 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from datamodules.account import Account
-from datamodules.shards.tar_index import HIDDEN
+from datamodules.account import HIDDEN, Account
 from datamodules.writing.folders import LINKED, find_photos, walk
 from datamodules.writing.sidecars import NO_PHOTO, SPARE, TWICE, MaskPlaces
 

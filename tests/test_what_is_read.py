@@ -19,11 +19,11 @@ from test_limits import many_scans, small_png
 from datamodules.account import Account, RefusedError
 from datamodules.decode import conversion
 from datamodules.decode.annotations import parse_annotations
+from datamodules.decode.conversion import ONE_WAY, filled, read_given, write_png
 from datamodules.decode.sample_decoder import SampleDecoder
 from datamodules.make_shards import make_shards
 from datamodules.shards.shard_set import RawSample
 from datamodules.shards.shard_specs import open_shards
-from datamodules.writing.pictures import ONE_WAY, filled, read_given, write_png
 from datamodules.writing.source_lists import Columns, find_sources
 
 FOLDER = Path(__file__).parents[1] / "datamodules"

@@ -1,4 +1,4 @@
-"""Pictures that training does not open -> PNG, without loss.
+"""Pictures that training does not open -> PNG, without loss; a picture of any format with a fill put into it.
 
 Training opens JPEG, PNG and WEBP alone (`reading.FORMATS`), so that no other codec ever meets a file from a shard. What
 else a folder holds is converted once, when it is packed, by Pillow's decoders named here: none of them runs another
@@ -10,17 +10,19 @@ from __future__ import annotations
 import io
 import warnings
 from functools import lru_cache
-from typing import NamedTuple
+from pathlib import Path
+from typing import BinaryIO, NamedTuple
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, PngImagePlugin, UnidentifiedImageError
 
-from datamodules.decode.profiles import profile_fault, profile_of, to_srgb
-from datamodules.decode.reading import FORMATS, is_animated, open_image
+from datamodules.decode.profiles import UnusableProfile, colour_mode, from_srgb, profile_fault, profile_of, to_srgb
+from datamodules.decode.reading import FORMATS, has_alpha, is_animated, open_image, to_rgb, upright
 
 HEIC_ADVICE = "pip install 'inpaint-module[heic]' reads it"
 CMYK = "in CMYK: read as sRGB"
 DEEP = "in colour of 16 bits: the upper 8 are read"
+ONE_WAY = "with a colour profile for reading only: converted to sRGB"
 ORIENTATION = 0x0112  # the EXIF tag
 _TRAINED = {"jpg": "JPEG", "jpeg": "JPEG", "jpe": "JPEG", "jfif": "JPEG", "jif": "JPEG", "mpo": "JPEG"}
 _TRAINED |= {"png": "PNG", "apng": "PNG", "webp": "WEBP"}
@@ -33,6 +35,7 @@ _BY_CONTENT = ("TIFF", "BMP", "GIF", "AVIF", "HEIF", "JPEG2000", "QOI", "PSD")  
 _STORED = {"JPEG": "jpg", "MPO": "jpg", "PNG": "png", "WEBP": "webp"}
 _UNREAD = {"jxl", "exr", "hdr", "pfm", "fits", "svg", "svgz", "eps", "ps", "ai", "wmf", "emf", "xcf", "kra", "cur"}
 _UNREAD |= {"dng", "cr2", "cr3", "crw", "nef", "nrw", "arw", "sr2", "raf", "orf", "rw2", "pef", "srw", "x3f", "raw"}
+_COLOUR_CHUNKS = (b"gAMA", b"cHRM", b"cICP", b"sRGB")
 _TURNED_BACK = {  # undoes what the EXIF tag asks for
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -124,12 +127,10 @@ def _is_deep(image: Image.Image) -> bool:
 
 
 def _notes(image: Image.Image, several: bool, deep: bool, converted: bool = False) -> tuple[str, ...]:
+    fault = image.mode != "LAB" and profile_fault(image)
     kinds = (
         ("animated or of several pages: the first picture is taken", several),
-        (
-            "with a colour profile that cannot be used: its numbers are taken for sRGB",
-            image.mode != "LAB" and profile_fault(image),
-        ),
+        ("with a colour profile that cannot be used: its numbers are taken for sRGB", fault),
         (CMYK, image.mode == "CMYK"),
         (DEEP, deep),
         ("converted to PNG", converted),
@@ -168,12 +169,8 @@ def _converted(data: bytes, formats: list[str], max_pixels: int) -> StoredPictur
     profile = profile_of(image) if image.mode not in ("CMYK", "LAB") else None  # which PNG has not: they become sRGB
     pixels = _as_png_has(pixels) if image.mode != "CMYK" else to_srgb(pixels, profile_of(image))
     pixels.save(file, "PNG", icc_profile=profile, exif=exif if turned else None)
-    return StoredPicture(
-        "png",
-        file.getvalue(),
-        _notes(image, several, deep, converted=True),
-        open_image(file.getvalue(), max_pixels),
-    )
+    opened = open_image(file.getvalue(), max_pixels)
+    return StoredPicture("png", file.getvalue(), _notes(image, several, deep, converted=True), opened)
 
 
 def _as_png_has(image: Image.Image) -> Image.Image:
@@ -188,3 +185,114 @@ def _as_png_has(image: Image.Image) -> Image.Image:
     if image.mode in ("1", "L", "LA", "P", "RGB", "RGBA"):
         return image
     return image.convert({"PA": "RGBA", "RGBa": "RGBA", "La": "LA"}.get(image.mode, "RGB"))
+
+
+class GivenPicture(NamedTuple):
+    """A picture, upright.
+
+    Attributes:
+        image: its pixels as the file has them, of mode L, LA, RGB, RGBA or I;16.
+        rgb: the same as training reads it, uint8 (H, W, 3) in sRGB, transparency on white.
+        profile: the file's colour profile.
+        chunks: what else a PNG says of its colours, name and content.
+        transparent: the grey of 16 bits that is transparent.
+        notes: kinds of an account.
+    """
+
+    image: Image.Image
+    rgb: np.ndarray
+    profile: bytes | None
+    chunks: tuple[tuple[bytes, bytes], ...]
+    transparent: int | None
+    notes: tuple[str, ...]
+
+
+def read_given(path: Path, max_pixels: int) -> GivenPicture:
+    """A picture of any format that packing takes.
+
+    Raises:
+        ValueError: naming the file.
+    """
+    try:
+        return _as_given(path.read_bytes(), path.name, max_pixels)
+    except OSError as error:
+        raise ValueError(f"{path}: {error.strerror or 'cannot be read as a picture'}") from error
+    except Exception as error:  # Pillow raises many kinds on damaged files, SyntaxError among them
+        raise ValueError(f"{path}: {error}") from error
+
+
+def _as_given(data: bytes, name: str, max_pixels: int) -> GivenPicture:
+    stored = stored_picture(data, name, max_pixels)
+    image = upright(stored.image)
+    profile, notes = profile_of(image), stored.notes
+    rgb = np.array(to_rgb(image))
+    if image.mode == "CMYK" or _is_one_way(image):
+        notes += () if CMYK in notes else (ONE_WAY,)
+        return GivenPicture(_in_srgb(image), rgb, None, (), None, notes)
+    key = image.info.get("transparency") if image.mode.startswith("I") else None
+    return GivenPicture(_as_it_is(image), rgb, profile, _colour_chunks(stored.data), key, notes)
+
+
+def _is_one_way(image: Image.Image) -> bool:
+    try:
+        from_srgb(Image.new("RGB", (1, 1)), profile_of(image), colour_mode(image))
+    except UnusableProfile:
+        return True
+    return False
+
+
+def _in_srgb(image: Image.Image) -> Image.Image:
+    colours = to_rgb(image, None)
+    if has_alpha(image):
+        colours.putalpha(image.convert("RGBA").getchannel("A"))
+    return colours
+
+
+def _as_it_is(image: Image.Image) -> Image.Image:
+    """The same pixels in a mode that holds any fill."""
+    if image.mode.startswith("I"):
+        return Image.fromarray(np.asarray(image).astype(np.uint16))
+    mode = colour_mode(image) + "A" * has_alpha(image)
+    return image if image.mode == mode else image.convert(mode)
+
+
+def _colour_chunks(data: bytes) -> tuple[tuple[bytes, bytes], ...]:
+    found, place = [], 8
+    while data.startswith(b"\x89PNG") and (name := data[place + 4 : place + 8]) not in (b"IDAT", b""):
+        length = int.from_bytes(data[place : place + 4])
+        if name in _COLOUR_CHUNKS:
+            found.append((name, data[place + 8 : place + 8 + length]))
+        place += 12 + length
+    return tuple(found)
+
+
+def filled(given: GivenPicture, fill: np.ndarray, mask: np.ndarray) -> Image.Image:
+    """The picture with a fill where the mask is; all other pixels have the bits of the file.
+
+    Args:
+        given: of `read_given`.
+        fill: uint8 (H, W, 3) in sRGB.
+        mask: bool (H, W); what it hides becomes opaque.
+    """
+    pixels = np.array(given.image)
+    if mask.any():
+        mode = "RGB" if given.image.mode.startswith("RGB") else "L"
+        colours = np.asarray(from_srgb(Image.fromarray(fill), given.profile, mode))[mask]
+        if pixels.dtype == np.uint16:
+            levels = colours.astype(np.uint16) * 257
+            pixels[mask] = np.where(levels == given.transparent, levels ^ 1, levels)
+        elif given.image.mode in ("L", "RGB"):
+            pixels[mask] = colours
+        else:
+            pixels[mask] = np.column_stack([colours, np.full(len(colours), 255, np.uint8)])
+    return Image.fromarray(pixels)
+
+
+def write_png(file: BinaryIO, image: Image.Image, given: GivenPicture, maker: str) -> None:
+    """Write a filled picture with what its file said of its colours; `maker` goes into the text chunk `Software`."""
+    words = PngImagePlugin.PngInfo()
+    words.add_text("Software", maker)
+    for name, content in given.chunks:
+        words.add(name, content)
+    more = {} if given.transparent is None else {"transparency": given.transparent}
+    image.save(file, "PNG", icc_profile=given.profile, pnginfo=words, **more)

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
+from datamodules.account import HIDDEN, is_hidden
 from datamodules.shards.tar_members import Member, SequentialFile, read_members
 
 IMAGE_FIELDS = ("jpg", "jpeg", "png", "webp")
@@ -33,9 +34,6 @@ _EXECUTABLE |= frozenset(("so", "dylib", "dll", "exe", "com", "bat", "cmd", "ps1
 CONTROLS = re.compile(r"[\0-\x1f\x7f-\x9f]")
 _MAX_NAME = 4096
 _SHOWN, _FIRST_NAMES, _MOST_KINDS = 200, 3, 50  # characters of a name in messages, names of a kind, kinds
-_SYSTEM = {"thumbs.db", "ehthumbs.db", "ehthumbs_vista.db", "desktop.ini", "icon\r", "picasa.ini", "lost+found"}
-_SYSTEM |= {"__macosx", "@eadir", "@__thumb", "@tmp", "#recycle", "@recycle", "#snapshot", "@recently-snapshot"}
-_SYSTEM |= {"$recycle.bin", "system volume information", "network trash folder", "temporary items"}
 _ENDING = re.compile(r"[a-z][a-z0-9_]{0,19}(\.[a-z][a-z0-9_]{0,19}){0,2}")
 _NEVER = "kinds that execute are always refused"
 _KINDS = {
@@ -49,7 +47,7 @@ _IMAGE_ENDS = {b"\xff\xd8\xff": b"\xff\xd9", b"\x89PNG": b"IEND\xaeB`\x82"}  # b
 _HOLLOW = 16  # zeros at the end of an image that is not whole
 _META = re.compile(r"__[^/]*__(/|$)")  # of webdataset, which leaves them out too
 
-FOLDERS, HIDDEN, META = "folders", "hidden or of the system", "named __like_this__"
+FOLDERS, META = "folders", "named __like_this__"
 NO_ENDING, NO_IMAGE, IGNORED = "not used, without an ending", "without an image of their name", "ignored, as asked for"
 DOTTED, OTHERS = "with a dot in the name, where the key ends", "not used, with still other endings"
 Aside = dict[str, tuple[int, list[str]]]  # why members are no part of a sample -> how many, and the first names
@@ -99,11 +97,6 @@ def check_ignorable(suffixes: Collection[str]) -> frozenset[str]:
     if used := sorted(ignored & set(FIELDS)):
         raise ValueError(f"ignore: expected suffixes without a use here, got {used}")
     return ignored
-
-
-def is_hidden(name: str) -> bool:
-    """Whether a file or folder is the system's or a program's own: its name begins with a dot, or is a known one."""
-    return name.startswith((".", "~$")) or name.lower() in _SYSTEM
 
 
 def why_aside(name: str, ignore: Collection[str] = ()) -> str | None:
