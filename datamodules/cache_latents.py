@@ -261,6 +261,8 @@ def _encode_row(batch: Mapping[str, Any], vae_sha256: str, row: int) -> EncodedS
     target = "target" in batch and bool(batch["has_target"][row] if "has_target" in batch else True)
     of: dict[str, Any] = {"vae_sha256": vae_sha256, "image_size": (height, width), "sizes": sizes, "target": target}
     fields[LATENTS_FIELD] = pack_latents(batch["latents"][row], **of)
+    if "reference" in batch and ("has_reference" not in batch or batch["has_reference"][row]):
+        fields["reference.webp"] = _file_of(batch["reference"][row], "WEBP", lossless=True, quality=0, method=0)
     if caption := batch["caption"][row]:
         fields["txt"] = caption.encode()
     fields |= {"cls": str(int(batch["label"][row])).encode()} if "label" in batch else {}

@@ -1,14 +1,15 @@
 """Make webdataset shards from images: inpaint shards make photos data/train
 
 SOURCE is a folder (with its subfolders, linked ones too), a text file with one path a line, or a table: csv, tsv,
-jsonl, ndjson or parquet with a column of paths or of pictures and, if you like, columns of captions, masks, targets and
-class numbers. Paths in a list are relative to its folder.
+jsonl, ndjson or parquet with a column of paths or of pictures and, if you like, columns of captions, masks, targets,
+instructions, references and class numbers. Paths in a list are relative to its folder.
 
 Beside an image NAME.jpg may lie its caption NAME.txt or NAME.caption, its mask NAME.mask.png (white = inpaint), the
-picture that it should become NAME.target.png, class numbers NAME.label.png or NAME.seg.png, its class NAME.cls, and
-NAME.json with annotations of COCO or LabelMe; a table
-metadata.csv or metadata.jsonl in the folder may say more. Names fit in any case, and what a table says wins. Masks with
-other names are taken with --masks.
+picture that it should become NAME.target.png, the text of that pair NAME.instruction.txt (else its caption), a
+picture that an edit model is shown NAME.reference.png, class numbers NAME.label.png or NAME.seg.png, its class
+NAME.cls, and NAME.json with annotations of COCO or LabelMe; a table metadata.csv or
+metadata.jsonl in the folder may say more. Names fit in any case, and what a table says wins. Masks with other names are
+taken with --masks.
 
 JPEG, PNG and WEBP are copied byte for byte; TIFF, BMP, GIF, AVIF, HEIC and others become PNG without loss. An account
 at the end tells what was taken and found, what was left aside and why, and what cannot be used.
@@ -40,6 +41,7 @@ from datamodules.writing.ordered_pool import ordered_map
 from datamodules.writing.shard_writer import ShardJournal, ShardWriter, open_journal
 from datamodules.writing.source_lists import Columns, Source, find_sources, fingerprint
 from datamodules.writing.source_samples import PackedSample, Packing, Resize, try_source
+from datamodules.writing.source_tables import PURPOSES
 from inpaint_module.commands import options
 from inpaint_module.commands.errors import GOES_ON, exit_code_of
 
@@ -164,7 +166,7 @@ def make_shards(
 
 def _columns(chosen: dict[str, Any]) -> Columns:
     """Columns from the command's options; an empty name stands for no column."""
-    names = {purpose: chosen.pop(f"{purpose}_column") for purpose in ("image", "caption", "mask", "label", "target")}
+    names = {purpose: chosen.pop(f"{purpose}_column") for purpose in PURPOSES}
     given = {purpose: (name,) if name else () for purpose, name in names.items() if name is not None}
     return Columns(**given, json=tuple(filter(None, chosen.pop("json_columns").split(","))))
 

@@ -34,7 +34,9 @@ class Batch(TypedDict, total=False):
             `image` and, if `image` is mirrored, mirrored; what further `transforms` move does not count.
         target_size: int64 (B, 2), H and W.
         has_mask: bool (B,), in a batch without all its masks: whose `mask` is there already.
-        reference: float (B, 3, H, W) in 0..1, what an edit model is shown, for text encoders that see it too.
+        reference: (B, 3, H, W), uint8 or float in 0..1, what an edit model is shown beside the images, if that is a
+            picture of its own, or if text encoders see it; those of samples without are their images.
+        has_reference: bool (B,), in a batch of which some samples have a reference and others do not.
         notes: what is worth counting: kind -> a text for each time.
     """
 
@@ -53,6 +55,7 @@ class Batch(TypedDict, total=False):
     target_size: Tensor
     has_mask: Tensor
     reference: Tensor
+    has_reference: Tensor
     notes: dict[str, list[str]]
 
 

@@ -44,6 +44,17 @@ def _is_plain(plugin: object) -> bool:
     return type(plugin) is Precision or isinstance(plugin, MixedPrecision)
 
 
+def _of_all(batch: Batch, name: str, option: str) -> Tensor:
+    """The pictures of this name, which every sample must have."""
+    has = batch.get(f"has_{name}", torch.tensor([name in batch] * len(batch["image"]))).tolist()
+    if not all(has):
+        raise ValueError(
+            f"base.reference: expected samples that all have a {name} with {option}, got some without, such as "
+            f"{batch['__key__'][has.index(False)]!r}: add NAME.{name}.png, or take masked"
+        )
+    return batch[name]  # type: ignore[literal-required]
+
+
 class InpaintDiffusion(ScheduledModule):
     """Train a denoiser to inpaint: loss = |denoiser(layout(noisy, latents), t, captions) - target|^2.
 
@@ -208,7 +219,7 @@ class InpaintDiffusion(ScheduledModule):
         keys = key(self.seed, batch["position"], Stream.POSTERIOR) if clean is None else None
         if not (self.layout.eats_masked or (self.control and self.control.condition.eats_masked)):
             return encode_whole(self.encoder, images if wanted is None else wanted, masks, clean, keys)
-        if self.layout.reference == "image":
+        if self.layout.reference in ("image", "picture"):
             return self._encode_reference(batch, target, keys)
         if clean is not None:
             return encode_beside(self.encoder, images, masks, clean)
@@ -216,21 +227,21 @@ class InpaintDiffusion(ScheduledModule):
         return self.encoder(images, masks, target=whole, generator=keys)
 
     def _encode_reference(self, batch: Batch, target: bool, keys: Tensor | None) -> InpaintLatents:
-        """Latents of the whole images, which an edit model is shown, beside the grown masks and the targets."""
-        images, masks = batch["image"], batch["mask"]
-        wanted: bool | Tensor = True
+        """Latents of what an edit model is shown, beside the grown masks and the whole images, or their targets."""
+        images, masks, wanted = batch["image"], batch["mask"], batch["image"]
+        shown = images
+        if self.layout.reference == "picture":
+            shown = _of_all(batch, "reference", "picture, which shows it")
         if target:
-            if "target" not in batch or "has_target" in batch:
-                raise ValueError(
-                    "base.reference: expected samples that all have a target with image, which shows the whole image, "
-                    f"got some without, such as {batch['__key__'][0]!r}: add NAME.target.png, or take masked"
-                )
-            wanted = batch["target"]
-        shown, clean = torch.zeros_like(masks), batch.get("latents") if target else None
+            whole = self.layout.reference == "image"
+            wanted = (
+                _of_all(batch, "target", "image, which shows the whole image") if whole else batch.get("target", images)
+            )
+        unmasked, clean = torch.zeros_like(masks), batch.get("latents") if target else None
         if clean is None:
-            latents = self.encoder(images, shown, target=wanted, generator=keys)
+            latents = self.encoder(shown, unmasked, target=wanted, generator=keys)
         else:
-            latents = encode_beside(self.encoder, images, shown, clean)
+            latents = encode_beside(self.encoder, shown, unmasked, clean)
         return latents._replace(noise_mask=self.encoder.fill_hole(images, masks).noise_mask)
 
     def _shown(self, batch: Batch) -> Batch:

@@ -121,6 +121,41 @@ def test_a_folder_a_table_and_metadata_bring_targets(tmp_path: Path) -> None:
     assert look_into(found["a"]).account.found["targets"] == 2
 
 
+def test_a_pair_may_have_a_text_and_a_reference_of_its_own(tmp_path: Path) -> None:
+    folder = pair_folder(tmp_path / "folder", 4)
+    for number in range(4):
+        (folder / f"p{number}.txt").write_text("a photo")
+        photo(5, 60, 30).save(folder / f"p{number}.REFERENCE.bmp")
+        if number:
+            (folder / f"p{number}.Instruction.TXT").write_text("remove the red square ")
+    make_shards(folder, tmp_path / "a")
+    fields = open_shards(str(tmp_path / "a")).read(1).fields
+    assert set(fields) == {"png", "mask.png", "target.png", "reference.png", "instruction.txt", "txt"}
+    assert look_into(open_shards(str(tmp_path / "a"))).account.found["references"] == 4
+    (tmp_path / "table.csv").write_text("path,edit_prompt,reference,text\nfolder/p0.png,take it away,folder/p1.png,a\n")
+    make_shards(tmp_path / "table.csv", tmp_path / "b")
+    row = open_shards(str(tmp_path / "b")).read(0).fields
+    assert (row["instruction.txt"], row["txt"]) == (b"take it away", b"a")
+    assert row["reference.png"] == (folder / "p1.png").read_bytes()
+    for place in (tmp_path / "a", folder):  # shards, and the folder as it is
+        data = data_module(place, batch_size=4)
+        (batch,) = batches(data, 1)
+        texts = dict(zip(batch["__key__"], batch["caption"], strict=True))
+        assert texts == {"p0": "a photo", **{f"p{n}": "remove the red square" for n in (1, 2, 3)}}
+        middle = photo(5, 60, 30).crop((15, 0, 45, 30)).resize((32, 32), Image.Resampling.BICUBIC)
+        shown = torch.from_numpy(np.array(middle)).movedim(-1, 0)
+        assert batch["reference"].shape == (4, 3, 32, 32)
+        assert (batch["reference"].int() - shown.int()).abs().max() <= 2
+        assert "has_reference" not in batch
+    cache_latents(data_module(tmp_path / "a"), tiny_module().encoder, tmp_path / "cache")
+    (cached,) = batches(data_module(tmp_path / "cache", batch_size=4), 1)
+    assert (cached["reference"].int() - shown.int()).abs().max() <= 2
+    assert sorted(cached["caption"]) == ["a photo", *["remove the red square"] * 3]
+    (folder / "p2.REFERENCE.bmp").unlink()
+    (batch,) = batches(data_module(folder, batch_size=4), 1)
+    assert {name for name, has in zip(batch["__key__"], batch["has_reference"], strict=True) if not has} == {"p2"}
+
+
 def test_a_target_shrinks_with_its_image_and_lies_upright(tmp_path: Path) -> None:
     (tmp_path / "in").mkdir()
     photo(0).transpose(Image.Transpose.ROTATE_90).save(tmp_path / "in" / "a.jpg", exif=exif_turned(6))

@@ -161,7 +161,9 @@ def answer(pipeline: Any, name: str, batch: dict[str, Any], noise: Tensor, **gui
         pipeline.transformer.register_to_config(guidance_embeds=False)
     drawn = f"{type(pipeline).__module__}.randn_tensor"
     image, mask = batch["image"].float() / 255, batch["mask"].float()
-    shown = {"image_reference": torch.where(mask > 0.5, 0.5, image)} if name == "flux_kontext_edit" else {}
+    options = guidance or UNGUIDED.get(name, {"guidance_scale": 1.0})
+    if name == "flux_kontext_edit":
+        options = {"image_reference": torch.where(mask > 0.5, 0.5, image), **options}
     own_size: AbstractContextManager[Any] = nullcontext()
     if name == "qwen_image_edit":  # which takes 8 bits alone, and brings all pictures to a million pixels
         image = holed(batch)
@@ -172,13 +174,12 @@ def answer(pipeline: Any, name: str, batch: dict[str, Any], noise: Tensor, **gui
             prompt=batch["caption"],
             image=image,
             mask_image=mask,
-            **shown,
             height=32,
             width=48,
             strength=1.0,
             num_inference_steps=3,
             output_type="latent",
-            **(guidance or UNGUIDED.get(name, {"guidance_scale": 1.0})),
+            **options,
         ).images
 
 
@@ -245,7 +246,7 @@ def test_an_edit_model_may_be_shown_the_whole_image(name: str, folders: dict[str
     torch.testing.assert_close(latents.target, target, rtol=0, atol=1e-5)
     assert torch.equal(latents.noise_mask, batch["mask"].float())
     assert module.inpaint(sample()).inpainted.shape == (2, 3, 32, 48)  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match=r"base.reference: expected masked or image, got 'hole'"):
+    with pytest.raises(ValueError, match=r"base.reference: expected one of masked, image.* got 'hole'"):
         of(name, folders, reference="hole")
     with pytest.raises(ValueError, match=r"base.reference: expected null, as PackedPlainLayout is of no edit model"):
         of("flux_plain", folders, reference="masked")
@@ -275,6 +276,45 @@ def test_what_a_pipeline_looks_for_in_vain_is_said(folders: dict[str, str]) -> N
 def test_a_sibling_that_is_told_otherwise_is_no_family_of_its_name(name: str) -> None:
     with pytest.raises(ValueError, match=f"base model: expected a pipeline .* got {name}"):
         family_of({"_class_name": name}, "somewhere")
+
+
+def test_an_edit_model_may_be_shown_a_picture_of_the_samples_own(
+    folders: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = "flux_kontext_edit"
+    module, batch = of(name, folders, reference="picture"), sample()
+    for loss in (module.loss, module.inpaint):
+        with pytest.raises(
+            ValueError, match=r"that all have a reference with picture, .* 'photo0': add NAME.reference"
+        ):
+            loss(batch)  # type: ignore[operator]
+    batch["reference"] = batch["image"].flip(-1)
+    with pytest.raises(ValueError, match=r"a reference with picture, .* got some without, such as 'photo1'"):
+        module.loss(batch | {"has_reference": torch.tensor([True, False])})  # type: ignore[arg-type]
+    filled: list[Any] = []
+    ours = caught(module.denoiser, lambda: filled.append(module.inpaint(batch)))  # type: ignore[arg-type]
+    pipeline = diffusers.FluxKontextInpaintPipeline.from_pretrained(folders[name])
+    in_the_order_of_training(pipeline.vae)
+    monkeypatch.setattr(DiagonalGaussianDistribution, "sample", lambda self, generator=None: self.mode())
+    noise = normal(key(module.seed, batch["position"], Stream.SAMPLER), (16, 4, 6))
+    images: list[Tensor] = []
+    shown = {"image_reference": batch["reference"].float() / 255, **UNGUIDED[name]}
+    theirs = caught(pipeline.transformer, lambda: images.append(answer(pipeline, name, batch, noise, **shown)))
+    for number, (mine, other) in enumerate(zip(ours, theirs, strict=True)):
+        assert_same_call(mine, other, atol=1e-6 if number == 0 else 1e-5)
+    decoded = module.encoder.decode(pipeline._unpack_latents(images[0], 32, 48, 8).reshape(noise.shape))
+    torch.testing.assert_close(filled[0].inpainted, decoded, rtol=0, atol=1e-5)
+    fed = caught(module.denoiser, lambda: module.loss(batch))[0]["hidden_states"]  # type: ignore[arg-type]
+    vae = module.encoder.vae
+    whole = vae.normalize(vae.posterior(batch["reference"].float() / 255).mean)
+    torch.testing.assert_close(unpack(fed[:, 6:], 4, 6), whole, rtol=0, atol=1e-5)
+    latents = module.encode(batch)  # type: ignore[arg-type]
+    assert torch.equal(latents.target, of("flux_plain", folders).encode(batch).target)  # type: ignore[arg-type]
+    assert reference_call(module.layout)[0].endswith(
+        "image_reference=the picture at the image's size, a tensor, and _auto_resize=False"
+    )
+    with pytest.raises(ValueError, match=r"expected one of masked, image for QwenImageEditLayout, got 'picture'"):
+        of("qwen_image_edit", folders, reference="picture")
 
 
 def test_what_qwen_image_edit_is_shown_and_told(folders: dict[str, str]) -> None:

@@ -72,13 +72,13 @@ def read_json(fields: dict[str, bytes]) -> dict[str, Any]:
 
 
 def parse_caption(fields: dict[str, bytes], max_bytes: int, key: str = "caption") -> str:
-    """The caption from `txt`, else from `key` in `json`, else empty.
+    """The caption from `instruction.txt`, the text of a pair, else from `txt`, else from `key` in `json`, else empty.
 
     Raises:
         ValueError: if it is not UTF-8 (nor says by a byte-order mark what it is), not text, or longer than `max_bytes`.
     """
-    data = fields.get("txt", b"")
-    if "txt" not in fields and "json" in fields:
+    data = fields.get("instruction.txt", fields.get("txt", b""))
+    if not {"instruction.txt", "txt"} & fields.keys() and "json" in fields:
         caption = read_json(fields).get(key) or ""
         if not isinstance(caption, str):
             raise ValueError(f"expected a text as {key} in json, got {type(caption).__name__}")

@@ -29,9 +29,10 @@ from datamodules.decode.reading import (
     naming,
     open_upright,
     plan_pair,
+    plan_view,
     read_view,
 )
-from datamodules.shards.shard_set import RawSample, image_bytes, target_bytes
+from datamodules.shards.shard_set import RawSample, image_bytes, reference_bytes, target_bytes
 from datamodules.shards.tar_index import LATENTS_FIELD
 from inpaint_module.batch import LatentsTag
 
@@ -224,6 +225,16 @@ class SampleDecoder:
                 read_view(file, view, size, self.background) for file, view in zip(files[1:], views[1:], strict=True)
             ]
 
+    def _reference(self, raw: RawSample, size: Size) -> dict[str, Tensor]:
+        """The reference picture's middle at the image's size (H, W), never mirrored; nothing if there is none."""
+        data = reference_bytes(raw.fields)
+        if data is None:
+            return {}
+        with naming("reference"):
+            file = open_upright(data, self.options.max_pixels)
+            view = plan_view(file, centre_crop(*file.size, size), size, self.options.reducing_gap)
+            return {"reference": read_view(file, view, size, self.background)}
+
     def _decode(self, raw: RawSample) -> dict[str, Any]:
         if raw.fault:
             raise ValueError(raw.fault)
@@ -242,6 +253,7 @@ class SampleDecoder:
             sample["target"] = self.augmentations.target(target[0], mask, raw.position)
         elif self.pairs:
             sample |= {"target": augmented.image, "has_target": False}
+        sample |= self._reference(raw, size)
         sample |= {} if augmented.mask is None else {"mask": augmented.mask}
         return sample | ({"notes": notes} if notes else {})
 
@@ -250,6 +262,7 @@ class SampleDecoder:
 
         "target" uint8 (3,H,W) is there of a sample that has one, and with `pairs` of all, "has_target" false of those
         whose image it is.
+        "reference" uint8 (3,H,W) is there of a sample that has a reference picture.
         "original_size" (rows, columns) and "crop" (top, left) of `Batch` are there in training, from a cache if it has
         them; "latents" (C,h,w) of the whole image with `for_cache`.
         "notes", a list of (kind, key), is there if the image is "animated", has been "upscaled", or has

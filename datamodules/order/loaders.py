@@ -25,7 +25,8 @@ def collate(samples: list[dict[str, Any]]) -> Batch:
     """Samples -> one batch.
 
     `has_mask` is there if some samples have own masks and others do not, `target` if some samples have one (those of
-    the others are their images), and then `has_target` if not all have; `notes` if something was noted of a sample
+    the others are their images), and then `has_target` if not all have; `reference` and
+    `has_reference` alike; `notes` if something was noted of a sample
     ("bad", "substituted" and what else the decoder tells).
     """
     batch: Batch = {
@@ -44,11 +45,12 @@ def collate(samples: list[dict[str, Any]]) -> Batch:
         batch["original_size"] = torch.tensor([sample["original_size"] for sample in samples])
         batch["crop"] = torch.tensor([sample["crop"] for sample in samples])
         batch["target_size"] = torch.tensor([sample["image"].shape[-2:] for sample in samples])
-    if any("target" in sample for sample in samples):
-        batch["target"] = torch.stack([sample.get("target", sample["image"]) for sample in samples])
-        has_target = torch.tensor([sample.get("has_target", "target" in sample) for sample in samples])
-        if not has_target.all():
-            batch["has_target"] = has_target
+    for name in ("target", "reference"):
+        if any(name in sample for sample in samples):
+            batch[name] = torch.stack([sample.get(name, sample["image"]) for sample in samples])  # type: ignore[literal-required]
+            has_one = torch.tensor([sample.get(f"has_{name}", name in sample) for sample in samples])
+            if not has_one.all():
+                batch[f"has_{name}"] = has_one  # type: ignore[literal-required]
     has_mask = torch.tensor(["mask" in sample for sample in samples])
     if has_mask.any():
         empty = torch.zeros(1, *batch["image"].shape[-2:], dtype=torch.bool)

@@ -18,7 +18,14 @@ from datamodules.account import Account
 from datamodules.shards.local_files import release
 from datamodules.shards.manifest import Shard, load_index
 from datamodules.shards.shard_cache import CacheFullError, ShardCache
-from datamodules.shards.tar_index import IMAGE_FIELDS, LABEL_FIELDS, MASK_FIELDS, TARGET_FIELDS, ShardIndex
+from datamodules.shards.tar_index import (
+    IMAGE_FIELDS,
+    LABEL_FIELDS,
+    MASK_FIELDS,
+    REFERENCE_FIELDS,
+    TARGET_FIELDS,
+    ShardIndex,
+)
 from datamodules.shards.transports import RemoteError, file_name, is_remote
 from inpaint_module.redaction import redact
 
@@ -55,6 +62,11 @@ def image_bytes(fields: dict[str, bytes]) -> bytes:
 def target_bytes(fields: dict[str, bytes]) -> bytes | None:
     """The file of the picture that a sample's image should become; None if it has none."""
     return next((fields[name] for name in TARGET_FIELDS if name in fields), None)
+
+
+def reference_bytes(fields: dict[str, bytes]) -> bytes | None:
+    """The file of the reference picture that an edit model is shown; None if a sample has none."""
+    return next((fields[name] for name in REFERENCE_FIELDS if name in fields), None)
 
 
 class OpenFiles:
@@ -251,8 +263,13 @@ class ShardSet:
 
 
 _LOCAL, _REMOTE = 32, 2  # indexes that are read of a set of more shards
-_KINDS = {"captions": {"txt"}, "masks": {*MASK_FIELDS}, "labels": {*LABEL_FIELDS, "cls"}, "json": {"json"}}
-_KINDS["targets"] = {*TARGET_FIELDS}
+_KINDS = {
+    "captions": {"txt", "instruction.txt"},
+    "masks": {*MASK_FIELDS},
+    "labels": {*LABEL_FIELDS, "cls"},
+    "json": {"json"},
+}
+_KINDS |= {"targets": {*TARGET_FIELDS}, "references": {*REFERENCE_FIELDS}}
 
 
 class Contents(NamedTuple):

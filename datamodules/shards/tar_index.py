@@ -20,10 +20,11 @@ IMAGE_FIELDS = ("jpg", "jpeg", "png", "webp")
 MASK_FIELDS = ("mask.png", "mask.webp", "mask.jpg", "mask.jpeg")
 LABEL_FIELDS = ("label.png", "seg.png")
 TARGET_FIELDS = ("target.png", "target.webp", "target.jpg", "target.jpeg")  # what the image should become
+REFERENCE_FIELDS = ("reference.png", "reference.webp", "reference.jpg", "reference.jpeg")  # what an edit model is shown
 LATENTS_FIELD = "latents.safetensors"  # of cache_latents
-OTHER_FIELDS = ("txt", "json", "cls", LATENTS_FIELD)
+OTHER_FIELDS = ("txt", "instruction.txt", "json", "cls", LATENTS_FIELD)
 FIELDS = (
-    IMAGE_FIELDS + MASK_FIELDS + LABEL_FIELDS + TARGET_FIELDS + OTHER_FIELDS
+    IMAGE_FIELDS + MASK_FIELDS + LABEL_FIELDS + TARGET_FIELDS + REFERENCE_FIELDS + OTHER_FIELDS
 )  # never what a reader would have to execute
 MAX_MEMBER_BYTES = 1 << 28
 _KNOWN = frozenset(FIELDS)

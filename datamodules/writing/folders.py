@@ -17,7 +17,7 @@ LINKED = "linked, but there already"
 
 
 class FolderPhoto(NamedTuple):
-    """A photo and, by purpose (txt, cls, json, mask, label, seg, target), files beside it; paths from the folder."""
+    """A photo and, by purpose (as of `Sidecar`), files beside it; paths from the folder."""
 
     path: Path
     beside: dict[str, Path]

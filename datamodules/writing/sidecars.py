@@ -1,6 +1,6 @@
-"""What lies beside a photo, by name: captions, masks, label maps, targets, class numbers, annotations; in any case.
+"""What lies beside a photo, by name: captions, masks, label maps, targets, references, class numbers, annotations.
 
-All of it is a function of the names in one folder.
+All of it is a function of the names in one folder, in any case.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from datamodules.account import Account
 from datamodules.decode.conversion import is_picture, suffix_of, why_unread
 
 _TEXTS = {"txt": "txt", "caption": "txt", "cls": "cls", "json": "json"}
-_PICTURES = ("mask", "label", "seg", "target")
+_PICTURES = ("mask", "label", "seg", "target", "reference")
 _ORDER = ("txt", "png", "webp", "jpg", "jpeg")  # where several files say the same, the first of these is used
 _MASK_NAMES = (
     re.compile(r"(?P<name>.+?)(?P<mark>[ ._-]masks?)[ _-]?(?P<number>\d*)", re.IGNORECASE),
@@ -30,7 +30,7 @@ NO_PHOTO = "a mask, label map or target beside no photo"
 class Sidecar(NamedTuple):
     """A file that says something of a photo: the photo's name without its suffix, and what it is.
 
-    `purpose` is txt, cls, json, mask, label, seg or target.
+    `purpose` is txt, instruction, cls, json, mask, label, seg, target or reference.
     """
 
     stem: str
@@ -55,13 +55,15 @@ def stem_of(name: str) -> str:
 
 
 def read_name(name: str) -> Sidecar | None:
-    """`a.txt`, `a.MASK.PNG` -> whose it is; None for any other file."""
+    """`a.txt`, `a.instruction.txt`, `a.MASK.PNG` -> whose it is; None for any other file."""
     suffix = suffix_of(name)
+    before, _, mark = stem_of(name).rpartition(".")
+    if suffix == "txt" and before and mark.lower() == "instruction":
+        return Sidecar(before, "instruction")
     if suffix in _TEXTS:
         return Sidecar(stem_of(name), _TEXTS[suffix])
-    stem, _, mark = stem_of(name).rpartition(".")
-    if stem and is_picture(name) and mark.lower() in _PICTURES:
-        return Sidecar(stem, mark.lower())
+    if before and is_picture(name) and mark.lower() in _PICTURES:
+        return Sidecar(before, mark.lower())
     return None
 
 

@@ -30,7 +30,7 @@ class Source(NamedTuple):
     Attributes:
         key: of the sample.
         path: the file, or the cell of a table that holds it.
-        beside: purpose (txt, cls, json, mask, label, seg, target) -> file beside it, or cell.
+        beside: purpose (txt, instruction, cls, json, mask, label, seg, target, reference) -> file beside it, or cell.
         given: fields that a table gives, with their bytes; they win.
         origin: where the table says it.
         name: what an account calls it.

@@ -89,6 +89,7 @@ class _Reader:
         self.notes: list[tuple[str, str]] = []
         self.stored: StoredPicture | None = None
         self.wanted: StoredPicture | None = None  # the target
+        self.shown: StoredPicture | None = None  # the reference
         self.frame, self.turn = (0, 0), Turn()  # upright width and height of the image, and what makes it upright
         self.turned = False  # whether something beside the image is drawn on it as it lies in its file
 
@@ -133,6 +134,12 @@ class _Reader:
         for kind in self.wanted.notes:
             self.note(kind, name)
 
+    def reference(self, name: str, data: bytes) -> None:
+        """What an edit model is shown, of any size."""
+        self.shown = stored_picture(data, name, self.packing.max_pixels)
+        for kind in self.shown.notes:
+            self.note(kind, name)
+
     def labels(self, name: str, data: bytes) -> None:
         """A map of class numbers; `purpose` is in its name."""
         stored = stored_picture(data, name, self.packing.max_pixels)
@@ -144,6 +151,11 @@ class _Reader:
     def caption(self, name: str, data: bytes) -> None:
         """A caption; bytes that are good as they are stay so."""
         self.fields["txt"] = _utf8(data, self.packing.encoding)
+        parse_caption(self.fields, _MAX_CAPTION_BYTES)
+
+    def instruction(self, name: str, data: bytes) -> None:
+        """The text of a pair, which stands for the caption; bytes that are good as they are stay so."""
+        self.fields["instruction.txt"] = _utf8(data, self.packing.encoding)
         parse_caption(self.fields, _MAX_CAPTION_BYTES)
 
     def number(self, name: str, data: bytes) -> None:
@@ -175,8 +187,9 @@ class _Reader:
         if image is not self.stored.data and "json" in self.fields:
             self.fields["json"] = _sized_json(self.fields["json"], self.frame)
         self.fields[self.stored.suffix] = image
-        if self.wanted is not None:
-            self.fields[f"target.{self.wanted.suffix}"] = _shrunk(self.wanted, self.packing.resize, upright_too=True)
+        for name, picture in (("target", self.wanted), ("reference", self.shown)):
+            if picture is not None:
+                self.fields[f"{name}.{picture.suffix}"] = _shrunk(picture, self.packing.resize, upright_too=True)
         size = self.frame if image is self.stored.data else image_size(image)
         sample = EncodedSample(self.source.key, self.fields, size)
         told = ("captions",) if parse_caption(self.fields, _MAX_CAPTION_BYTES) else ()  # it may be in the json
@@ -237,8 +250,9 @@ def read_source(source: Source, packing: Packing) -> PackedSample:
     reader.fields |= dict(source.given)
     uses = {"mask": reader.mask, "label": reader.labels, "seg": reader.labels, "json": reader.json}
     uses |= {"txt": reader.caption, "cls": reader.number, "target": reader.target}
+    uses |= {"instruction": reader.instruction, "reference": reader.reference}
     for purpose, place in source.beside:
-        if purpose not in reader.fields or purpose == "json":
+        if not {purpose, f"{purpose}.txt"} & reader.fields.keys() or purpose == "json":
             reader.read(place, uses[purpose])
     with _naming(str(source)):
         return reader.sample()

@@ -170,12 +170,23 @@ class Columns(NamedTuple):
     mask: Sequence[str] = ("mask", "mask_path", "mask_file_name", "mask_file", "mask_image")
     label: Sequence[str] = ("label", "cls", "class_id", "label_id")
     target: Sequence[str] = ("target", "target_path", "target_file_name", "target_file", "target_image")
+    instruction: Sequence[str] = ("instruction", "edit_instruction", "edit_prompt")
+    reference: Sequence[str] = (
+        "reference",
+        "reference_path",
+        "reference_file_name",
+        "reference_file",
+        "reference_image",
+    )
     json: Sequence[str] = ()
 
 
+PURPOSES = ("image", "caption", "mask", "label", "target", "instruction", "reference")
+
+
 class Row(NamedTuple):
-    """One row: the place of the picture, and by purpose (mask, target) those of what belongs to it, as written or in
-    the table itself; fields with their bytes; `origin` says where the row is."""
+    """One row: the place of the picture, and by purpose (mask, target, reference) those of what belongs to it, as
+    written or in the table itself; fields with their bytes; `origin` says where the row is."""
 
     image: str | Cell
     beside: dict[str, str | Cell]
@@ -200,7 +211,7 @@ def read_rows(path: Path, columns: Columns, encoding: str) -> Rows:
     try:
         use = {
             purpose: _column(table, getattr(columns, purpose), Columns._field_defaults[purpose], purpose)
-            for purpose in ("image", "caption", "mask", "label", "target")
+            for purpose in PURPOSES
         }
         kept = [_find(table.columns, name) for name in columns.json]
         if None in kept:
@@ -246,9 +257,14 @@ def _text(row: dict[str, Any], column: str | None) -> str:
     if value is None or value != value:  # NaN stands for nothing in tables of pandas
         return ""
     if not isinstance(value, str):
-        advice = "; --target-column '' leaves targets out" if _plain(str(column)) == "target" else ""  # often a class
+        advice = _advice(_plain(str(column)))
         raise ValueError(f"column {column!r}: expected a text, got {type(value).__name__}{advice}")
     return value
+
+
+def _advice(purpose: str) -> str:
+    """How to leave out a column that is often something else, such as a class."""
+    return f"; --{purpose}-column '' leaves {purpose}s out" if purpose in ("target", "reference") else ""
 
 
 def _label(row: dict[str, Any], column: str | None) -> bytes:
@@ -270,7 +286,7 @@ def _place(row: dict[str, Any], column: str | None, what: str) -> str | Cell | N
         return value
     path = _text(row, column).strip()
     if path and not is_picture(Path(path).name) and (why_unread(path) is None or what != _IMAGE):
-        advice = "; --target-column '' leaves targets out" if what == "a target" else ""
+        advice = _advice(what.removeprefix("a "))
         raise ValueError(f"column {column!r}: expected the path of {what}, got {path!r}{advice}")
     return path or None
 
@@ -280,9 +296,10 @@ def _row(row: dict[str, Any], use: dict[str, str | None], json_columns: dict[str
     if image is None:
         raise ValueError(f"column {use['image']!r}: expected the path of an image, got ''")
     given = {"txt": _text(row, use["caption"]).encode(), "cls": _label(row, use["label"])}
+    given["instruction.txt"] = _text(row, use["instruction"]).encode()
     if json_columns:
         kept = {name: row.get(column) for name, column in json_columns.items()}
         given["json"] = json.dumps(kept, sort_keys=True).encode()
-    beside = {purpose: _place(row, use[purpose], f"a {purpose}") for purpose in ("mask", "target")}
+    beside = {purpose: _place(row, use[purpose], f"a {purpose}") for purpose in ("mask", "target", "reference")}
     places = {purpose: place for purpose, place in beside.items() if place is not None}
     return Row(image, places, tuple((name, data) for name, data in given.items() if data), origin)

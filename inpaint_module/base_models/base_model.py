@@ -175,8 +175,8 @@ class BaseModel(ModelParts):
         quantize: nf4 or int8: the linear layers of the frozen base model in 4 or 8 bits, by bitsandbytes; with `lora`
             or `controlnet`.
         controlnet: of `train: controlnet`: which one, and how strong.
-        reference: of `train: edit`: masked, the image with its hole filled, which is the default; or image, the whole
-            one, of samples with a target picture.
+        reference: of `train: edit`: masked, the image with its hole filled, which is the default; image, the whole
+            one, of samples with a target picture; or picture, NAME.reference.png of each, not of Qwen-Image-Edit.
         gradient_checkpointing: compute activations again in the backward pass instead of keeping them.
         channels_last: memory format of convolutions. Measure it.
         encoder: how images and masks come to latents, where it is to be otherwise than in the pipeline.

@@ -143,7 +143,8 @@ class DenoiserLayout(Layout):
     Attributes:
         blends: whether the pipelines put the known latents back after every step, as nothing tells the denoiser of
             them.
-        reference: of edit models, the picture that they are shown: masked, or image for the whole one; None for others.
+        reference: of edit models, what they are shown: masked, image for the whole one, or picture for one of the
+            sample's own; None for others.
         own_loop: whether it is for a loop of your own alone, as its model learns more than `InpaintDiffusion` trains.
     """
 
@@ -205,7 +206,8 @@ class ReferenceLayout(PackedPlainLayout):
 
     Args:
         reduce: as of `Layout`.
-        reference: masked: the image with its hole filled with grey; image: the whole one, of samples with a target.
+        reference: masked: the image with its hole filled with grey; image: the whole one, of samples with a target;
+            picture: one of the sample's own, `batch["reference"]`.
 
     Attributes:
         reference_call: how the pipeline is shown what training showed, for `export`.
@@ -215,6 +217,7 @@ class ReferenceLayout(PackedPlainLayout):
     """
 
     eats_masked = True
+    references: tuple[str, ...] = ("masked", "image", "picture")
     reference_call = (
         "shows the whole image, brought to a size of its own: call it with image_reference={}, a tensor, "
         "and _auto_resize=False"
@@ -222,8 +225,9 @@ class ReferenceLayout(PackedPlainLayout):
 
     def __init__(self, reduce: str = "nearest", reference: str = "masked"):
         super().__init__(reduce)
-        if reference not in ("masked", "image"):
-            raise ValueError(f"base.reference: expected masked or image, got {reference!r}")
+        if reference not in self.references:
+            known = f"one of {', '.join(self.references)} for {type(self).__name__}"
+            raise ValueError(f"base.reference: expected {known}, got {reference!r}")
         self.reference = reference
 
     def shown(self, encoder: InpaintEncoder, images: Tensor, masks: Tensor) -> Tensor:

@@ -42,6 +42,7 @@ class QwenImageEditLayout(ReferenceLayout):
     """
 
     fill = 128 / 255
+    references = ("masked", "image")
     reference_call = (
         "has one picture, to show and to blend with, and brings it to about 1024 x 1024 pixels: train at that, and "
         "call it with image={}, as PIL pictures, which hold 0.502 as 128"

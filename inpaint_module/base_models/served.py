@@ -64,7 +64,11 @@ def reference_call(layout: Layout) -> list[str]:
     """How a pipeline has to be called for an edit model to be shown what it was shown in training."""
     if not isinstance(layout, ReferenceLayout):
         return []
-    shown = f"torch.where(mask > 0.5, {layout.fill:.4g}, image)" if layout.reference == "masked" else "image"
+    ways = {
+        "masked": f"torch.where(mask > 0.5, {layout.fill:.4g}, image)",
+        "picture": "the picture at the image's size",
+    }
+    shown = ways.get(str(layout.reference), "image")
     return [f"the pipeline {layout.reference_call.format(shown)}"]
 
 

@@ -213,6 +213,8 @@ def _add_columns(parser: Parser) -> None:
         "mask": "paths of masks (default: mask, mask_path and the like; '' for none)",
         "label": "class numbers (default: label, cls and the like; '' for none)",
         "target": "paths of target pictures (default: target, target_path and the like; '' for none)",
+        "instruction": "texts of pairs, for the captions (default: instruction, edit_prompt and the like; '' for none)",
+        "reference": "paths of reference pictures (default: reference, reference_path and the like; '' for none)",
     }.items():
         table.add_argument(f"--{purpose}-column", metavar="NAME", help=told)
     told = "more columns to keep, in each sample's json (default: none)"
