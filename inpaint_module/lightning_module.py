@@ -46,13 +46,14 @@ def _is_plain(plugin: object) -> bool:
 
 def _of_all(batch: Batch, name: str, option: str) -> Tensor:
     """The pictures of this name, which every sample must have."""
-    has = batch.get(f"has_{name}", torch.tensor([name in batch] * len(batch["image"]))).tolist()
+    known: Any = batch
+    has = known[f"has_{name}"].tolist() if f"has_{name}" in known else [name in known] * len(known["image"])
     if not all(has):
         raise ValueError(
             f"base.reference: expected samples that all have a {name} with {option}, got some without, such as "
-            f"{batch['__key__'][has.index(False)]!r}: add NAME.{name}.png, or take masked"
+            f"{known['__key__'][has.index(False)]!r}: add NAME.{name}.png, or take masked"
         )
-    return batch[name]  # type: ignore[literal-required]
+    return known[name]
 
 
 class InpaintDiffusion(ScheduledModule):

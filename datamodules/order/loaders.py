@@ -50,7 +50,7 @@ def collate(samples: list[dict[str, Any]]) -> Batch:
             batch[name] = torch.stack([sample.get(name, sample["image"]) for sample in samples])  # type: ignore[literal-required]
             has_one = torch.tensor([sample.get(f"has_{name}", name in sample) for sample in samples])
             if not has_one.all():
-                batch[f"has_{name}"] = has_one  # type: ignore[literal-required]
+                batch[f"has_{name}"] = has_one
     has_mask = torch.tensor(["mask" in sample for sample in samples])
     if has_mask.any():
         empty = torch.zeros(1, *batch["image"].shape[-2:], dtype=torch.bool)
