@@ -45,12 +45,13 @@ def collate(samples: list[dict[str, Any]]) -> Batch:
         batch["original_size"] = torch.tensor([sample["original_size"] for sample in samples])
         batch["crop"] = torch.tensor([sample["crop"] for sample in samples])
         batch["target_size"] = torch.tensor([sample["image"].shape[-2:] for sample in samples])
+    pictures: Any = batch
     for name in ("target", "reference"):
         if any(name in sample for sample in samples):
-            batch[name] = torch.stack([sample.get(name, sample["image"]) for sample in samples])  # type: ignore[literal-required]
+            pictures[name] = torch.stack([sample.get(name, sample["image"]) for sample in samples])
             has_one = torch.tensor([sample.get(f"has_{name}", name in sample) for sample in samples])
             if not has_one.all():
-                batch[f"has_{name}"] = has_one
+                pictures[f"has_{name}"] = has_one
     has_mask = torch.tensor(["mask" in sample for sample in samples])
     if has_mask.any():
         empty = torch.zeros(1, *batch["image"].shape[-2:], dtype=torch.bool)
