@@ -34,13 +34,13 @@ from inpaint_module.commands.config_files import read_config
 from inpaint_module.commands.errors import exit_code_of
 from inpaint_module.files import atomic_write
 from inpaint_module.inpaint_image import inpaint_image, surroundings, trained_side
-from inpaint_module.lightning_module import InpaintDiffusion
 from inpaint_module.masks import MaskGenerator, preset
 from inpaint_module.metrics import MaskedPSNR
 from inpaint_module.metrics.scores import PLAIN_FILLS, plain_fills
 from inpaint_module.pixels import to_unit_float
 from inpaint_module.randomness import Stream, key
 from inpaint_module.trained import load_model
+from inpaint_module.training.inpaint_diffusion import InpaintDiffusion
 
 _MAX_PIXELS = 200_000_000
 _WORTH_SAYING = 2  # times that a picture is larger than what the model works at

@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from inpaint_module.batch import Batch
     from inpaint_module.comfyui import NODE_CLASS_MAPPINGS, NODE_DISPLAY_NAME_MAPPINGS
     from inpaint_module.encoder import InpaintEncoder, InpaintLatents
-    from inpaint_module.lightning_module import InpaintDiffusion
     from inpaint_module.masks import MaskGenerator, preset
     from inpaint_module.metrics.masked import MaskedPSNR
     from inpaint_module.metrics.perceptual import LPIPS
@@ -32,7 +31,8 @@ if TYPE_CHECKING:
     from inpaint_module.report.validation_report import ValidationReport
     from inpaint_module.sampling import inpaint_latents
     from inpaint_module.sizing import padding_mask_crop
-    from inpaint_module.training.ema import EMA
+    from inpaint_module.training.averages import EMA
+    from inpaint_module.training.inpaint_diffusion import InpaintDiffusion
     from inpaint_module.training.watch import ValidationLoss
     from inpaint_module.vae.loading import load_vae
 
@@ -73,9 +73,9 @@ _HOMES = {
     "NODE_DISPLAY_NAME_MAPPINGS": "comfyui",
     "BaseModel": "base_models",
     "Batch": "batch",
-    "EMA": "training.ema",
+    "EMA": "training.averages",
     "FluxFillLayout": "base_models",
-    "InpaintDiffusion": "lightning_module",
+    "InpaintDiffusion": "training.inpaint_diffusion",
     "InpaintEncoder": "encoder",
     "InpaintLatents": "encoder",
     "LPIPS": "metrics.perceptual",
@@ -100,10 +100,15 @@ _HOMES = {
     "preset": "masks",
     "reduce_mask": "morphology",
 }
+_FORMER = {  # modules that class paths of older configs name, and where their classes are now
+    **dict.fromkeys(("callbacks", "checkpoints", "lightning_module", "schedules"), "training"),
+}
 
 
 def __getattr__(name: str) -> Any:
     """Import a public name when it is first asked for: the help of a command does without torch."""
+    if name in _FORMER:
+        return import_module(f"inpaint_module.{_FORMER[name]}")
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     value = getattr(import_module(f"inpaint_module.{_HOMES[name]}"), name)

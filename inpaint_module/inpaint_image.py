@@ -15,7 +15,7 @@ from inpaint_module.fills import seamless
 from inpaint_module.pixels import to_bytes, to_unit_float
 
 if TYPE_CHECKING:
-    from inpaint_module.lightning_module import InpaintDiffusion
+    from inpaint_module.training.inpaint_diffusion import InpaintDiffusion
 
 _ADDED: dict[str, Any] = {"reach": 0, "nothing_known": 0.5}  # how `seamless` makes the smooth fill itself
 _JOINED = 512  # pixels a side; above it the join would cost more than the fill, and shows no more

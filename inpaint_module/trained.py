@@ -11,8 +11,8 @@ from lightning.pytorch import LightningModule
 
 from inpaint_module.commands.config_files import make_parts, read_parts
 from inpaint_module.embedded import ASSETS
-from inpaint_module.lightning_module import InpaintDiffusion
 from inpaint_module.training.checkpoints import VerifiedCheckpointIO
+from inpaint_module.training.inpaint_diffusion import InpaintDiffusion
 from inpaint_module.training.resume import loaded_from
 
 SHIPPED_MODEL = ASSETS / "inpainter" / "model.yaml"

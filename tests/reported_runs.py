@@ -12,9 +12,9 @@ from quiet_trainer import quiet_trainer
 from tiny_models import tiny_denoiser, tiny_module
 
 from datamodules import WebDatasetDataModule
-from inpaint_module.lightning_module import InpaintDiffusion
 from inpaint_module.masks import Boxes
 from inpaint_module.report.validation_report import ValidationReport
+from inpaint_module.training.inpaint_diffusion import InpaintDiffusion
 
 PRESETS = ("lama-thick", "outpaint")
 SIZE = 48

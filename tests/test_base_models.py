@@ -36,12 +36,12 @@ from inpaint_module.base_models import (
 from inpaint_module.base_models.served import clip_skip_difference
 from inpaint_module.encoder import InpaintLatents
 from inpaint_module.export import export
-from inpaint_module.lightning_module import InpaintDiffusion
 from inpaint_module.masks import Boxes
 from inpaint_module.randomness import Stream, key, normal
 from inpaint_module.trained import load_weights, module_from_configs
+from inpaint_module.training.averages import EMA
 from inpaint_module.training.checkpoints import VerifiedCheckpointIO
-from inpaint_module.training.ema import EMA
+from inpaint_module.training.inpaint_diffusion import InpaintDiffusion
 from inpaint_module.training.resume import ExactResume
 
 pytestmark = [

@@ -12,7 +12,7 @@ from tiny_models import tiny_batch, tiny_module
 from torch import nn
 
 from inpaint_module.base_models import CompiledForward
-from inpaint_module.lightning_module import InpaintDiffusion
+from inpaint_module.training.inpaint_diffusion import InpaintDiffusion
 
 
 def compiled_calls(module: InpaintDiffusion) -> list[bool]:

@@ -20,9 +20,9 @@ from torch import Tensor
 
 from inpaint_module.base_models import BaseModel, ControlNetOptions, LoRA
 from inpaint_module.export import export
-from inpaint_module.lightning_module import InpaintDiffusion
 from inpaint_module.randomness import Stream, key, normal
 from inpaint_module.trained import load_weights
+from inpaint_module.training.inpaint_diffusion import InpaintDiffusion
 
 pytestmark = [
     *QUIET,

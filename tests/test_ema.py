@@ -17,8 +17,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from two_ranks import Batches, equal, weights
 
-from inpaint_module.lightning_module import InpaintDiffusion
-from inpaint_module.training.ema import EMA
+from inpaint_module.training.averages import EMA
+from inpaint_module.training.inpaint_diffusion import InpaintDiffusion
 
 pytestmark = [
     *QUIET,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from inpaint_module.fingerprints import check_ranks, check_saved
+from inpaint_module.training.checks import check_ranks, check_saved
 
 
 def test_ranks_that_differ_are_named() -> None:

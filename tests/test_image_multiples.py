@@ -29,7 +29,7 @@ from inpaint_module.base_models import (
 )
 from inpaint_module.encoder import InpaintLatents
 from inpaint_module.inpaint_image import inpaint_image
-from inpaint_module.lightning_module import InpaintDiffusion
+from inpaint_module.training.inpaint_diffusion import InpaintDiffusion
 
 pytestmark = QUIET
 TEXT = torch.zeros(1, 3, tiny.TEXT)

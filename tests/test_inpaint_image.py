@@ -10,7 +10,7 @@ import torch
 from tiny_models import tiny_module
 
 from inpaint_module.inpaint_image import inpaint_image, mask_region, padded, shrunk, surroundings, trained_side
-from inpaint_module.lightning_module import InpaintDiffusion
+from inpaint_module.training.inpaint_diffusion import InpaintDiffusion
 
 SIZES: dict[str, Any] = {"tile": 64, "overlap": 16, "multiple": 16}
 

@@ -15,8 +15,8 @@ from torch import Tensor
 from inpaint_module import base_models
 from inpaint_module.base_models import ControlNetCondition, DenoiserLayout, Layout, ModelParts, pack, unpack
 from inpaint_module.encoder import InpaintEncoder, InpaintLatents
-from inpaint_module.lightning_module import InpaintDiffusion
 from inpaint_module.sampling import inpaint_latents
+from inpaint_module.training.inpaint_diffusion import InpaintDiffusion
 
 DENOISER_LAYOUTS = {
     base_models.StableDiffusionLayout: 9,

@@ -20,14 +20,14 @@ from tiny_models import ClassConditioning, tiny_batch, tiny_denoiser, tiny_modul
 from torch.nn.utils import get_total_norm
 from torch.utils.data import DataLoader
 
-from inpaint_module import InpaintEncoder, lightning_module
+from inpaint_module import InpaintEncoder
 from inpaint_module.base_models import ModelParts, StableDiffusionLayout, drop_mask, grow_input_channels
-from inpaint_module.lightning_module import InpaintDiffusion
 from inpaint_module.objectives.loss_weights import Huber, LossWeights, weighted_loss
 from inpaint_module.objectives.objectives import DiffusionObjective, FlowMatchingObjective
 from inpaint_module.objectives.timesteps import LogitNormal
 from inpaint_module.randomness import Stream, draw, integers, key, normal
 from inpaint_module.sampling import inpaint_latents
+from inpaint_module.training.inpaint_diffusion import InpaintDiffusion
 
 CONFIG = Path(__file__).parents[1] / "configs" / "quickstart.yaml"
 
@@ -129,7 +129,7 @@ def test_sampling_starts_from_other_noise_than_training() -> None:
     module, batch = tiny_module(seed=3), tiny_batch()
     with (
         mock.patch.object(module, "objective", wraps=module.objective) as objective,
-        mock.patch.object(lightning_module, "inpaint_latents", wraps=inpaint_latents) as sample,
+        mock.patch("inpaint_module.training.inpaint_diffusion.inpaint_latents", wraps=inpaint_latents) as sample,
     ):
         module.loss(batch)
         module.inpaint(batch)
@@ -233,7 +233,7 @@ def test_a_huber_loss_reaches_the_loss() -> None:
     plain = tiny_module().loss(batch)
     for c in (1e3, 0.5):
         module = tiny_module(objective=partial(DiffusionObjective, huber=Huber(c, schedule="constant")))
-        with mock.patch("inpaint_module.lightning_module.weighted_loss", wraps=weighted_loss) as loss:
+        with mock.patch("inpaint_module.training.inpaint_diffusion.weighted_loss", wraps=weighted_loss) as loss:
             found = module.loss(batch)
             prediction, target = loss.call_args.args[:2]
         expected = 2 * c * (((prediction - target).double().square() + c * c).sqrt() - c)

@@ -17,7 +17,7 @@ from torch import nn
 
 from inpaint_module.base_models import BaseModel, LoRA
 from inpaint_module.cli import main
-from inpaint_module.lightning_module import InpaintDiffusion
+from inpaint_module.training.inpaint_diffusion import InpaintDiffusion
 from inpaint_module.training.memory import (
     Memory,
     bytes_of,

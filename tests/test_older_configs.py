@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import yaml
+from jsonargparse._util import import_object
 from lightning import LightningDataModule
 
 from datamodules import DecoderOptions, MaskOptions, OrderOptions, WebDatasetDataModule
@@ -32,7 +33,7 @@ model:
 """
 NEW = """
 model:
-  class_path: inpaint_module.lightning_module.InpaintDiffusion
+  class_path: inpaint_module.InpaintDiffusion
   init_args:
     base:
       class_path: inpaint_module.base_models.ModelParts
@@ -214,7 +215,10 @@ def test_a_setting_that_moved_has_not_changed() -> None:
         ("inpaint_module.checkpoints.VerifiedCheckpointIO", "inpaint_module.training.VerifiedCheckpointIO"),
         ("inpaint_module.checkpoints.resume.ExactResume", "inpaint_module.training.ExactResume"),
         ("inpaint_module.callbacks.ema.EMA", "inpaint_module.training.EMA"),
+        ("inpaint_module.lightning_module.InpaintDiffusion", "inpaint_module.InpaintDiffusion"),
+        ("inpaint_module.schedules.DiffusersSchedule", "inpaint_module.training.DiffusersSchedule"),
         ("inpaint_module.masks.curriculum.Curriculum", "inpaint_module.masks.Curriculum"),
+        ("inpaint_module.masks.setops.Union", "inpaint_module.masks.Union"),
         ("inpaint_module.metrics.masked_psnr.MaskedPSNR", "inpaint_module.metrics.MaskedPSNR"),
         ("inpaint_module.masks.Boxes", "inpaint_module.masks.Boxes"),
         ("my.inpaint_module.callbacks.EMA", "my.inpaint_module.callbacks.EMA"),
@@ -225,3 +229,17 @@ def test_classes_are_found_where_they_are_now(former: str, present: str) -> None
     assert found == {"trainer": {"callbacks": [{"class_path": present, "init_args": {"a": 1}}]}}
     module, _, name = present.rpartition(".")
     assert module.startswith("my") or hasattr(import_module(module), name)
+
+
+@pytest.mark.parametrize(
+    "former",
+    [
+        "inpaint_module.lightning_module.InpaintDiffusion",
+        "inpaint_module.callbacks.EMA",
+        "inpaint_module.schedules.DiffusersSchedule",
+        "inpaint_module.masks.mixture.Mixture",
+        "inpaint_module.masks.polygon.Polygon",
+    ],
+)
+def test_an_option_may_name_a_class_where_it_was(former: str) -> None:
+    assert import_object(former).__name__ == former.rpartition(".")[2]

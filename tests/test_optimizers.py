@@ -21,10 +21,9 @@ from torch import Tensor, nn
 from two_ranks import equal, weights
 
 import train
-from inpaint_module.lightning_module import InpaintDiffusion
-from inpaint_module.training.averaged_optimizer import AveragedOptimizer
+from inpaint_module.training.averages import EMA, AveragedOptimizer
 from inpaint_module.training.checkpoints import VerifiedCheckpointIO, read_plain
-from inpaint_module.training.ema import EMA
+from inpaint_module.training.inpaint_diffusion import InpaintDiffusion
 from inpaint_module.training.memory import optimizer_bytes
 
 pytestmark = [

@@ -23,9 +23,9 @@ from inpaint_module.base_models import BaseModel, PlainLayout, family_of, unpack
 from inpaint_module.base_models.family import TextOptions
 from inpaint_module.base_models.served import config_difference, reference_call
 from inpaint_module.export import export
-from inpaint_module.lightning_module import InpaintDiffusion
 from inpaint_module.randomness import Stream, key, normal
 from inpaint_module.sampling import inpaint_latents
+from inpaint_module.training.inpaint_diffusion import InpaintDiffusion
 
 pytestmark = [
     *QUIET,

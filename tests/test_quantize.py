@@ -17,9 +17,9 @@ from two_ranks import Batches, equal, weights
 
 from inpaint_module.base_models import BaseModel, LoRA, TextOptions, dequantize, quantize, quantized_state
 from inpaint_module.export import export
-from inpaint_module.lightning_module import InpaintDiffusion
+from inpaint_module.training.averages import EMA
 from inpaint_module.training.checkpoints import VerifiedCheckpointIO
-from inpaint_module.training.ema import EMA
+from inpaint_module.training.inpaint_diffusion import InpaintDiffusion
 from inpaint_module.training.memory import held_memory
 from inpaint_module.weightless import without_weights
 

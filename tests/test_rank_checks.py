@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from inpaint_module.training.checkpoints import VerifiedCheckpointIO, read_seal
-from inpaint_module.training.rank_checks import Resumed, check_equal, gathered, look_at
+from inpaint_module.training.checks import Resumed, check_equal, gathered, look_at
 
 
 def save(path: Path, step: int) -> Path:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.optim import lr_scheduler as schedulers
 from torch.utils.data import DataLoader
 
-from inpaint_module.schedules import DiffusersSchedule, ScheduledModule, length_of, pace_of
+from inpaint_module.training.optimization import DiffusersSchedule, ScheduledModule, length_of, pace_of
 
 pytestmark = [
     *QUIET,

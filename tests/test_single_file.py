@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from inpaint_module.base_models import BaseModel
 from inpaint_module.base_models.single_file import CACHE, folder_of
-from inpaint_module.lightning_module import InpaintDiffusion
+from inpaint_module.training.inpaint_diffusion import InpaintDiffusion
 
 pytestmark = QUIET
 BASES = {"sd15": (tiny.stable_diffusion, True), "sdxl": (tiny.stable_diffusion_xl, False)}

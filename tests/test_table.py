@@ -25,9 +25,9 @@ from inpaint_module.base_models.family import WAYS
 from inpaint_module.base_models.loading import pipeline_index
 from inpaint_module.clean_latents import encode_clean
 from inpaint_module.export import export
-from inpaint_module.lightning_module import InpaintDiffusion
 from inpaint_module.objectives.loss_weights import LossWeights
 from inpaint_module.trained import load_weights
+from inpaint_module.training.inpaint_diffusion import InpaintDiffusion
 
 pytestmark = [
     *QUIET,

@@ -18,7 +18,7 @@ from two_ranks import equal, fit, tiny, weights
 
 from inpaint_module import InpaintEncoder, InpaintLatents
 from inpaint_module.randomness import Stream, key
-from inpaint_module.training.ema import EMA
+from inpaint_module.training.averages import EMA
 from inpaint_module.training.watch import error_sums, losses_of
 
 pytestmark = [

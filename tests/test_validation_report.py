@@ -23,7 +23,6 @@ from tiny_run import Setup, tiny_config
 from vision_weights import saved
 
 from inpaint_module.cli.training import ResumingCLI
-from inpaint_module.lightning_module import InpaintDiffusion
 from inpaint_module.masks import preset
 from inpaint_module.metrics import LPIPS, PerceptualMetrics
 from inpaint_module.metrics.scores import (
@@ -33,7 +32,8 @@ from inpaint_module.metrics.scores import (
 )
 from inpaint_module.randomness import Stream, key
 from inpaint_module.report.validation_report import ValidationReport, photos_of
-from inpaint_module.training.ema import EMA
+from inpaint_module.training.averages import EMA
+from inpaint_module.training.inpaint_diffusion import InpaintDiffusion
 from inpaint_module.training.run_record import RunRecord
 
 pytestmark = [

@@ -20,10 +20,10 @@ from torch import Tensor
 from two_ranks import equal, weights
 
 from inpaint_module.base_models import BaseModel
-from inpaint_module.lightning_module import InpaintDiffusion
 from inpaint_module.objectives.objectives import Objective
 from inpaint_module.randomness import Stream, fork, key, normal, uniform
 from inpaint_module.training import EMA, NonFiniteGuard
+from inpaint_module.training.inpaint_diffusion import InpaintDiffusion
 from inpaint_module.training.nonfinite_guard import whole_norm
 from inpaint_module.training.watch import LearningRate, ValidationLoss, error_sums, losses_of
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from inpaint_module import InpaintEncoder
 from inpaint_module.base_models import Conditioning, ModelParts, StableDiffusionLayout
-from inpaint_module.lightning_module import InpaintDiffusion
+from inpaint_module.training.inpaint_diffusion import InpaintDiffusion
 
 
 def tiny_vae(seed: int = 0, **config: Any) -> AutoencoderKL:

@@ -105,7 +105,7 @@ def _callbacks(setup: Setup) -> list[dict[str, Any]]:
             {"class_path": "inpaint_module.report.ValidationReport", "init_args": report},
         ]
     if setup.ema:
-        ema = {"class_path": "inpaint_module.training.ema.EMA", "init_args": {"decay": 0.5}}
+        ema = {"class_path": "inpaint_module.training.averages.EMA", "init_args": {"decay": 0.5}}
         callbacks.insert(1, ema)
     if setup.max_dropped != 20:
         guard = "inpaint_module.training.nonfinite_guard.NonFiniteGuard"

@@ -23,7 +23,7 @@ from torch.utils.data import DataLoader, IterableDataset
 
 from inpaint_module import InpaintEncoder
 from inpaint_module.base_models import ModelParts, StableDiffusionLayout
-from inpaint_module.lightning_module import InpaintDiffusion
+from inpaint_module.training.inpaint_diffusion import InpaintDiffusion
 from inpaint_module.training.nonfinite_guard import NonFiniteGuard
 from inpaint_module.training.watch import ValidationLoss
 

@@ -78,7 +78,7 @@ options:
   --debug               show where in the code an error comes from
   --help-all            every option of trainer, model and data, from their classes; takes some seconds
   --data.help CLASS     the options of one class, such as datamodules.WebDatasetDataModule
-  --model.help CLASS    such as inpaint_module.lightning_module.InpaintDiffusion
+  --model.help CLASS    such as inpaint_module.InpaintDiffusion
 
 Every value of a config is an option. Those that are changed most:
   --trainer.max_steps=N                  optimizer steps

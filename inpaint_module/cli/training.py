@@ -26,15 +26,15 @@ from inpaint_module.cli.terminal import RunProgress, quiet
 from inpaint_module.commands.config_files import options_today
 from inpaint_module.commands.older_configs import today
 from inpaint_module.commands.parser import OneParagraph
-from inpaint_module.lightning_module import InpaintDiffusion
-from inpaint_module.training.averaged_optimizer import AveragedOptimizer
+from inpaint_module.training.averages import AveragedOptimizer
 from inpaint_module.training.changes import settings_of
 from inpaint_module.training.checkpoints import VerifiedCheckpointIO
+from inpaint_module.training.checks import LIGHTNINGS_WORDS
+from inpaint_module.training.inpaint_diffusion import InpaintDiffusion
 from inpaint_module.training.leftovers import Leftovers
 from inpaint_module.training.lightning_private import names_versions
 from inpaint_module.training.memory import MemoryReport, estimate
 from inpaint_module.training.nonfinite_guard import NonFiniteGuard
-from inpaint_module.training.rank_checks import LIGHTNINGS_WORDS
 from inpaint_module.training.resume import (
     ExactResume,
     check_trained,

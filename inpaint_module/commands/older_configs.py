@@ -16,10 +16,21 @@ from jsonargparse import Namespace
 _HOME = "inpaint_module.base_models"
 _PRESENT_HOMES = {  # by package or module that is no more, or has classes elsewhere
     **dict.fromkeys(("inpaint_module.layouts", "inpaint_module.denoisers", "inpaint_module.conditioning"), _HOME),
-    **dict.fromkeys(("inpaint_module.callbacks", "inpaint_module.checkpoints"), "inpaint_module.training"),
+    **dict.fromkeys(
+        (f"inpaint_module.{name}" for name in ("callbacks", "checkpoints", "schedules", "training.ema")),
+        "inpaint_module.training",
+    ),
+    "inpaint_module.lightning_module": "inpaint_module",
     **dict.fromkeys(
         (f"inpaint_module.masks.{name}" for name in ("cloud", "components", "curriculum", "region", "square_root")),
         "inpaint_module.masks",
+    ),
+    **dict.fromkeys(
+        (f"inpaint_module.masks.{name}" for name in ("coverage", "freeform", "grid", "grown", "lines", "mixture")),
+        "inpaint_module.masks",
+    ),
+    **dict.fromkeys(
+        (f"inpaint_module.masks.{name}" for name in ("polygon", "regions", "setops")), "inpaint_module.masks"
     ),
     **dict.fromkeys(
         (f"inpaint_module.metrics.{name}" for name in ("masked_psnr", "validation")), "inpaint_module.metrics"

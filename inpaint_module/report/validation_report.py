@@ -17,7 +17,6 @@ from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor
 
 from inpaint_module.base_models.served import decode_difference, pipeline_class
-from inpaint_module.lightning_module import InpaintDiffusion
 from inpaint_module.masks import preset
 from inpaint_module.metrics.perceptual import LPIPS
 from inpaint_module.metrics.scores import ScoredPhoto, ScoredPreset, flat_scores, score_fills
@@ -25,6 +24,7 @@ from inpaint_module.randomness import Stream, key
 from inpaint_module.report.report_files import pictures_of, sheet_of, write_report
 from inpaint_module.sampling import InpaintedImages
 from inpaint_module.training.image_grid import log_picture
+from inpaint_module.training.inpaint_diffusion import InpaintDiffusion
 from inpaint_module.training.run_folder import run_folder
 
 

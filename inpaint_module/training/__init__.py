@@ -1,22 +1,26 @@
-"""Runs: callbacks, checkpoints, the second start, and the folder of a run; `InpaintDiffusion` is above this."""
+"""Training runs: InpaintDiffusion, callbacks, checkpoints, the second start, and the folder of a run."""
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from inpaint_module.training.averages import EMA
     from inpaint_module.training.checkpoints import VerifiedCheckpointIO, newest_valid_checkpoint, verify_checkpoint
-    from inpaint_module.training.ema import EMA
     from inpaint_module.training.image_grid import ImageGrid, PredictionWriter
+    from inpaint_module.training.inpaint_diffusion import InpaintDiffusion
     from inpaint_module.training.leftovers import Leftovers
     from inpaint_module.training.nonfinite_guard import NonFiniteGuard
+    from inpaint_module.training.optimization import DiffusersSchedule
     from inpaint_module.training.resume import ExactResume
     from inpaint_module.training.run_record import RunRecord
     from inpaint_module.training.throughput import Throughput
 
 __all__ = [
     "EMA",
+    "DiffusersSchedule",
     "ExactResume",
     "ImageGrid",
+    "InpaintDiffusion",
     "Leftovers",
     "NonFiniteGuard",
     "PredictionWriter",
@@ -27,9 +31,11 @@ __all__ = [
     "verify_checkpoint",
 ]
 _HOMES = {
-    "EMA": "ema",
+    "DiffusersSchedule": "optimization",
+    "EMA": "averages",
     "ExactResume": "resume",
     "ImageGrid": "image_grid",
+    "InpaintDiffusion": "inpaint_diffusion",
     "Leftovers": "leftovers",
     "NonFiniteGuard": "nonfinite_guard",
     "PredictionWriter": "image_grid",

@@ -13,7 +13,7 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from inpaint_module.commands.older_configs import settings_today
 from inpaint_module.redaction import redacted
-from inpaint_module.schedules import ScheduledModule
+from inpaint_module.training.optimization import ScheduledModule
 
 _NO_SETTINGS = ("config", "ckpt_path", "verbose", "weights_only", "return_predictions")  # how it is started
 _NONE = "none"

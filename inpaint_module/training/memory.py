@@ -25,7 +25,7 @@ from torch.distributed.tensor import DTensor
 from inpaint_module.base_models import quantized_state
 from inpaint_module.base_models.quantize import CountedLinear
 from inpaint_module.batch import Batch, DescribedData
-from inpaint_module.lightning_module import InpaintDiffusion
+from inpaint_module.training.inpaint_diffusion import InpaintDiffusion
 from inpaint_module.weightless import LiveBytes, no_content, runnable
 
 GIB = 2**30

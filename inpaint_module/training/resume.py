@@ -23,6 +23,7 @@ from inpaint_module.training.checkpoints import (
     read_plain,
     read_seal,
 )
+from inpaint_module.training.checks import LIGHTNINGS_WORDS, check_same_checkpoint
 from inpaint_module.training.lightning_private import (
     is_open,
     keep_name,
@@ -37,7 +38,6 @@ from inpaint_module.training.lightning_private import (
     validation_is_due,
     versions_of,
 )
-from inpaint_module.training.rank_checks import LIGHTNINGS_WORDS, check_same_checkpoint
 from inpaint_module.training.run_folder import run_folder
 
 SETTINGS, STARTED_FROM, LOG_VERSIONS = "run_settings", "started_from", "log_versions"  # of a checkpoint

@@ -12,10 +12,10 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from inpaint_module.batch import Batch
-from inpaint_module.lightning_module import InpaintDiffusion
 from inpaint_module.morphology import reduce_mask
 from inpaint_module.randomness import Stream, fork, key, normal, uniform
-from inpaint_module.training.ema import EMA
+from inpaint_module.training.averages import EMA
+from inpaint_module.training.inpaint_diffusion import InpaintDiffusion
 
 QUARTERS = 4
 _REGIONS = ("hole", "known")

@@ -21,8 +21,8 @@ import torch
 from datamodules.cache_latents import cache_latents, parts_from_configs
 from datamodules.shards.tar_index import LATENTS_FIELD
 from datamodules.webdataset_datamodule import WebDatasetDataModule
-from inpaint_module.lightning_module import InpaintDiffusion
 from inpaint_module.trained import module_from_configs
+from inpaint_module.training.inpaint_diffusion import InpaintDiffusion
 from tests.benchmarks import machine
 from tests.benchmarks.markdown import table
 from tests.benchmarks.step_settings import CONFIG

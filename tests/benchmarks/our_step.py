@@ -16,8 +16,8 @@ from datamodules.cache_latents import cache_latents
 from datamodules.webdataset_datamodule import WebDatasetDataModule
 from inpaint_module.base_models import ModelParts, StableDiffusionLayout
 from inpaint_module.encoder import InpaintEncoder
-from inpaint_module.lightning_module import InpaintDiffusion
 from inpaint_module.masks import CudaGraphed
+from inpaint_module.training.inpaint_diffusion import InpaintDiffusion
 from tests.benchmarks.step_settings import made, quickstart
 from tests.benchmarks.training_step import ENCODE, REST, TrainingStep
 

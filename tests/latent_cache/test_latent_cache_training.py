@@ -21,7 +21,7 @@ import train
 from inpaint_module import InpaintEncoder
 from inpaint_module.base_models import ModelParts, StableDiffusionLayout
 from inpaint_module.clean_latents import encode_beside, encode_clean
-from inpaint_module.lightning_module import InpaintDiffusion
+from inpaint_module.training.inpaint_diffusion import InpaintDiffusion
 from inpaint_module.training.run_folder import MetricRow, read_metrics
 
 pytestmark = [
@@ -94,7 +94,7 @@ def test_the_overlay_trains_resumes_and_refuses(cache: Path, tmp_path: Path, mon
     (tmp_path / "runs").mkdir()
     (tmp_path / "runs" / "latents").symlink_to(cache)
     for steps in (2, 4):
-        with mock.patch("inpaint_module.lightning_module.encode_beside", wraps=encode_beside) as beside:
+        with mock.patch("inpaint_module.training.inpaint_diffusion.encode_beside", wraps=encode_beside) as beside:
             fit(f"--trainer.max_steps={steps}")
         assert beside.call_count == 2  # the second fit goes on
     fit("--trainer.max_steps=4", "--trainer.logger.init_args.name=whole")

@@ -25,10 +25,10 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import OneCycleLR
 
 from datamodules import WebDatasetDataModule
-from inpaint_module.fingerprints import check_weights
 from inpaint_module.metrics.masked import MaskedPSNR
 from inpaint_module.pixels import to_unit_float
-from inpaint_module.schedules import ScheduledModule
+from inpaint_module.training.checks import check_weights
+from inpaint_module.training.optimization import ScheduledModule
 
 STEPS, RATE = 4000, 5e-4
 SHAPE: dict[str, Any] = {  # 2.8 M parameters, 8 x 8 pixels to 16 numbers

@@ -24,10 +24,10 @@ from PIL import Image
 from torch import Tensor
 
 from inpaint_module.encoder import InpaintLatents
-from inpaint_module.lightning_module import InpaintDiffusion
 from inpaint_module.masks import Boxes, MaskGenerator, preset
 from inpaint_module.randomness import Stream, key
 from inpaint_module.trained import load_model
+from inpaint_module.training.inpaint_diffusion import InpaintDiffusion
 
 PRESETS = ("lama-medium", "lama-thin", "lama-thick", "sd", "outpaint")
 LAST, RATE, BATCH, DECAY = 999, 3e-4, 32, 0.997

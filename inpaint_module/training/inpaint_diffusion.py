@@ -7,10 +7,7 @@ from typing import Any, cast
 
 import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
-from lightning.pytorch.plugins.precision import MixedPrecision, Precision
-from lightning.pytorch.utilities import GradClipAlgorithmType
 from torch import Tensor, nn
-from torch.optim import Optimizer
 
 from inpaint_module.base_models import (
     CONDITION,
@@ -27,21 +24,15 @@ from inpaint_module.base_models import (
 from inpaint_module.batch import Batch, DescribedData, without_sizes
 from inpaint_module.clean_latents import check_clean, encode_beside, encode_whole
 from inpaint_module.encoder import InpaintLatents
-from inpaint_module.fingerprints import check_ranks, check_saved, check_weights
 from inpaint_module.metrics.scores import FillMetrics, LatentMaskMetrics
 from inpaint_module.objectives.loss_weights import LossWeights, product, weighted_loss
 from inpaint_module.objectives.objectives import Example, ObjectiveCallable, objective_for
 from inpaint_module.pixels import to_unit_float
 from inpaint_module.randomness import Stream, key, normal
 from inpaint_module.sampling import InpaintedImages, composite, inpaint_latents
-from inpaint_module.schedules import ScheduledModule
 from inpaint_module.sizing import resized_sizes
-from inpaint_module.training.nonfinite_guard import NonFiniteGuard, parameters
-
-
-def _is_plain(plugin: object) -> bool:
-    """Whether its way to clip is torch's own."""
-    return type(plugin) is Precision or isinstance(plugin, MixedPrecision)
+from inpaint_module.training.checks import check_ranks, check_saved, check_weights
+from inpaint_module.training.optimization import ScheduledModule
 
 
 def _of_all(batch: Batch, name: str, option: str) -> Tensor:
@@ -310,29 +301,6 @@ class InpaintDiffusion(ScheduledModule):
     def predict_step(self, batch: Batch, batch_index: int) -> InpaintedImages:
         """Inpaint."""
         return self.inpaint(batch)
-
-    def configure_gradient_clipping(
-        self, optimizer: Optimizer, gradient_clip_val: float | None = None, gradient_clip_algorithm: Any = None
-    ) -> None:
-        """As Lightning; a fused optimizer, which it refuses in mixed precision, too if there is no loss scaler.
-
-        The norm that NonFiniteGuard has computed in this step is not computed again.
-        """
-        plugin = self.trainer.precision_plugin
-        scaled = isinstance(plugin, MixedPrecision) and plugin.scaler is not None
-        algorithm = GradClipAlgorithmType(gradient_clip_algorithm or GradClipAlgorithmType.NORM)
-        weights = list(parameters(optimizer))
-        if gradient_clip_val and algorithm == GradClipAlgorithmType.NORM and not scaled and _is_plain(plugin):
-            gradients = [each.grad for each in weights if each.grad is not None]
-            guards = (each for each in self.trainer.callbacks if isinstance(each, NonFiniteGuard))  # type: ignore[attr-defined]
-            norm = next((guard.known_norm(gradients) for guard in guards), None)
-            if norm is not None:
-                torch.nn.utils.clip_grads_with_norm_(weights, gradient_clip_val, norm)
-                return
-        if isinstance(plugin, MixedPrecision) and plugin.scaler is None:
-            Precision.clip_gradients(plugin, optimizer, gradient_clip_val or 0, algorithm)
-        else:
-            self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
 
     def optimized(self) -> list[Tensor]:
         """The denoiser's parameters that train."""

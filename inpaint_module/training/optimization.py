@@ -1,4 +1,4 @@
-"""Learning rates over a run: of schedules that end before it, that are stretched to it, and those of diffusers."""
+"""How a run optimizes: one optimizer, its learning rate over a run longer or shorter than the schedule, clipping."""
 
 from __future__ import annotations
 
@@ -11,10 +11,13 @@ from typing import Any
 import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
-from lightning.pytorch.utilities import rank_zero_info
+from lightning.pytorch.plugins.precision import MixedPrecision, Precision
+from lightning.pytorch.utilities import GradClipAlgorithmType, rank_zero_info
 from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim import lr_scheduler as schedulers
+
+from inpaint_module.training.nonfinite_guard import NonFiniteGuard, parameters
 
 _PLATEAU_METRIC = "train/loss"
 
@@ -87,6 +90,29 @@ class ScheduledModule(LightningModule):
         else:
             self._advance(scheduler, self.trainer.global_step - 1, self.trainer.global_step)
 
+    def configure_gradient_clipping(
+        self, optimizer: Optimizer, gradient_clip_val: float | None = None, gradient_clip_algorithm: Any = None
+    ) -> None:
+        """As Lightning; a fused optimizer, which it refuses in mixed precision, too if there is no loss scaler.
+
+        The norm that NonFiniteGuard has computed in this step is not computed again.
+        """
+        plugin = self.trainer.precision_plugin
+        scaled = isinstance(plugin, MixedPrecision) and plugin.scaler is not None
+        algorithm = GradClipAlgorithmType(gradient_clip_algorithm or GradClipAlgorithmType.NORM)
+        weights = list(parameters(optimizer))
+        if gradient_clip_val and algorithm == GradClipAlgorithmType.NORM and not scaled and _is_plain(plugin):
+            gradients = [each.grad for each in weights if each.grad is not None]
+            guards = (each for each in self.trainer.callbacks if isinstance(each, NonFiniteGuard))  # type: ignore[attr-defined]
+            norm = next((guard.known_norm(gradients) for guard in guards), None)
+            if norm is not None:
+                torch.nn.utils.clip_grads_with_norm_(weights, gradient_clip_val, norm)
+                return
+        if isinstance(plugin, MixedPrecision) and plugin.scaler is None:
+            Precision.clip_gradients(plugin, optimizer, gradient_clip_val or 0, algorithm)
+        else:
+            self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
+
     def on_train_start(self) -> None:
         """Say what becomes of a schedule that is shorter or longer than the training."""
         for config in self.trainer.lr_scheduler_configs:
@@ -138,6 +164,11 @@ class ScheduledModule(LightningModule):
         rate = self.schedule_at(min(total, length) - 1)[0].param_groups[0]["lr"]
         end = "the rate of its last step is kept from there on" if total > length else "it is cut off at its rate then"
         return f"{head}: {end}, {rate:.3g}; model.init_args.{option}: true stretches it to the training"
+
+
+def _is_plain(plugin: object) -> bool:
+    """Whether its way to clip is torch's own."""
+    return type(plugin) is Precision or isinstance(plugin, MixedPrecision)
 
 
 def pace_of(length: int | None, total: int, step: int, *, stretch: bool) -> int:
