@@ -60,6 +60,7 @@ FLOORS = {
     "datamodules.make_shards": 7,
     "datamodules.predict": 9,
     "datamodules.doctor": 9,
+    "datamodules.samples": 10,
     "train": 10,
 }
 

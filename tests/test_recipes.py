@@ -77,6 +77,7 @@ def test_recipes_train_together(folder: Path, capsys: pytest.CaptureFixture[str]
     with mock.patch.object(sys, "argv", ["train", "fit", "--config=configs/quickstart.yaml", *overlays, *QUICK, *more]):
         assert train.main() == 0
     run = folder / "runs" / "quickstart"
+    assert (run / "samples" / "over_time.png").exists()
     assert len(list((run / "checkpoints").glob("*.ckpt"))) == 3, "both steps are kept, and the last"
     assert list((folder / "runs" / "table").rglob("*metrics.csv")), "the second logger's table"
     callbacks = yaml.safe_load((run / "config.yaml").read_text())["trainer"]["callbacks"]

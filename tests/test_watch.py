@@ -25,7 +25,7 @@ from inpaint_module.randomness import Stream, fork, key, normal, uniform
 from inpaint_module.training import EMA, NonFiniteGuard
 from inpaint_module.training.inpaint_diffusion import InpaintDiffusion
 from inpaint_module.training.nonfinite_guard import whole_norm
-from inpaint_module.training.watch import LearningRate, ValidationLoss, error_sums, losses_of
+from inpaint_module.training.watch import LearningRate, ValidationLoss, error_sums, lacks_target, losses_of, shown
 
 pytestmark = [*QUIET, pytest.mark.filterwarnings("ignore:.*your dataloader is not resumable.*")]
 SCHEDULERS = {
@@ -38,7 +38,7 @@ SCHEDULERS = {
 @torch.no_grad()
 def measured(module: InpaintDiffusion, *batches: Any, seed: int = 0) -> dict[str, float]:
     module.eval()
-    return losses_of(sum(error_sums(module, batch, seed) for batch in batches))  # type: ignore[arg-type]
+    return losses_of(sum(error_sums(module, batch["position"], *shown(module, batch), seed) for batch in batches))  # type: ignore[arg-type]
 
 
 def draws(position: int, quarter: int, shape: tuple[int, ...], seed: int = 0) -> tuple[float, Tensor]:
@@ -128,9 +128,10 @@ def test_in_every_way_of_training_it_is_the_training_loss_at_these_draws(name: s
 
 
 def test_what_a_model_cannot_learn_from_does_not_count() -> None:
-    layout = SimpleNamespace(reference="image")
-    module: Any = SimpleNamespace(layout=layout)
-    assert not error_sums(module, tiny_batch(), 0).any()  # type: ignore[arg-type]
+    module: Any = SimpleNamespace(layout=SimpleNamespace(reference="image"))
+    batch: Any = tiny_batch()
+    assert lacks_target(module, batch)
+    assert not lacks_target(module, batch | {"target": batch["image"]})
 
 
 class Seen(Callback):

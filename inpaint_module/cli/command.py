@@ -73,6 +73,8 @@ options:
   -c, --config FILE     YAML file of a run, of the working folder or one that ships, such as configs/quickstart.yaml;
                         again for an overlay, which goes over those before it
   --ckpt_path FILE      the checkpoint (default: the newest of the run folder that verifies)
+  --samples FOLDER      your own pictures, painted at the start and at every validation: NAME.jpg with its mask
+                        NAME.mask.png (white = paint) and its prompt NAME.txt beside it
   --print_config        print the whole config that these options make, and end
   --estimate            of fit: print what memory it would take, computed without weights, and end
   --debug               show where in the code an error comes from

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import warnings
 from collections.abc import Callable
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -114,6 +115,11 @@ class ResumingCLI(LightningCLI):
             whole = yaml.safe_load(self.parser.dump(self.config, format="yaml", **plain))
             self.config_dump = whole[self.config.subcommand] if "subcommand" in self.config else whole
 
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """The folder of pictures to paint at every validation."""
+        told = "folder of pictures, with NAME.mask.png and NAME.txt beside each NAME.jpg, painted at every validation"
+        parser.add_argument("--samples", type=str | None, default=None, metavar="FOLDER", help=told)
+
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """As Lightning does, with callbacks and loggers that are changed one by one."""
         if args is None:
@@ -140,6 +146,8 @@ class ResumingCLI(LightningCLI):
         if not any(isinstance(callback, NonFiniteGuard) for callback in callbacks):
             callbacks.insert(0, NonFiniteGuard())
         callbacks.append(MemoryReport())
+        if folder := self._get(self.config, "samples"):
+            callbacks.append(import_module("datamodules").Samples(folder))
         self.exact_resume, self.leftovers = ExactResume(), Leftovers()
         callbacks[:0] = [self.leftovers, AveragedOptimizer(), self.exact_resume]
         return trainer

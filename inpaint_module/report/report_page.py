@@ -6,6 +6,8 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from PIL import Image
+
 from inpaint_module.metrics.scores import PLAIN_FILLS, FillScores, ScoredPhoto, ScoredPreset, mean_scores
 from inpaint_module.redaction import redacted_command
 from inpaint_module.report import pages
@@ -14,6 +16,14 @@ from inpaint_module.training.run_folder import MetricRow
 
 _QUARTERS = {"little noise": "one", "second": "two", "third": "three", "most noise": "faint"}  # and styles
 SMOOTHING = 20  # of the losses, in logged values
+
+
+class PaintedSample(NamedTuple):
+    """A picture of the user's: `pictures` by what they show, the hole first, then what was painted at some steps."""
+
+    name: str
+    prompt: str
+    pictures: dict[str, Image.Image]
 
 
 class Column(NamedTuple):
@@ -63,6 +73,7 @@ def page(
     metrics: Sequence[MetricRow],
     record: Mapping[str, Any],
     notes: Sequence[str] = (),
+    samples: Sequence[PaintedSample] = (),
 ) -> str:
     """Write the page.
 
@@ -73,6 +84,7 @@ def page(
         metrics: rows of the run's `metrics.csv`; none for no curves.
         record: the run's `run.json`; empty for nothing about it.
         notes: sentences about how the pictures came about.
+        samples: pictures of the user's, painted over time.
     """
     means = {preset.name: preset.mean() for preset in presets}
     columns = [c for c in COLUMNS if any(not math.isnan(getattr(mean["model"], c.score)) for mean in means.values())]
@@ -87,6 +99,7 @@ def page(
         rows={name: [_cell(column, mean) for column in columns] for name, mean in means.items()},
         meanings={column.head: column.meaning for column in columns} | _MEANINGS,
         presets=[{"name": preset.name, "photos": list(map(_photo, preset.photos))} for preset in presets],
+        samples=[{"name": each.name, "prompt": each.prompt, "pictures": _shown(each.pictures)} for each in samples],
         charts=_charts(metrics),
         about=_about(record),
     )
@@ -149,12 +162,17 @@ def number(value: float, digits: int) -> str:
 
 
 def _photo(photo: ScoredPhoto) -> dict[str, Any]:
-    pictures = [
-        {"what": what, "width": picture.width, "height": picture.height, "url": pages.picture_url(picture)}
-        for what, picture in photo.pictures.items()
-    ]
+    pictures = _shown(photo.pictures)
     psnr, plain = (number(photo.scores[fill].psnr_inside, 1) for fill in ("model", "smooth"))
     return {"key": photo.key, "caption": photo.caption, "pictures": pictures, "psnr": psnr, "plain": plain}
+
+
+def _shown(pictures: Mapping[str, Image.Image]) -> list[dict[str, Any]]:
+    """For the templates."""
+    return [
+        {"what": what, "width": picture.width, "height": picture.height, "url": pages.picture_url(picture)}
+        for what, picture in pictures.items()
+    ]
 
 
 def _charts(metrics: Sequence[MetricRow]) -> list[dict[str, Any]]:

@@ -119,14 +119,14 @@ class ValidationReport(Callback):
     def _report(self, trainer: Trainer, pl_module: LightningModule) -> None:
         step = trainer.global_step or self._loaded
         self._reported = trainer.global_step
-        if not self._found or not isinstance(pl_module, InpaintDiffusion) or _is_sharded(trainer, pl_module):
+        if not self._found or not isinstance(pl_module, InpaintDiffusion) or is_sharded(trainer, pl_module):
             rank_zero_warn(
                 "ValidationReport: no report; it expects validation photos and an InpaintDiffusion whose weights are "
                 f"whole on every rank, got {len(self._found)} photos and {type(pl_module).__name__} under "
                 f"{type(trainer.strategy).__name__}"
             )
             return
-        with _as_in_validation(trainer, pl_module, self.seed):
+        with as_in_validation(trainer, pl_module, self.seed):
             scored = [self._scored(name, trainer, pl_module) for name in self.presets]
         if self.lpips is not None:
             self.lpips.to(torch.device("cpu"))
@@ -204,12 +204,13 @@ def _is_last_batch(trainer: Trainer) -> bool:
     return loop.batch_progress.is_last_batch
 
 
-def _is_sharded(trainer: Trainer, module: LightningModule) -> bool:
+def is_sharded(trainer: Trainer, module: LightningModule) -> bool:
+    """Whether a rank holds parts of the weights alone, so that one rank cannot call the denoiser."""
     return module.device_mesh is not None or isinstance(trainer.strategy, FSDPStrategy)
 
 
 @contextmanager
-def _as_in_validation(trainer: Trainer, module: LightningModule, seed: int) -> Iterator[None]:
+def as_in_validation(trainer: Trainer, module: LightningModule, seed: int) -> Iterator[None]:
     """In eval mode, on the training device, which Lightning has left when `fit` ends, and without a trace."""
     training, device = {part: part.training for part in module.modules()}, module.device
     moved = device != trainer.strategy.root_device

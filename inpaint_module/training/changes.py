@@ -15,7 +15,8 @@ from inpaint_module.commands.older_configs import settings_today
 from inpaint_module.redaction import redacted
 from inpaint_module.training.optimization import ScheduledModule
 
-_NO_SETTINGS = ("config", "ckpt_path", "verbose", "weights_only", "return_predictions")  # how it is started
+# how it is started, and what is shown
+_NO_SETTINGS = ("config", "ckpt_path", "verbose", "weights_only", "return_predictions", "samples")
 _NONE = "none"
 
 

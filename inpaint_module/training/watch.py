@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from inpaint_module.batch import Batch
+from inpaint_module.encoder import InpaintLatents
 from inpaint_module.morphology import reduce_mask
 from inpaint_module.randomness import Stream, fork, key, normal, uniform
 from inpaint_module.training.averages import EMA
@@ -45,21 +46,28 @@ class ValidationLoss(Callback):
 
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Begin anew."""
-        self._sums = {}
+        empty = torch.zeros(QUARTERS, len(_REGIONS), 2, dtype=torch.float64, device=pl_module.device)
+        self._sums = {"": empty} | ({"_raw": empty} if self._average(trainer) else {})
 
     def on_validation_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, *args: Any, **kwargs: Any
     ) -> None:
         """Add a batch."""
-        if trainer.sanity_checking or not isinstance(pl_module, InpaintDiffusion):
+        if trainer.sanity_checking or not isinstance(pl_module, InpaintDiffusion) or lacks_target(pl_module, batch):
             return
-        averages = (each for each in trainer.callbacks if isinstance(each, EMA))  # type: ignore[attr-defined]
-        average = next(averages, None) if trainer.state.fn == TrainerFn.FITTING else None
-        for name in ("", "_raw") if average else ("",):
+        with trainer.precision_plugin.val_step_context():
+            known = shown(pl_module, batch)
+        average = self._average(trainer)
+        for name in self._sums:
             trained = average.trained_weights(pl_module) if average and name else nullcontext()
             with torch.no_grad(), trained, trainer.precision_plugin.val_step_context():
-                found = error_sums(pl_module, batch, self.seed)
-            self._sums[name] = found + self._sums.get(name, 0)
+                found = error_sums(pl_module, batch["position"], *known, self.seed)
+            self._sums[name] = self._sums[name] + found
+
+    def _average(self, trainer: Trainer) -> EMA | None:
+        """What holds the average, if the weights of validation are one."""
+        averages = (each for each in trainer.callbacks if isinstance(each, EMA))  # type: ignore[attr-defined]
+        return next(averages, None) if trainer.state.fn == TrainerFn.FITTING else None
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Add up over ranks, and log."""
@@ -74,24 +82,30 @@ class ValidationLoss(Callback):
     on_test_batch_end = on_validation_batch_end
 
 
-def error_sums(module: InpaintDiffusion, batch: Batch, seed: int) -> Tensor:
+@torch.no_grad()
+def shown(module: InpaintDiffusion, batch: Batch) -> tuple[InpaintLatents, dict[str, Any]]:
+    """What of a batch no training changes: its latents, and what the denoiser is told."""
+    latents = module.encode(batch)
+    return latents, module.conditions(batch, latents)
+
+
+def error_sums(
+    module: InpaintDiffusion, positions: Tensor, latents: InpaintLatents, told: dict[str, Any], seed: int
+) -> Tensor:
     """Squared errors of a batch at fixed draws: sums and numbers of values, to be added up over batches and ranks.
 
     Args:
         module: in eval mode.
-        batch: with masks; samples at positions under 0 do not count.
+        positions: int64 (B,); samples at positions under 0 do not count.
+        latents: of `shown`, with targets.
+        told: of `shown`.
         seed: of the draws.
 
     Returns:
         float64 (4, 2, 2): by quarter of the timesteps; hole and known cells; sum and number.
     """
-    positions = batch["position"]
-    sums = torch.zeros(QUARTERS, len(_REGIONS), 2, dtype=torch.float64, device=positions.device)
-    if lacks_target(module, batch):
-        return sums
-    latents = module.encode(batch)
     assert latents.target is not None
-    told = module.conditions(batch, latents)
+    sums = torch.zeros(QUARTERS, len(_REGIONS), 2, dtype=torch.float64, device=positions.device)
     hole = reduce_mask(latents.noise_mask, module.encoder.vae.ratio, "max") > 0
     regions = torch.stack([hole, ~hole]) & (positions >= 0).view(-1, 1, 1, 1)  # (2, B, 1, h, w)
     for quarter in range(QUARTERS):
