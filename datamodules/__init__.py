@@ -15,7 +15,6 @@ if TYPE_CHECKING:
         MaskSource,
     )
     from datamodules.order import LoadingOptions, OrderOptions
-    from datamodules.samples import Samples
     from datamodules.stream_datamodule import DataCounters
     from datamodules.webdataset_datamodule import WebDatasetDataModule
 
@@ -31,7 +30,6 @@ _HOMES = {
     "MaskOptions": "decode",
     "MaskSource": "decode",
     "OrderOptions": "order",
-    "Samples": "samples",
     "WebDatasetDataModule": "webdataset_datamodule",
 }
 __all__ = [
@@ -46,7 +44,6 @@ __all__ = [
     "MaskOptions",
     "MaskSource",
     "OrderOptions",
-    "Samples",
     "WebDatasetDataModule",
 ]
 

@@ -12,8 +12,9 @@ from PIL import Image
 from torch import Tensor
 
 from datamodules.account import Account
+from datamodules.decode.conversion import read_given
 from datamodules.predict import mask_of
-from datamodules.writing.pictures import Picture, caption_of, find_pictures, read_given
+from datamodules.writing.folders import Picture, caption_of, find_pictures
 from inpaint_module.batch import DescribedData
 from inpaint_module.embedded import ASSETS
 from inpaint_module.files import atomic_write_picture

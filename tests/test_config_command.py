@@ -155,7 +155,14 @@ def test_fit_changes_pieces_from_overlays_and_the_command_line(
     line = ["--trainer.callbacks.ImageGrid.rows=3", "--trainer.callbacks.Throughput", "null"]
     made = yaml.safe_load(printed(capsys, *configs, *line))["trainer"]
     classes = {each["class_path"].rpartition(".")[2]: each.get("init_args") for each in made["callbacks"]}
-    assert list(classes) == ["ModelCheckpoint", "ImageGrid", *list(classes)[2:4], "ValidationReport", "DataCounters"]
+    assert list(classes) == [
+        "ModelCheckpoint",
+        "ImageGrid",
+        *list(classes)[2:4],
+        "ValidationReport",
+        *list(classes)[5:7],
+        "DataCounters",
+    ]
     assert classes["ImageGrid"]["rows"] == 3
     assert classes["ValidationReport"]["photos"] == 2
     assert [each["init_args"]["name"] for each in made["logger"]] == ["mine", "lightning_logs"]

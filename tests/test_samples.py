@@ -16,7 +16,7 @@ from test_ema import loader
 from test_ema import module as tiny_run_module
 from two_ranks import equal, weights
 
-from datamodules import Samples
+from datamodules.samples import Samples
 from inpaint_module.inpaint_image import inpaint_image, surroundings, trained_side
 from inpaint_module.report.report_files import _spread, painted_samples
 from inpaint_module.training import EMA

@@ -147,7 +147,7 @@ class ResumingCLI(LightningCLI):
             callbacks.insert(0, NonFiniteGuard())
         callbacks.append(MemoryReport())
         if folder := self._get(self.config, "samples"):
-            callbacks.append(import_module("datamodules").Samples(folder))
+            callbacks.append(import_module("datamodules.samples").Samples(folder))
         self.exact_resume, self.leftovers = ExactResume(), Leftovers()
         callbacks[:0] = [self.leftovers, AveragedOptimizer(), self.exact_resume]
         return trainer
