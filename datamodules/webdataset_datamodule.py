@@ -28,7 +28,7 @@ from inpaint_module.batch import DescribedData, LatentsTag
 from inpaint_module.commands.older_configs import takes_older_arguments
 from inpaint_module.masks import graph_masks
 from inpaint_module.masks.generator import LAST_STEP, MaskGenerator
-from inpaint_module.sizing import padding_mask_crop
+from inpaint_module.pixels import padding_mask_crop
 from inpaint_module.training.run_folder import run_folder
 
 

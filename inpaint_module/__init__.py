@@ -23,18 +23,18 @@ if TYPE_CHECKING:
     from inpaint_module.comfyui import NODE_CLASS_MAPPINGS, NODE_DISPLAY_NAME_MAPPINGS
     from inpaint_module.encoder import InpaintEncoder, InpaintLatents
     from inpaint_module.masks import MaskGenerator, preset
-    from inpaint_module.metrics.masked import MaskedPSNR
     from inpaint_module.metrics.perceptual import LPIPS
+    from inpaint_module.metrics.scores import MaskedPSNR
     from inpaint_module.morphology import dilate, reduce_mask
     from inpaint_module.objectives.loss_weights import LossWeights
+    from inpaint_module.pixels import padding_mask_crop
     from inpaint_module.randomness import Stream, key
     from inpaint_module.report.validation_report import ValidationReport
     from inpaint_module.sampling import inpaint_latents
-    from inpaint_module.sizing import padding_mask_crop
     from inpaint_module.training.averages import EMA
     from inpaint_module.training.inpaint_diffusion import InpaintDiffusion
     from inpaint_module.training.watch import ValidationLoss
-    from inpaint_module.vae.loading import load_vae
+    from inpaint_module.vae.diffusers_vae import load_vae
 
 __all__ = [
     "EMA",
@@ -82,7 +82,7 @@ _HOMES = {
     "LoRA": "base_models",
     "LossWeights": "objectives.loss_weights",
     "MaskGenerator": "masks",
-    "MaskedPSNR": "metrics.masked",
+    "MaskedPSNR": "metrics.scores",
     "ModelParts": "base_models",
     "StableDiffusion3Layout": "base_models",
     "StableDiffusionLayout": "base_models",
@@ -95,8 +95,8 @@ _HOMES = {
     "load_denoiser": "base_models",
     "load_scheduler": "base_models",
     "load_text": "base_models",
-    "load_vae": "vae.loading",
-    "padding_mask_crop": "sizing",
+    "load_vae": "vae.diffusers_vae",
+    "padding_mask_crop": "pixels",
     "preset": "masks",
     "reduce_mask": "morphology",
 }

@@ -8,8 +8,7 @@ from torch import Tensor
 
 from inpaint_module.batch import LatentsTag
 from inpaint_module.encoder import InpaintEncoder, InpaintLatents
-from inpaint_module.pixels import to_unit_float
-from inpaint_module.sizing import centre_crop
+from inpaint_module.pixels import centre_crop, to_unit_float
 
 
 def check_clean(tag: LatentsTag, encoder: InpaintEncoder) -> None:

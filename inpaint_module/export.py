@@ -35,13 +35,13 @@ from inpaint_module.base_models import (
     trains_first_layer,
 )
 from inpaint_module.commands import options
-from inpaint_module.commands.errors import exit_code_of
+from inpaint_module.commands.parser import exit_code_of
 from inpaint_module.files import atomic_folder, atomic_write_text
 from inpaint_module.model_card import run_of, write_card
 from inpaint_module.parsing import read_json
 from inpaint_module.trained import load_weights, module_from_configs
 from inpaint_module.training.inpaint_diffusion import InpaintDiffusion
-from inpaint_module.vae.loading import DiffusersVAE
+from inpaint_module.vae.diffusers_vae import DiffusersVAE
 
 LORA_FILE = "pytorch_lora_weights.safetensors"
 COMFYUI_FILE = comfyui_files.LORA

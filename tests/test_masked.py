@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torchmetrics.functional.image import structural_similarity_index_measure
 
-from inpaint_module.metrics.masked import MaskedPSNR, masked_ssim, seam_error
+from inpaint_module.metrics.scores import MaskedPSNR, masked_ssim, seam_error
 from inpaint_module.sampling import composite
 
 

@@ -30,7 +30,7 @@ from datamodules.webdataset_datamodule import WebDatasetDataModule
 from inpaint_module.base_models import FrozenTextEncoder, StableDiffusionXLText
 from inpaint_module.batch import SIZE_FIELDS, Batch
 from inpaint_module.encoder import InpaintEncoder
-from inpaint_module.sizing import resized_sizes
+from inpaint_module.pixels import resized_sizes
 
 
 def ramp(width: int, height: int) -> Image.Image:

@@ -39,7 +39,7 @@ from datamodules.writing.source_samples import Resize
 from inpaint_module import InpaintEncoder
 from inpaint_module.cli import command
 from inpaint_module.morphology import dilate
-from inpaint_module.sizing import padding_mask_crop
+from inpaint_module.pixels import padding_mask_crop
 
 ROOT = Path(__file__).parents[1]
 BOX = (10, 8, 22, 20)

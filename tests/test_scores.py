@@ -7,10 +7,10 @@ import math
 import pytest
 import torch
 
-from inpaint_module.metrics.masked import masked_ssim
 from inpaint_module.metrics.scores import (
     FillScores,
     flat_scores,
+    masked_ssim,
     mean_scores,
     score_fills,
 )

@@ -17,7 +17,7 @@ from inpaint_module.base_models import StableDiffusionLayout
 from inpaint_module.batch import Batch
 from inpaint_module.encoder import InpaintEncoder
 from inpaint_module.masks import Boxes
-from inpaint_module.sizing import padding_mask_crop
+from inpaint_module.pixels import padding_mask_crop
 
 PICTURES = VaeImageProcessor(vae_scale_factor=8)
 MASKS = VaeImageProcessor(vae_scale_factor=8, do_normalize=False, do_binarize=True, do_convert_grayscale=True)

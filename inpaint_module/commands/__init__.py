@@ -5,9 +5,9 @@ from typing import Any
 
 _HOMES = {
     "Parser": "parser",
-    "closest": "errors",
+    "closest": "parser",
     "device_of": "parser",
-    "exit_code_of": "errors",
+    "exit_code_of": "parser",
     "find_config": "config_files",
     "make_parts": "config_files",
     "read_config": "config_files",

@@ -27,10 +27,9 @@ from inpaint_module.encoder import InpaintLatents
 from inpaint_module.metrics.scores import FillMetrics, LatentMaskMetrics
 from inpaint_module.objectives.loss_weights import LossWeights, product, weighted_loss
 from inpaint_module.objectives.objectives import Example, ObjectiveCallable, objective_for
-from inpaint_module.pixels import to_unit_float
+from inpaint_module.pixels import resized_sizes, to_unit_float
 from inpaint_module.randomness import Stream, key, normal
 from inpaint_module.sampling import InpaintedImages, composite, inpaint_latents
-from inpaint_module.sizing import resized_sizes
 from inpaint_module.training.checks import check_ranks, check_saved, check_weights
 from inpaint_module.training.optimization import ScheduledModule
 

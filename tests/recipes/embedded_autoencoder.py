@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import OneCycleLR
 
 from datamodules import WebDatasetDataModule
-from inpaint_module.metrics.masked import MaskedPSNR
+from inpaint_module.metrics.scores import MaskedPSNR
 from inpaint_module.pixels import to_unit_float
 from inpaint_module.training.checks import check_weights
 from inpaint_module.training.optimization import ScheduledModule
