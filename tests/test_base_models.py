@@ -5,6 +5,7 @@ What the pipeline hands its denoiser is caught and compared with what training a
 
 from __future__ import annotations
 
+import inspect
 import sys
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
@@ -86,9 +87,9 @@ def fit(module: InpaintDiffusion, folder: Path, steps: int, resume: Path | None 
 def caught(module: nn.Module, action: Any) -> list[dict[str, Any]]:
     """The arguments of each call of `module` while `action` runs, by name."""
     calls: list[dict[str, Any]] = []
+    names = list(inspect.signature(module.forward).parameters)
 
     def note(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        names = ("sample", "timestep")
         calls.append({**dict(zip(names, args, strict=False)), **kwargs})
 
     handle = module.register_forward_pre_hook(note, with_kwargs=True)
@@ -111,6 +112,8 @@ def flat(call: dict[str, Any]) -> dict[str, Tensor]:
     for name, value in call.items():
         if isinstance(value, dict):
             found |= flat(value)
+        elif isinstance(value, list | tuple):
+            found |= {f"{name}.{number}": each for number, each in enumerate(value) if isinstance(each, Tensor)}
         elif isinstance(value, Tensor):
             found[name] = value
     return found

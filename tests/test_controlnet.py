@@ -58,6 +58,11 @@ def grey_hole(image: Tensor, mask: Tensor) -> dict[str, Any]:
     return {"image": image, "mask_image": mask, "control_image": control_image, "strength": 1.0, "guidance_scale": 3.5}
 
 
+def hidden_and_shown(image: Tensor, mask: Tensor) -> dict[str, Any]:
+    control_image = torch.where(mask > 0.5, 0.0, image * 2 - 1)
+    return {"image": image * 2 - 1, "mask_image": mask, "control_image": control_image, "guidance_scale": 0.0}
+
+
 SERVED = {
     "sd15_controlnet": Served("StableDiffusionControlNetInpaintPipeline", pixels_with_a_hole),
     "sd15_inpainting": Served("StableDiffusionControlNetInpaintPipeline", pixels_with_a_hole),
@@ -68,6 +73,7 @@ SERVED = {
     ),
     "flux_controlnet": Served("FluxControlNetInpaintPipeline", grey_hole),
     "qwen_image_controlnet": Served("QwenImageControlNetInpaintPipeline", picture_and_mask),
+    "z_image_controlnet": Served("ZImageControlNetInpaintPipeline", hidden_and_shown),
 }
 FIRST = "sd15_controlnet"
 DEEP = [FIRST, *(pytest.param(name, marks=pytest.mark.slow) for name in SERVED if name != FIRST)]
@@ -127,6 +133,12 @@ def loss_by_hand(name: str, module: InpaintDiffusion, batch: dict[str, Any]) -> 
         residuals = controlnet(**named, controlnet_cond=condition, **{**told, **pooled})[0]
         prediction = base(**named, block_controlnet_hidden_states=residuals, **told)[0]
         return F.mse_loss(prediction.float(), target.float())
+    if name == "z_image_controlnet":  # no script trains one: as train_dreambooth_lora_z_image.py
+        condition = torch.cat([masked, 1 - F.interpolate(mask, size=(4, 6)), masked], dim=1).unsqueeze(2)
+        inputs = list(noisy.unsqueeze(2).unbind(dim=0)), (1000 - timesteps) / 1000
+        residuals = controlnet(*inputs, told["cap_feats"], list(condition))
+        said = base(*inputs, told["cap_feats"], controlnet_block_samples=residuals, return_dict=False)[0]
+        return F.mse_loss(-torch.stack(said, dim=0).squeeze(2), target)
     pipeline, (height, width) = diffusers.FluxPipeline, noisy.shape[-2:]
     if name == "qwen_image_controlnet":  # no script trains one: as that of Flux, told what the pipeline tells
         masked = torch.cat([masked, 1 - F.interpolate(mask, size=(4, 6))], dim=1)
@@ -214,7 +226,8 @@ def test_training_feeds_what_the_pipeline_feeds(name: str, folders: dict[str, st
     module, batch = module_of(folders[name]), sample()
     trained = caught(module.denoiser, lambda: module.loss(batch))[0]  # type: ignore[arg-type]
     sampled = caught(module.denoiser, lambda: module.inpaint(batch))[0]  # type: ignore[arg-type]
-    assert torch.equal(trained["controlnet_cond"], sampled["controlnet_cond"])
+    told = "control_context" if name == "z_image_controlnet" else "controlnet_cond"
+    assert all(torch.equal(mine, other) for mine, other in zip(trained[told], sampled[told], strict=True))
     assert trained["conditioning_scale"] == sampled["conditioning_scale"] == 1.0
 
 

@@ -169,7 +169,13 @@ def test_cached_latents_and_weights_of_the_loss(name: str, tmp_path: Path) -> No
 
 @pytest.mark.parametrize(
     ("name", "rank"),
-    [("sd3_controlnet", None), ("qwen_image_controlnet", None), ("qwen_image_plain", None), ("qwen_image_plain", 2)],
+    [
+        ("sd3_controlnet", None),
+        ("qwen_image_controlnet", None),
+        ("z_image_controlnet", None),
+        ("qwen_image_plain", None),
+        ("qwen_image_plain", 2),
+    ],
 )
 def test_all_that_trains_has_a_gradient(name: str, rank: int | None, tmp_path: Path) -> None:
     """DDP stops at weights without one."""

@@ -267,6 +267,7 @@ CONTROLNET_BASES: dict[str, Callable[[], DiffusionPipeline]] = {
     "sd3_controlnet": lambda: stable_diffusion_3(num_layers=2),
     "flux_controlnet": flux,
     "qwen_image_controlnet": qwen_image,
+    "z_image_controlnet": z_image,
 }
 
 

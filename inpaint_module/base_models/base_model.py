@@ -251,10 +251,12 @@ class BaseModel(ModelParts):
         self.call = ControlNetCall(self.call, self.control)
         if options.path is None:
             self.denoiser = kind.new(base.model, options, lora)
-            return
-        changes = {} if lora else {"dtype": "float32"}
-        self.denoiser = load(options.path, subfolder=options.subfolder, lora=lora, **changes)
-        kind.check(self.denoiser, condition.in_channels(self.encoder.vae.channels), options.path)
+        else:
+            changes = {} if lora else {"dtype": "float32"}
+            self.denoiser = load(options.path, subfolder=options.subfolder, lora=lora, **changes)
+            kind.check(self.denoiser, condition.in_channels(self.encoder.vae.channels), options.path)
+        if kind.link is not None:
+            kind.link(self.denoiser, base.model)
 
     @property
     def pipeline(self) -> str:

@@ -64,12 +64,16 @@ class ControlNetKind:
         make: a new one from the base model, with the given number of layers; its outputs start at zero.
         condition: what it is told.
         first_layer: the layer that takes the condition, by its name.
+        cells: latent cells that this layer takes at once, beside those that the condition packs.
+        link: gives a ControlNet what it shares with its frozen base model; None if they share nothing.
     """
 
     class_name: str
     make: Callable[[Any, int | None], nn.Module]
     condition: type[Condition]
     first_layer: str
+    cells: int = 1
+    link: Callable[[Any, Any], None] | None = None
 
     def new(self, base: Any, options: ControlNetOptions, lora: LoRA | None = None) -> nn.Module:
         """A new ControlNet in float32, ready to train, with the base model's memory format and checkpointing.
@@ -102,11 +106,12 @@ class ControlNetKind:
         name = type(controlnet).__name__
         if name != self.class_name:
             raise ValueError(f"base.controlnet.path: expected a {self.class_name}, got a {name} at {path!r}")
-        found: Any = controlnet.get_submodule(self.first_layer)
-        if found.weight.shape[1] != channels:
+        layer: Any = controlnet.get_submodule(self.first_layer)
+        found = layer.weight.shape[1] // self.cells
+        if found != channels:
             raise ValueError(
                 f"base.controlnet.path: expected a condition of {channels} channels, that of inpainting, in "
-                f"{self.first_layer}, got {found.weight.shape[1]} at {path!r}: a ControlNet for something else"
+                f"{self.first_layer}, got {found} at {path!r}: a ControlNet for something else"
             )
 
 

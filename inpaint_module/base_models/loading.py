@@ -94,6 +94,8 @@ def load_denoiser(
     if lora is not None:
         add_lora(denoiser, lora)
     freeze_unread(denoiser)
+    if not hasattr(denoiser, "gradient_checkpointing"):  # diffusers 0.42 forgets it in Z-Image's ControlNet
+        denoiser.gradient_checkpointing = False
     if gradient_checkpointing:
         denoiser.enable_gradient_checkpointing()
     if channels_last:
