@@ -147,7 +147,7 @@ def _new_controlnet(transformer: Any, layers: int | None) -> nn.Module:
     return controlnet
 
 
-_SHARED = ("t_scale", "t_embedder", "all_x_embedder", "cap_embedder", "rope_embedder", "noise_refiner")
+_SHARED: tuple[str, ...] = ("t_scale", "t_embedder", "all_x_embedder", "cap_embedder", "rope_embedder", "noise_refiner")
 _SHARED += ("context_refiner", "x_pad_token", "cap_pad_token")
 
 
