@@ -127,3 +127,24 @@ class DescribedData(ABC):
     @abstractmethod
     def latents(self) -> LatentsTag | None:
         """What the clean latents in the training batches are of; None if there are none."""
+
+
+def of_all_samples(batch: Batch, name: str, option: str) -> Tensor:
+    """The pictures of this name, which every sample must have.
+
+    Args:
+        batch: one that may have them for some of its samples.
+        name: target or reference.
+        option: of `base.reference`, which needs them.
+
+    Raises:
+        ValueError: naming a sample without one.
+    """
+    known: Any = batch
+    has = known[f"has_{name}"].tolist() if f"has_{name}" in known else [name in known] * len(known["image"])
+    if not all(has):
+        raise ValueError(
+            f"base.reference: expected samples that all have a {name} with {option}, got some without, such as "
+            f"{known['__key__'][has.index(False)]!r}: add NAME.{name}.png, or take masked"
+        )
+    return known[name]

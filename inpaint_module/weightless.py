@@ -1,4 +1,8 @@
-"""Models without the content of their weights, for a step that takes no memory, and the bytes that it would take."""
+"""Models without the content of their weights, for a step that takes no memory, and the bytes that it would take.
+
+Torch's fake tensors and dispatch modes are no promise of its own, and are used here alone, tested with torch 2.14;
+tests/test_lightning_private.py fails where a name has changed.
+"""
 
 from __future__ import annotations
 
@@ -11,9 +15,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
+NEEDS_CONTENT = (DataDependentOutputException, DynamicOutputShapeException, NotImplementedError)  # of an operation
 _WEIGHTLESS: ContextVar[bool] = ContextVar("weightless", default=False)
 
 
@@ -100,11 +106,11 @@ class LiveBytes(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run the operation and look at what it made; a view of what was there before is not made."""
-        for each in torch.utils._pytree.tree_leaves((args, kwargs)):
+        for each in tree_leaves((args, kwargs)):
             if isinstance(each, Tensor):
                 self._seen.add(each.untyped_storage())
         out = func(*args, **kwargs or {})
-        for each in torch.utils._pytree.tree_leaves(out):
+        for each in tree_leaves(out):
             if isinstance(each, Tensor):
                 self._count(each.untyped_storage())
         return out

@@ -19,6 +19,7 @@ from torch.optim import lr_scheduler as schedulers
 
 from inpaint_module import randomness
 from inpaint_module.training.lightning_private import TESTED, keep_name, mark_saved, saves_by_time, write_csv_into
+from inpaint_module.weightless import NEEDS_CONTENT, LiveBytes, no_content, runnable
 
 
 def test_the_version_is_one_that_was_tested() -> None:
@@ -28,6 +29,19 @@ def test_the_version_is_one_that_was_tested() -> None:
 def test_kernels_for_a_gpu_can_be_named_without_one() -> None:
     """By the jiterator of torch, tested with 2.14; what they compute is for a GPU, see `pytest -m cuda`."""
     assert [callable(each) for each in randomness._cuda_kernels.__wrapped__()] == [True, True]
+
+
+def test_tensors_without_content() -> None:
+    """Torch's fake tensors, tested with 2.14: shapes are computed, numbers are not there, and freed bytes count off."""
+    model = torch.nn.Linear(4, 8, device="meta")
+    with no_content(), LiveBytes() as bytes_:
+        out = runnable(model)(torch.zeros(2, 4))
+        assert out.shape == (2, 8)
+        with pytest.raises(NEEDS_CONTENT):
+            out.sum().item()
+        assert bytes_.now >= out.nbytes
+        del out
+    assert bytes_.now < bytes_.peak
 
 
 def test_names_on_objects(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,6 +11,7 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.strategies import Strategy
 from torch import Tensor
 
+from inpaint_module.batch import DescribedData
 from inpaint_module.training.checkpoints import VerifiedCheckpointIO, local_path, read_seal, verify_checkpoint
 
 LIGHTNINGS_WORDS = ("best", "last", "hpc")  # which file it takes for them is not known before
@@ -132,4 +133,17 @@ def check_weights(saved: Mapping[str, Any], here: Mapping[str, Any]) -> None:
         raise ValueError(
             f"model: expected the weights of the checkpoint's model, got others: {len(others)} of {len(new)} differ, "
             f"such as {told}. Give it the model that it was trained with, or another run a folder of its own"
+        )
+
+
+def check_masks(data: DescribedData) -> None:
+    """Refuse data without masks.
+
+    Raises:
+        ValueError: nothing paints them.
+    """
+    if not data.has_masks:
+        raise ValueError(
+            "data.mask_generator: expected what paints the masks that inpainting learns from, got null; set one, such "
+            "as class_path: inpaint_module.masks.preset with init_args: {name: sd}"
         )

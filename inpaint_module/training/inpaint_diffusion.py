@@ -21,7 +21,7 @@ from inpaint_module.base_models import (
     drop_mask,
     shard,
 )
-from inpaint_module.batch import Batch, DescribedData, without_sizes
+from inpaint_module.batch import Batch, DescribedData, of_all_samples, without_sizes
 from inpaint_module.clean_latents import check_clean, encode_beside, encode_whole
 from inpaint_module.encoder import InpaintLatents
 from inpaint_module.metrics.scores import FillMetrics, LatentMaskMetrics
@@ -30,20 +30,8 @@ from inpaint_module.objectives.objectives import Example, ObjectiveCallable, obj
 from inpaint_module.pixels import resized_sizes, to_unit_float
 from inpaint_module.randomness import Stream, key, normal
 from inpaint_module.sampling import InpaintedImages, composite, inpaint_latents
-from inpaint_module.training.checks import check_ranks, check_saved, check_weights
+from inpaint_module.training.checks import check_masks, check_ranks, check_saved, check_weights
 from inpaint_module.training.optimization import ScheduledModule
-
-
-def _of_all(batch: Batch, name: str, option: str) -> Tensor:
-    """The pictures of this name, which every sample must have."""
-    known: Any = batch
-    has = known[f"has_{name}"].tolist() if f"has_{name}" in known else [name in known] * len(known["image"])
-    if not all(has):
-        raise ValueError(
-            f"base.reference: expected samples that all have a {name} with {option}, got some without, such as "
-            f"{known['__key__'][has.index(False)]!r}: add NAME.{name}.png, or take masked"
-        )
-    return known[name]
 
 
 class InpaintDiffusion(ScheduledModule):
@@ -111,11 +99,7 @@ class InpaintDiffusion(ScheduledModule):
             check_ranks(name, cast(Tensor, self.all_gather(digest)).reshape(-1, len(digest)).tolist())
         data = self.trainer.datamodule  # type: ignore[attr-defined]
         if isinstance(data, DescribedData):
-            if not data.has_masks:
-                raise ValueError(
-                    "data.mask_generator: expected what paints the masks that inpainting learns from, got null; set "
-                    "one, such as class_path: inpaint_module.masks.preset with init_args: {name: sd}"
-                )
+            check_masks(data)
             if stage == "fit" and data.latents is not None:
                 check_clean(data.latents, self.encoder)
             check_image_sizes(self._sized(), self.layout, self.encoder.vae.ratio, data.image_sizes(stage))
@@ -222,11 +206,13 @@ class InpaintDiffusion(ScheduledModule):
         images, masks, wanted = batch["image"], batch["mask"], batch["image"]
         shown = images
         if self.layout.reference == "picture":
-            shown = _of_all(batch, "reference", "picture, which shows it")
+            shown = of_all_samples(batch, "reference", "picture, which shows it")
         if target:
             whole = self.layout.reference == "image"
             wanted = (
-                _of_all(batch, "target", "image, which shows the whole image") if whole else batch.get("target", images)
+                of_all_samples(batch, "target", "image, which shows the whole image")
+                if whole
+                else batch.get("target", images)
             )
         unmasked, clean = torch.zeros_like(masks), batch.get("latents") if target else None
         if clean is None:

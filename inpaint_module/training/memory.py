@@ -15,18 +15,13 @@ from lightning.pytorch.callbacks import WeightAveraging
 from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import (
-    DataDependentOutputException,
-    DynamicOutputShapeException,
-    FakeTensorMode,
-)
 from torch.distributed.tensor import DTensor
 
 from inpaint_module.base_models import quantized_state
 from inpaint_module.base_models.quantize import CountedLinear
 from inpaint_module.batch import Batch, DescribedData
 from inpaint_module.training.inpaint_diffusion import InpaintDiffusion
-from inpaint_module.weightless import LiveBytes, no_content, runnable
+from inpaint_module.weightless import NEEDS_CONTENT, FakeTensorMode, LiveBytes, no_content, runnable
 
 GIB = 2**30
 Kind = tuple[tuple[int, ...], torch.dtype]
@@ -250,7 +245,7 @@ def estimate(module: InpaintDiffusion, data: DescribedData, trainer: Trainer, ba
     batch, precision = first_batch(data, batch_size), str(trainer.precision)
     try:
         peak = step_peak(module, batch, precision, trainer.accumulate_grad_batches)
-    except (DataDependentOutputException, DynamicOutputShapeException, NotImplementedError):
+    except NEEDS_CONTENT:
         peak = None
     return estimate_table(held_memory(module, trainer), peak, batch, precision)
 
