@@ -4,7 +4,7 @@ training, which import them from here."""
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import NamedTuple, Required, TypedDict
+from typing import Any, NamedTuple, Required, TypedDict
 
 import torch
 from torch import Tensor
