@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import logging
 import math
+import shutil
 import sys
+import textwrap
 import time
 import warnings
 from typing import Any
@@ -15,7 +17,14 @@ from lightning.pytorch.callbacks.progress.tqdm_progress import Tqdm
 from lightning.pytorch.utilities import rank_zero_info
 from lightning_utilities.core import rank_zero
 
-_UNUSED = ("💡 Tip", "TPU available", "HPU available", "`Trainer(limit_", "`Trainer.fit` stopped", "Restor")
+from inpaint_module.commands.parser import debugging
+
+_UNUSED = ("💡 Tip", "TPU available", "HPU available", "GPU available: False", "`Trainer(limit_", "`Trainer.fit` stop")
+_UNUSED += ("Restor", "`weights_only` was not set", "Found current_model_state")
+_UNUSED_WARNINGS = (  # regular expressions of their beginnings
+    ".*LeafSpec.*is deprecated",  # Lightning 2.6 on torch's newest pytree
+    "The number of training batches .* is smaller than the logging interval",  # steps are counted over the whole run
+)
 _SHOWN = {"train/loss": "loss {:.3f}", "throughput/images_per_s": "{:.3g} images/s", "val/psnr_inside": "PSNR {:.1f}"}
 _SECONDS = {True: 0.2, False: 30.0}  # between two states of the bar: in a terminal, in a file
 
@@ -69,30 +78,77 @@ class RunProgress(TQDMProgressBar):
         if self._train_progress_bar is not None:
             self._train_progress_bar.close()
 
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """While training, the one bar tells of the validation; else it has a bar of its own."""
+        if self._train_progress_bar is None:
+            super().on_validation_start(trainer, pl_module)
+
     def on_validation_batch_start(self, trainer: Trainer, *arguments: Any) -> None:
-        """Name the second bar, which goes when the validation ends."""
-        super().on_validation_batch_start(trainer, *arguments)
-        self.val_progress_bar.set_description("validating", refresh=False)
+        """Name the bar of a validation that is not within a training."""
+        if self._train_progress_bar is None:
+            super().on_validation_batch_start(trainer, *arguments)
+            self.val_progress_bar.set_description("validating", refresh=False)
+
+    def on_validation_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Say in the one bar how far the validation is."""
+        if self._train_progress_bar is None:
+            super().on_validation_batch_end(trainer, pl_module, outputs, batch, batch_idx, dataloader_idx)
+        elif not self._train_progress_bar.disable and time.monotonic() - self._drawn > _SECONDS[sys.stdout.isatty()]:
+            self._drawn = time.monotonic()
+            self.has_dataloader_changed(dataloader_idx)  # notes which one it is
+            total = self.total_val_batches_current_dataloader
+            of = f"/{int(total)}" if math.isfinite(total) else ""
+            self._train_progress_bar.set_postfix_str(f"validating {batch_idx + 1}{of}")
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Go on with the first bar."""
-        self.val_progress_bar.close()
+        """Go on with the bar."""
         self.reset_dataloader_idx_tracker()
-        if self._train_progress_bar is not None:
+        if self._train_progress_bar is None:
+            self.val_progress_bar.close()
+        elif not self._train_progress_bar.disable:
             self._train_progress_bar.set_postfix_str(_postfix(trainer))
 
 
 def quiet() -> None:
-    """Leave out what Lightning and torch say of themselves: adverts, devices that are not there, own deprecations."""
+    """Leave out what Lightning and torch say of themselves: adverts, devices that are not there, own deprecations.
+
+    Warnings are shown without file and line, unless `--debug` is given.
+    """
     logger = rank_zero.log
     if not any(isinstance(each, _OnlyUseful) for each in logger.filters):
         logger.addFilter(_OnlyUseful())
-    warnings.filterwarnings("ignore", message=".*LeafSpec.*is deprecated")  # Lightning 2.6 on torch's newest pytree
+    for message in _UNUSED_WARNINGS:
+        warnings.filterwarnings("ignore", message=message)
+    if not debugging():
+        warnings.formatwarning = _plain_warning
+
+
+def _plain_warning(message: Warning | str, category: type[Warning], *where: Any, **more: Any) -> str:
+    """A warning without the file and the line of source that it comes from, which say nothing to a user."""
+    text = f"warning: {message}"
+    return f"{in_width(text, shutil.get_terminal_size().columns) if sys.stderr.isatty() else text}\n"
 
 
 class _OnlyUseful(logging.Filter):
     def filter(self, record: logging.LogRecord) -> bool:
-        return not record.getMessage().startswith(_UNUSED)
+        message = record.getMessage()
+        if sys.stderr.isatty():
+            record.msg, record.args = in_width(message, shutil.get_terminal_size().columns), ()
+        return not message.startswith(_UNUSED)
+
+
+def in_width(text: str, columns: int) -> str:
+    """A text whose lines are broken between words, the rest indented, where a terminal would break them anywhere."""
+    broken = {"subsequent_indent": "  ", "break_long_words": False, "break_on_hyphens": False}
+    return "\n".join("\n".join(textwrap.wrap(line, columns - 1, **broken)) for line in text.split("\n"))  # type: ignore[arg-type]
 
 
 def _steps(trainer: Trainer) -> int | None:

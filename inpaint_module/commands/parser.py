@@ -10,6 +10,7 @@ import re
 import sys
 import traceback
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
@@ -56,6 +57,11 @@ def take_debug(arguments: list[str]) -> None:
         os.environ[_DEBUG_VARIABLE] = "1"
 
 
+def debugging() -> bool:
+    """Whether `--debug` is given."""
+    return bool(os.environ.get(_DEBUG_VARIABLE))
+
+
 def exit_code_of(command: Callable[[], int], stopped: str = "stopped") -> int:
     """The exit code of a command: its own, 1 if its arguments or its data are wrong, 130 after Ctrl-C.
 
@@ -70,10 +76,19 @@ def exit_code_of(command: Callable[[], int], stopped: str = "stopped") -> int:
         sys.stderr.write(f"{stopped}\n")
         return STOPPED
     except Exception as error:
-        if os.environ.get(_DEBUG_VARIABLE) or not _is_for_user(error):
+        if debugging() or not _is_for_user(error):
             raise
+        _end_loggers()
         sys.stderr.write(f"{message_of(error)}\n")
         return FAILED
+
+
+def _end_loggers() -> None:
+    """Have Weights & Biases say what it says at its end now, so that the cause is the last that is read."""
+    wandb = sys.modules.get("wandb")
+    if wandb is not None:
+        with suppress(Exception):  # of any kind: whatever goes wrong there is not what the user has to know
+            wandb.finish(exit_code=FAILED)
 
 
 def message_of(error: BaseException) -> str:
