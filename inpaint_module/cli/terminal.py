@@ -19,8 +19,8 @@ from lightning_utilities.core import rank_zero
 
 from inpaint_module.commands.parser import debugging
 
-_UNUSED = ("💡 Tip", "TPU available", "HPU available", "GPU available: False", "`Trainer(limit_", "`Trainer.fit` stop")
-_UNUSED += ("Restor", "`weights_only` was not set", "Found current_model_state")
+_UNUSED: tuple[str, ...] = ("💡 Tip", "TPU available", "HPU available", "GPU available: False", "`Trainer(limit_")
+_UNUSED += ("`Trainer.fit` stopped", "Restor", "`weights_only` was not set", "Found current_model_state")
 _UNUSED_WARNINGS = (  # regular expressions of their beginnings
     ".*LeafSpec.*is deprecated",  # Lightning 2.6 on torch's newest pytree
     "The number of training batches .* is smaller than the logging interval",  # steps are counted over the whole run

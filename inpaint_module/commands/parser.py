@@ -85,10 +85,8 @@ def exit_code_of(command: Callable[[], int], stopped: str = "stopped") -> int:
 
 def _end_loggers() -> None:
     """Have Weights & Biases say what it says at its end now, so that the cause is the last that is read."""
-    wandb = sys.modules.get("wandb")
-    if wandb is not None:
-        with suppress(Exception):  # of any kind: whatever goes wrong there is not what the user has to know
-            wandb.finish(exit_code=FAILED)
+    with suppress(Exception):  # it is not imported, or whatever goes wrong there: not what the user has to know
+        sys.modules["wandb"].finish(exit_code=FAILED)
 
 
 def message_of(error: BaseException) -> str:
