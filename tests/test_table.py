@@ -14,10 +14,12 @@ import diffusers
 import pytest
 import torch
 from quiet_trainer import QUIET
+from run_records import finish, launch
 from safetensors.torch import load_file
 from test_base_models import fit
 from tiny_folders import BASES, CONFIGS, CONTROLNET_BASES, PLAIN_BASES, saved
 from tiny_models import tiny_batch
+from two_ranks import equal
 
 from inpaint_module import base_models
 from inpaint_module.base_models import FAMILIES, BaseModel, ControlNetOptions, EncoderOptions, LoRA, family_of
@@ -201,6 +203,22 @@ def test_a_sample_of_the_posterior(name: str, tmp_path: Path) -> None:
     assert not torch.equal(latents.samples, moved.samples)
     with pytest.raises(ValueError, match=r"encoder.posterior: expected mode with cached latents"):
         module.loss(batch | {"latents": encode_clean(module.encoder, batch["image"])})  # type: ignore[arg-type]
+
+
+@pytest.mark.slow
+def test_each_way_on_two_ranks(tmp_path: Path) -> None:
+    """DDP stops at weights that no gradient reaches; both ranks have the same, and a resume goes on to the bit."""
+    for name, (_, way) in ROWS.items():
+        kinds = ["whole"] if way == "controlnet" else ["whole", "lora"]
+        for kind in kinds:
+            saved(FOLDERS[name](), tmp_path / "bases" / way / f"{kind}.{name}")
+    finish(launch(str(Path(__file__).parent / "two_ranks.py"), str(tmp_path), "ways", folder=tmp_path))
+    first, second = (torch.load(tmp_path / "ways" / f"rank{rank}.pt", weights_only=True) for rank in range(2))
+    assert len(first) == len(second) == sum(1 if way == "controlnet" else 2 for _, way in ROWS.values())
+    for name, (in_one_go, resumed, start) in first.items():
+        assert equal(in_one_go, resumed), name
+        assert equal(in_one_go, second[name][0]), name
+        assert not equal(in_one_go, start), name
 
 
 @pytest.mark.slow

@@ -1,4 +1,6 @@
-"""Trains on two ranks, forked after the imports, for test_training_state.py: python two_ranks.py FOLDER VERB ..."""
+"""Trains on two ranks, forked after the imports, for test_training_state.py and test_table.py:
+python two_ranks.py FOLDER VERB ...
+"""
 
 from __future__ import annotations
 
@@ -22,7 +24,7 @@ from torch.distributed.tensor import DTensor
 from torch.utils.data import DataLoader, IterableDataset
 
 from inpaint_module import InpaintEncoder
-from inpaint_module.base_models import ModelParts, StableDiffusionLayout
+from inpaint_module.base_models import BaseModel, LoRA, ModelParts, StableDiffusionLayout
 from inpaint_module.training.inpaint_diffusion import InpaintDiffusion
 from inpaint_module.training.nonfinite_guard import NonFiniteGuard
 from inpaint_module.training.watch import ValidationLoss
@@ -35,7 +37,8 @@ class Batches(IterableDataset[dict[str, Any]]):
         self.start, self.rank, self.ranks = start, rank, ranks
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
-        return (tiny_batch(first=2 * (step * self.ranks + self.rank)) for step in itertools.count(self.start))
+        firsts = (2 * (step * self.ranks + self.rank) for step in itertools.count(self.start))
+        return (tiny_batch(first=first) | {"caption": ["the cat", "a dog"]} for first in firsts)
 
 
 def tiny(vae_seed: int = 0) -> InpaintDiffusion:
@@ -141,11 +144,28 @@ def fsdp(rank: int, folder: Path) -> dict[str, Any]:
     }
 
 
+def ways(rank: int, folder: Path) -> dict[str, Any]:
+    """Of each base model in `bases/WAY/KIND.NAME`: 2 steps in one go, and 1 and 1 with a checkpoint between."""
+    found, options = {}, {"strategy": "ddp", "devices": 2, "rank": rank}
+    for path in sorted((folder.parent / "bases").glob("*/*")):
+
+        def made(path: Path = path) -> InpaintDiffusion:
+            lora = LoRA(2) if path.name.startswith("lora.") else None
+            return InpaintDiffusion(BaseModel(str(path), train=path.parent.name, lora=lora))
+
+        in_one_go, resumed, checkpoint = made(), made(), folder / f"{path.parent.name}.{path.name}.ckpt"
+        fit(in_one_go, 2, **options)
+        fit(made(), 1, **options).save_checkpoint(checkpoint)
+        fit(resumed, 2, start=1, ckpt_path=checkpoint, **options)
+        found[f"{path.parent.name} {path.name}"] = weights(in_one_go), weights(resumed), weights(made())
+    return found
+
+
 def run(verb: str, folder: Path, environment: dict[str, str]) -> None:
     """What a rank does."""
     os.environ |= environment
     rank = int(environment["RANK"])
-    torch.save({"ddp": ddp, "fsdp": fsdp}[verb](rank, folder), folder / f"rank{rank}.pt")
+    torch.save({"ddp": ddp, "fsdp": fsdp, "ways": ways}[verb](rank, folder), folder / f"rank{rank}.pt")
 
 
 if __name__ == "__main__":
