@@ -55,6 +55,7 @@ FLOORS = {
     "datamodules": 6,
     "datamodules.writing": 4,
     "datamodules.cache_latents": 7,
+    "datamodules.cache_text": 7,
     "datamodules.index_shards": 7,
     "datamodules.make_shards": 7,
     "datamodules.predict": 9,

@@ -180,13 +180,22 @@ class SampleDecoder:
         kinds = (("animated", any(map(is_animated, images))), ("upscaled", small), ("bad_profile", fault))
         return [(kind, raw.key) for kind, true in kinds if true]
 
-    def _texts(self, raw: RawSample) -> dict[str, Any]:
-        """Caption, key and, if wanted, the label and the weight of the loss."""
+    def caption(self, raw: RawSample) -> str:
+        """The sample's caption with all that is done to it.
+
+        Raises:
+            ValueError: it cannot be read, or is too long.
+        """
         options = self.options
         caption = parse_caption(raw.fields, options.max_caption_bytes, options.caption_key)
         if self.trains:
             caption = options.captions.tags(caption, self.seed, raw.position)
-        caption = options.captions.around(caption, raw.source)
+        return options.captions.around(caption, raw.source)
+
+    def _texts(self, raw: RawSample) -> dict[str, Any]:
+        """Caption, key and, if wanted, the label and the weight of the loss."""
+        options = self.options
+        caption = self.caption(raw)
         label = {} if options.label_key is None else {"label": parse_label(raw.fields, options.label_key)}
         weights = options.loss_weights if self.trains else None
         weight = {} if weights is None else {"loss_weight": float(weights[raw.source])}

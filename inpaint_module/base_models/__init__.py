@@ -36,7 +36,7 @@ from inpaint_module.base_models.layout import (
     pack,
     unpack,
 )
-from inpaint_module.base_models.loading import DTYPES, load_denoiser, load_scheduler, load_text, new_model
+from inpaint_module.base_models.loading import DTYPES, load_denoiser, load_scheduler, load_text, new_model, text_of
 from inpaint_module.base_models.lora import LoRA, add_lora, has_lora, lora_weights, remove_lora, trains_first_layer
 from inpaint_module.base_models.quantize import dequantize, quantize, quantized_state
 from inpaint_module.base_models.qwen_image import QwenImageControlNetLayout
@@ -135,6 +135,7 @@ __all__ = [
     "remove_lora",
     "serving_pipeline",
     "shard",
+    "text_of",
     "tile_starts",
     "tile_weight",
     "token_places",

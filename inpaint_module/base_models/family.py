@@ -32,6 +32,8 @@ class TextOptions:
         clip_skip: layers that the CLIPs of Stable Diffusion, XL and 3 leave out at the end, as the argument of their
             pipelines; serve with the same. None for the default of each. Flux has none.
         quantize: nf4 or int8: their linear layers in 4 or 8 bits, by bitsandbytes; what they say moves by rounding.
+        cache: a folder that `inpaint shards cache-text` has written for these options: embeddings are read from there,
+            and the encoders are not loaded. Of Stable Diffusion, XL, 3 and Flux.
     """
 
     # no dataclass: jsonargparse does not parse one twice, as overlays need
@@ -44,8 +46,9 @@ class TextOptions:
         t5: bool = True,
         clip_skip: int | None = None,
         quantize: str | None = None,
+        cache: str | None = None,
     ):
-        self.quantize = quantize
+        self.quantize, self.cache = quantize, cache
         self.dtype, self.length, self.guidance, self.t5, self.clip_skip = dtype, length, guidance, t5, clip_skip
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +19,10 @@ from inpaint_module.base_models.families import family_of
 from inpaint_module.base_models.family import TextOptions
 from inpaint_module.base_models.lora import LoRA, add_lora, freeze_unread
 from inpaint_module.base_models.quantize import quantize as put_into_bits
-from inpaint_module.base_models.text import FrozenTextEncoder, TextConditioning
+from inpaint_module.base_models.text import FrozenTextEncoder, PipelineText, TextConditioning
+from inpaint_module.base_models.text_cache import TextCache, describe
 from inpaint_module.embedded import loading_options, local_folder
-from inpaint_module.weightless import config_model, runnable, weightless
+from inpaint_module.weightless import config_model, runnable, weightless, without_weights
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -159,12 +162,29 @@ def load_text(
 
 
 def text_of(path: str, options: TextOptions) -> TextConditioning:
-    """As `load_text`, with the options of a `BaseModel`."""
+    """As `load_text`, with the options of a `BaseModel`; with a cache the encoders have no weights."""
+    if options.cache is not None:
+        return _cached_text(path, options)
     if options.dtype not in DTYPES:
         raise ValueError(f"text dtype must be one of {', '.join(DTYPES)}; got {options.dtype!r}")
     index = pipeline_index(path)
     family = family_of(index, path)
     return family.read_text(FolderOfText(path, index or {}, DTYPES[options.dtype], options.quantize), options)
+
+
+def _cached_text(path: str, options: TextOptions) -> TextConditioning:
+    whole, light = copy.copy(options), copy.copy(options)
+    whole.cache, light.cache, light.quantize = None, None, None
+    found = TextCache(options.cache or "", describe(path, options))
+    with without_weights():
+        made = text_of(path, light)
+    if isinstance(made, PipelineText):
+        raise ValueError(
+            f"base.text.cache: expected null, as the captions of {type(made).__name__} have not all the same number of "
+            f"tokens, which a cache does not hold; got {options.cache!r}"
+        )
+    made.cache, made.load = found, partial(text_of, path, whole)
+    return made
 
 
 class FolderOfText:

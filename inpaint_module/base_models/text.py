@@ -7,7 +7,7 @@ import hashlib
 import inspect
 import warnings
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import cached_property
 from typing import Any, cast
 
@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from inpaint_module.base_models.conditioning import Conditioning
+from inpaint_module.base_models.text_cache import TextCache
 from inpaint_module.batch import Batch
 from inpaint_module.vae.frozen_vae import sha256_of_weights
 
@@ -106,10 +107,14 @@ class TextConditioning(Conditioning):
     Attributes:
         encoders: in the order in which the pipeline counts them; None for one that is left out.
         clip_skip: layers that CLIPs leave out at the end, as the pipeline's argument of that name; None if not given.
+        cache: what the encoders made of all captions; they have no weights themselves then. None: they read captions.
+        load: makes the same with encoders that have their weights, for an export; of one with a cache.
     """
 
     encoders: tuple[FrozenTextEncoder | None, ...]
     clip_skip: int | None = None
+    cache: TextCache | None = None
+    load: Callable[[], TextConditioning]
 
     @abstractmethod
     def read(self, captions: list[str]) -> dict[str, Any]:
@@ -141,28 +146,30 @@ class TextConditioning(Conditioning):
                 f"{type(self).__name__} expects batch['caption'], a list of {len(batch['image'])} strings, got "
                 f"{captions if captions is None else f'{len(captions)} in a {type(captions).__name__}'}"
             )
-        told = self.beside(captions, batch)
+        told = self.cache.read(captions, batch["image"].device) if self.cache else self.beside(captions, batch)
         if dropped is not None:
             told = {name: _either(dropped, self._nothing[name].to(value), value) for name, value in told.items()}
         return self.arrange(told, batch)
 
     def to(self, device: torch.device) -> None:
         """See `Conditioning.to`."""
-        for encoder in self._present:
+        for encoder in self._present if self.cache is None else ():
             encoder.to(device)
 
     def fingerprint(self) -> bytes:
         """See `Conditioning.fingerprint`."""
+        if self.cache is not None:
+            return self.cache.fingerprint
         return hashlib.sha256(b"".join(encoder.digest for encoder in self._present)).digest()
 
     def models(self) -> list[nn.Module]:
         """See `Conditioning.models`."""
-        return [encoder.model for encoder in self._present]
+        return [encoder.model for encoder in self._present] if self.cache is None else []
 
     def components(self) -> dict[str, Any]:
         """Tokenizers, text encoders and options by the names that the pipeline gives them."""
         found: dict[str, Any] = {}
-        for number, encoder in enumerate(self.encoders, start=1):
+        for number, encoder in enumerate(self.encoders if self.cache is None else self._loaded.encoders, start=1):
             end = "" if number == 1 else f"_{number}"
             found[f"tokenizer{end}"] = encoder and encoder.tokenizer
             found[f"text_encoder{end}"] = encoder and encoder.model
@@ -174,7 +181,11 @@ class TextConditioning(Conditioning):
 
     @cached_property
     def _nothing(self) -> dict[str, Tensor]:
-        return self.nothing()
+        return self.nothing() if self.cache is None else self.cache.nothing(torch.device("cpu"))
+
+    @cached_property
+    def _loaded(self) -> TextConditioning:
+        return self.load()
 
 
 class PipelineText(TextConditioning):

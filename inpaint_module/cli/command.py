@@ -49,6 +49,9 @@ COMMANDS = {
     "shards cache-latents": Command(
         "encode the training images once", "datamodules.cache_latents", "shards_cache_latents", goes_on=True
     ),
+    "shards cache-text": Command(
+        "read the captions of the data once", "datamodules.cache_text", "shards_cache_text", goes_on=True
+    ),
     "doctor": Command("look at the data of a config before training", "datamodules.doctor.command", "doctor"),
     "masks": Command("look at the masks of a preset or a config", "inpaint_module.masks.gallery", "masks"),
     "export": Command("a run into a folder for diffusers and ComfyUI", "inpaint_module.export", "export"),

@@ -61,6 +61,18 @@ def shards_cache_latents() -> Parser:
     return parser
 
 
+def shards_cache_text() -> Parser:
+    """`inpaint shards cache-text`."""
+    parser = Parser("shards cache-text", "datamodules.cache_text", parts=("model", "data"))
+    parser.add_argument("out", type=Path, help="folder of the cache; one that is there gets what it has not yet")
+    told = "another caption, such as one for predict; again for more (default: those of the config's data)"
+    parser.add_argument("--caption", metavar="TEXT", action="append", default=[], help=told)
+    told = f"of the embeddings: {', '.join(DTYPES)} (default %(default)s)"
+    parser.add_argument("--dtype", default="bfloat16", choices=DTYPES, metavar="NAME", help=told)
+    _add_device(parser)
+    return parser
+
+
 def predict() -> Parser:
     """`inpaint predict`."""
     default = "the small model that ships"
