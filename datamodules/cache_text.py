@@ -26,7 +26,8 @@ from inpaint_module.base_models.text import PipelineText, TextConditioning
 from inpaint_module.base_models.text_cache import describe, write_text_cache
 from inpaint_module.commands import options
 from inpaint_module.commands.config_files import make_parts, read_parts
-from inpaint_module.commands.parser import GOES_ON, device_of, exit_code_of
+from inpaint_module.commands.errors import GOES_ON, exit_code_of
+from inpaint_module.commands.parser import device_of
 
 
 def captions_of(data: WebDatasetDataModule) -> Iterator[str]:

@@ -43,7 +43,7 @@ from datamodules.writing.source_lists import Columns, Source, find_sources, fing
 from datamodules.writing.source_samples import PackedSample, Packing, Resize, try_source
 from datamodules.writing.source_tables import PURPOSES
 from inpaint_module.commands import options
-from inpaint_module.commands.parser import GOES_ON, exit_code_of
+from inpaint_module.commands.errors import GOES_ON, exit_code_of
 
 
 class Report(NamedTuple):

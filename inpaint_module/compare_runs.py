@@ -17,7 +17,7 @@ from jsonargparse import Namespace
 
 from inpaint_module.commands import options
 from inpaint_module.commands.config_files import read_config
-from inpaint_module.commands.parser import exit_code_of
+from inpaint_module.commands.errors import exit_code_of
 from inpaint_module.files import atomic_write_text, check_replaceable
 from inpaint_module.redaction import redacted
 from inpaint_module.report import pages

@@ -34,7 +34,8 @@ from datamodules.doctor.whole_set import look_at_all, page, summary
 from datamodules.shards.shard_set import Contents
 from datamodules.webdataset_datamodule import WebDatasetDataModule
 from inpaint_module.commands import options
-from inpaint_module.commands.parser import device_of, exit_code_of
+from inpaint_module.commands.errors import exit_code_of
+from inpaint_module.commands.parser import device_of
 from inpaint_module.files import atomic_write_picture, atomic_write_text, check_replaceable
 from inpaint_module.pixels import to_unit_float
 from inpaint_module.redaction import permissions_for, redact

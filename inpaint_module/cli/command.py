@@ -16,7 +16,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn, TextIO, cast
 
-from inpaint_module.commands.parser import GOES_ON, closest, exit_code_of, take_debug
+from inpaint_module.commands.errors import GOES_ON, closest, exit_code_of, take_debug
 from inpaint_module.redaction import redact
 
 

@@ -12,8 +12,8 @@ from jsonargparse import ActionConfigFile, Namespace
 from lightning.pytorch.utilities import rank_zero_info
 
 from inpaint_module.commands.config_files import find_config, read_config
+from inpaint_module.commands.errors import closest
 from inpaint_module.commands.older_configs import class_of_data
-from inpaint_module.commands.parser import closest
 
 PIECES = ("callbacks", "logger")  # lists of the trainer whose entries have names
 Entry = dict[str, Any]

@@ -5,9 +5,9 @@ from typing import Any
 
 _HOMES = {
     "Parser": "parser",
-    "closest": "parser",
+    "closest": "errors",
     "device_of": "parser",
-    "exit_code_of": "parser",
+    "exit_code_of": "errors",
     "find_config": "config_files",
     "make_parts": "config_files",
     "read_config": "config_files",

@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from inpaint_module.commands import options
 from inpaint_module.commands.config_files import make_parts, read_config
-from inpaint_module.commands.parser import exit_code_of
+from inpaint_module.commands.errors import exit_code_of
 from inpaint_module.embedded import ASSETS
 from inpaint_module.files import atomic_write_picture, check_replaceable
 from inpaint_module.masks.generator import MaskGenerator
