@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import csv
+import io
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import pytest
+from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger, Logger, MLFlowLogger, TensorBoardLogger, WandbLogger
+from PIL import Image
 from quiet_trainer import QUIET, quiet_trainer
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tiny_models import tiny_module
 
 from datamodules import WebDatasetDataModule
@@ -18,6 +24,7 @@ from datamodules.stream_datamodule import DataCounters
 from inpaint_module.masks import Boxes
 from inpaint_module.report import ValidationReport
 from inpaint_module.training import EMA, ImageGrid, NonFiniteGuard, PredictionWriter, RunRecord, Throughput
+from inpaint_module.training.image_grid import log_picture
 from inpaint_module.training.leftovers import Leftovers
 from inpaint_module.training.resume import ExactResume
 from inpaint_module.training.run_folder import keep_csv_logs, metrics_path, read_metrics, read_record, run_folder
@@ -102,3 +109,30 @@ def table(path: Path) -> list[dict[str, str]]:
     """What a CSVLogger has written."""
     with path.open(newline="") as file:
         return list(csv.DictReader(file))
+
+
+def test_pictures_reach_every_logger_that_shows_them(tmp_path: Path) -> None:
+    """The grid, the samples and the report's sheets go this way; Weights & Biases: the next test."""
+    loggers = [logger for name in ("mlflow", "csv", "tensorboard") for logger in MAKERS[name](tmp_path)]
+    for step in (0, 15):
+        log_picture(cast("Trainer", SimpleNamespace(loggers=loggers)), "report/sd", picture(step), step)
+    kept = sorted((tmp_path / "mlruns").rglob("*.png"))
+    assert [path.name for path in kept] == ["step_000000.png", "step_000015.png"]
+    assert all("artifacts/report/sd" in path.as_posix() for path in kept)
+    assert Image.open(kept[1]).getpixel((0, 0)) == (15, 0, 0)
+    events = EventAccumulator(str(tmp_path / "run"), size_guidance={"images": 0}).Reload().Images("report/sd")
+    assert [each.step for each in events] == [0, 15]
+    assert Image.open(io.BytesIO(events[1].encoded_image_string)).getpixel((0, 0)) == (15, 0, 0)
+
+
+@pytest.mark.slow
+def test_pictures_reach_weights_and_biases(tmp_path: Path) -> None:
+    loggers = MAKERS["wandb"](tmp_path)
+    log_picture(cast("Trainer", SimpleNamespace(loggers=loggers)), "samples", picture(15), 15)
+    sys.modules["wandb"].finish()
+    (kept,) = tmp_path.rglob("media/images/samples*.png")
+    assert Image.open(kept).getpixel((0, 0)) == (15, 0, 0)
+
+
+def picture(red: int) -> Image.Image:
+    return Image.new("RGB", (20, 10), (red, 0, 0))
