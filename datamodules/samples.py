@@ -131,10 +131,18 @@ class Samples(Callback):
         step = trainer.global_step or self._loaded
         with as_in_validation(trainer, module, module.seed), trainer.precision_plugin.val_step_context():
             for sample in self._samples:
-                write_sample(self._run, sample.name, sample.prompt, step, *_painted(sample, module, trainer))
+                try:
+                    hole, fill = _painted(sample, module, trainer)
+                except ValueError as error:  # such as NaN, of which a training may recover
+                    rank_zero_warn(f"samples: {sample.path} is not painted at step {step}: {error}")
+                else:
+                    write_sample(self._run, sample.name, sample.prompt, step, hole, fill)
         painted = painted_samples(self._run, step)
         names = {sample.name for sample in self._samples}
-        newest = samples_sheet([each for each in painted if each.name in names])
+        shown = [each for each in painted if each.name in names]
+        if not shown:
+            return False
+        newest = samples_sheet(shown)
         atomic_write_picture(self._run / SAMPLES / "over_time.png", newest)
         log_picture(trainer, SAMPLES, newest, step)
         return True
@@ -178,10 +186,7 @@ def _painted(sample: Sample, module: InpaintDiffusion, trainer: Trainer) -> tupl
     """The hole in grey, and what the model paints."""
     image, mask = sample.image.to(module.device), sample.mask.to(module.device)
     side = _side(trainer, module)
-    try:
-        fill = inpaint_image(module, image, mask, position=sample.number, caption=sample.prompt, working_side=side)
-    except ValueError as error:
-        raise ValueError(f"samples: {sample.path}: {error}") from error
+    fill = inpaint_image(module, image, mask, position=sample.number, caption=sample.prompt, working_side=side)
     pictures = to_pil(torch.where(mask, 128, image)), to_pil(fill)
     for picture in pictures:
         picture.thumbnail((_LARGEST, _LARGEST), Image.Resampling.LANCZOS)

@@ -81,6 +81,18 @@ def test_what_is_painted_is_what_predict_paints_with_the_weights_of_validation(t
     assert (hole == last)[~mask[0][box].numpy()].all()
 
 
+def test_a_model_that_makes_nan_trains_on(tmp_path: Path) -> None:
+    folder = picture(tmp_path / "mine")
+
+    class Spoilt(Callback):
+        def on_train_start(self, trainer: Any, pl_module: Any) -> None:
+            pl_module.denoiser.conv_out.bias.data.fill_(torch.nan)
+
+    with pytest.warns(UserWarning, match=r"samples: .*cat.png is not painted at step 2: the model makes NaN"):
+        fit(folder, tmp_path / "runs", Spoilt(), steps=2)
+    assert [path.name for path in (tmp_path / "runs/r/samples/cat").glob("step*")] == ["step_000000.png"]
+
+
 def broken(folder: Path, what: str) -> str:
     """Spoil a folder; the file that is to be named."""
     if what == "folder":

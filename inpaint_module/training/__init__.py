@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from inpaint_module.training.resume import ExactResume
     from inpaint_module.training.run_record import RunRecord
     from inpaint_module.training.throughput import Throughput
+    from inpaint_module.training.watch import LearningRate, ValidationLoss
 
 __all__ = [
     "EMA",
@@ -21,11 +22,13 @@ __all__ = [
     "ExactResume",
     "ImageGrid",
     "InpaintDiffusion",
+    "LearningRate",
     "Leftovers",
     "NonFiniteGuard",
     "PredictionWriter",
     "RunRecord",
     "Throughput",
+    "ValidationLoss",
     "VerifiedCheckpointIO",
     "newest_valid_checkpoint",
     "verify_checkpoint",
@@ -36,11 +39,13 @@ _HOMES = {
     "ExactResume": "resume",
     "ImageGrid": "image_grid",
     "InpaintDiffusion": "inpaint_diffusion",
+    "LearningRate": "watch",
     "Leftovers": "leftovers",
     "NonFiniteGuard": "nonfinite_guard",
     "PredictionWriter": "image_grid",
     "RunRecord": "run_record",
     "Throughput": "throughput",
+    "ValidationLoss": "watch",
     "VerifiedCheckpointIO": "checkpoints",
     "newest_valid_checkpoint": "checkpoints",
     "verify_checkpoint": "checkpoints",
