@@ -30,7 +30,6 @@ from datamodules.decode.conversion import GivenPicture, filled, read_given, stor
 from datamodules.decode.reading import Turn, read_turn
 from datamodules.writing.folders import MAKER, Picture, caption_of, check_outputs, find_pictures
 from inpaint_module.commands import options
-from inpaint_module.commands.config_files import read_config
 from inpaint_module.commands.errors import exit_code_of
 from inpaint_module.files import atomic_write
 from inpaint_module.inpaint_image import inpaint_image, surroundings, trained_side
@@ -39,7 +38,7 @@ from inpaint_module.metrics import MaskedPSNR
 from inpaint_module.metrics.scores import PLAIN_FILLS, plain_fills
 from inpaint_module.pixels import to_unit_float
 from inpaint_module.randomness import Stream, key
-from inpaint_module.trained import load_model
+from inpaint_module.trained import image_side, load_model
 from inpaint_module.training.inpaint_diffusion import InpaintDiffusion
 
 _MAX_PIXELS = 200_000_000
@@ -154,14 +153,6 @@ def predict(options: Namespace, overrides: Sequence[str], account: Account) -> P
         done.total, done.empty = done.total + 1, done.empty + int(not mask.any())
         _write(picture.out, result, given)
     return done
-
-
-def image_side(configs: Sequence[Path]) -> int | None:
-    """The side in pixels of the images that a run of these config files trains on; None if they do not say."""
-    sizes = [read_config(path).get("data", {}).get("init_args", {}).get("image_size") for path in configs]
-    said = next((size for size in reversed(sizes) if size is not None), None)
-    sides = said if isinstance(said, list) else [said]
-    return max(sides) if all(isinstance(side, int) for side in sides) else None
 
 
 def _inpainted(

@@ -5,20 +5,26 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from torch import Tensor
 
 from inpaint_module.base_models import TiledCall, latent_multiple
 from inpaint_module.batch import Batch
 from inpaint_module.fills import seamless
+from inpaint_module.morphology import mask_leak, mask_overcover, reduce_mask
 from inpaint_module.pixels import to_bytes, to_unit_float
+from inpaint_module.report.pictures import fitted, masked_in_red, to_pil
 
 if TYPE_CHECKING:
     from inpaint_module.training.inpaint_diffusion import InpaintDiffusion
 
 _ADDED: dict[str, Any] = {"reach": 0, "nothing_known": 0.5}  # how `seamless` makes the smooth fill itself
 _JOINED = 512  # pixels a side; above it the join would cost more than the fill, and shows no more
+
+_SHOWN = 384  # pixels of the longer side of the pictures that `look` makes
 
 
 class Region(NamedTuple):
@@ -28,6 +34,26 @@ class Region(NamedTuple):
     left: int
     bottom: int
     right: int
+
+
+class SeenByModel(NamedTuple):
+    """The hole of a picture and its surroundings.
+
+    Attributes:
+        region: which part of the picture.
+        pixels: float (1, 3, H, W) in 0..1, that part.
+        hole: float (1, 1, H, W) of 0 and 1.
+        image: float (1, 3, h, w), at the model's own scale, padded.
+        mask: float (1, 1, h, w) of 0 and 1.
+        size: (h, w) without the padding.
+    """
+
+    region: Region
+    pixels: Tensor
+    hole: Tensor
+    image: Tensor
+    mask: Tensor
+    size: tuple[int, int]
 
 
 def mask_region(mask: Tensor, margin: int) -> Region | None:
@@ -116,24 +142,38 @@ def inpaint_image(
     side = trained_side(module) if working_side is None else working_side or max(mask.shape)
     tile = max(512, math.ceil(trained_side(module) / multiple) * multiple) if tile is None else tile
     _check(image, mask, tile, multiple)
-    region = surroundings(mask, side, margin)
-    if region is None:
+    seen = seen_by_model(module, image, mask, side, margin, multiple)
+    if seen is None:
         return image.clone()
-    box = (..., slice(region.top, region.bottom), slice(region.left, region.right))
-    pixels, hole = to_unit_float(image[box][None]), mask[box][None].float()
-    small, small_hole = shrunk(pixels, hole, _within(pixels, side))
-    given = padded(small, multiple), padded(small_hole, multiple)
+    pixels, hole, size = seen.pixels, seen.hole, seen.size
+    given = seen.image, seen.mask
     filled = _fill(module, *given, position, caption, tile, tile // 4 if overlap is None else overlap)
     if blend and module.encoder.fill == "smooth":
         filled = filled - _round_trip(module, *given)
-    filled = filled[..., : small.shape[-2], : small.shape[-1]]
+    filled = filled[..., : size[0], : size[1]]
     if blend:
         filled = _blended(filled, pixels, hole, module.encoder.fill == "smooth")
     filled = resized(filled, (pixels.shape[-2], pixels.shape[-1]))
     result = image.clone()
+    box = (..., slice(seen.region.top, seen.region.bottom), slice(seen.region.left, seen.region.right))
     inside = mask[box].expand(3, -1, -1)
     result[box][inside] = to_bytes(filled[0])[inside]
     return result
+
+
+def seen_by_model(
+    module: InpaintDiffusion, image: Tensor, mask: Tensor, side: int, margin: int | None = None, multiple: int = 64
+) -> SeenByModel | None:
+    """The part of a picture uint8 (3, H, W) that a model is given; None for an empty mask. See `inpaint_image`."""
+    region = surroundings(mask, side, margin)
+    if region is None:
+        return None
+    multiple = math.lcm(multiple, module.encoder.vae.ratio * latent_multiple(module.denoiser, module.layout))
+    box = (..., slice(region.top, region.bottom), slice(region.left, region.right))
+    pixels, hole = to_unit_float(image[box][None]), mask[box][None].float()
+    size = _within(pixels, side)
+    small, small_hole = (padded(each, multiple) for each in shrunk(pixels, hole, size))
+    return SeenByModel(region, pixels, hole, small, small_hole, size)
 
 
 def surroundings(mask: Tensor, side: int, margin: int | None = None) -> Region | None:
@@ -199,3 +239,62 @@ def _check(image: Tensor, mask: Tensor, tile: int, multiple: int) -> None:
         raise ValueError(f"mask: expected bool {(1, *image.shape[1:])}, got {mask.dtype} {tuple(mask.shape)}")
     if tile < multiple or tile % multiple:
         raise ValueError(f"tile: expected a multiple of {multiple} pixels, got {tile}")
+
+
+class Looked(NamedTuple):
+    """What the page shows of one fill; the last three at the scale at which the model works.
+
+    Attributes:
+        fill: the picture with its hole filled.
+        grown: the grown mask in red.
+        masked: the masked image.
+        cells: the mask on the latent grid, white = inpaint.
+        told: sizes and the leak, in words.
+    """
+
+    fill: Image.Image
+    grown: Image.Image
+    masked: Image.Image
+    cells: Image.Image
+    told: str
+
+
+@torch.no_grad()
+def look(
+    module: InpaintDiffusion, picture: Image.Image, mask: Tensor, side: int, *, seed: int = 0, caption: str = ""
+) -> Looked:
+    """Fill the hole of an RGB picture under a mask bool (1, H, W), and show what the model was given.
+
+    Args as of `inpaint_image`: `side` is its `working_side`, `seed` its `position`.
+
+    Raises:
+        ValueError: nothing is masked.
+    """
+    image = torch.from_numpy(np.array(picture.convert("RGB"))).movedim(-1, 0).to(module.device)
+    mask = mask.to(module.device)
+    seen = seen_by_model(module, image, mask, side)
+    if seen is None:
+        raise ValueError("mask: expected a painted hole, got an empty one: paint with the brush over what is to go")
+    fill = inpaint_image(module, image, mask, position=seed, caption=caption, working_side=side)
+    _, masked, grown = module.encoder.fill_hole(to_bytes(seen.image), seen.mask > 0)
+    ratio, reduce = module.encoder.vae.ratio, module.layout.reduce
+    known = reduce != "space-to-depth"
+    cells = reduce_mask(grown, ratio, reduce) if known else grown
+    height, width = seen.region.bottom - seen.region.top, seen.region.right - seen.region.left
+    told = (
+        f"{mask.float().mean().item():.1%} of the picture is masked. The model saw {width} x {height} of its "
+        f"{picture.width} x {picture.height} pixels, as {seen.size[1]} x {seen.size[0]}"
+    )
+    if (times := max(height, width) / max(seen.size)) >= 2:
+        told += f": the fill is enlarged {times:.1f} times, so it is soft"
+    lost = ". The model is told every pixel of the mask."
+    if known:
+        leak, over = (share(grown, cells).item() for share in (mask_leak, mask_overcover))
+        lost = f". On the grid of {ratio} x {ratio} pixels **{leak:.1%}** of the grown mask leak; {over:.1%} are added."
+    unpadded = (..., slice(seen.size[0]), slice(seen.size[1]))
+    red = masked_in_red(to_pil(seen.image[0][unpadded]), grown[0, 0][unpadded])
+    grid = cells.repeat_interleave(grown.shape[-1] // cells.shape[-1], -1).repeat_interleave(
+        grown.shape[-2] // cells.shape[-2], -2
+    )
+    small = (red, to_pil(masked[0][unpadded]), to_pil(grid[0][unpadded].expand(3, -1, -1)))
+    return Looked(to_pil(fill), *(fitted(each, _SHOWN) for each in small), told + lost)

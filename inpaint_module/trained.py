@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import sys
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 from lightning.pytorch import LightningModule
 
-from inpaint_module.commands.config_files import make_parts, read_parts
+from inpaint_module.commands.config_files import make_parts, read_config, read_parts
 from inpaint_module.embedded import ASSETS
 from inpaint_module.training.checkpoints import VerifiedCheckpointIO
 from inpaint_module.training.inpaint_diffusion import InpaintDiffusion
 from inpaint_module.training.resume import loaded_from
 
+SHIPPED_NAME, GIVEN_NAME = "the small model that ships", "the model of --config"
 SHIPPED_MODEL = ASSETS / "inpainter" / "model.yaml"
 
 
@@ -84,3 +86,62 @@ def module_from_configs(configs: Sequence[Path], overrides: Sequence[str] = ()) 
     if not isinstance(model, InpaintDiffusion):
         raise ValueError(f"config: expected the model to be an InpaintDiffusion, got {type(model).__name__}")
     return model
+
+
+def image_side(configs: Sequence[Path]) -> int | None:
+    """The side in pixels of the images that a run of these config files trains on; None if they do not say."""
+    sizes = [read_config(path).get("data", {}).get("init_args", {}).get("image_size") for path in configs]
+    said = next((size for size in reversed(sizes) if size is not None), None)
+    sides = said if isinstance(said, list) else [said]
+    return max(sides) if all(isinstance(side, int) for side in sides) else None
+
+
+class ModelChoice:
+    """The models that can be chosen; the one that was used last stays loaded.
+
+    Args:
+        runs: the folder of run folders; it may be missing.
+        configs: of one more model; none for no more.
+        checkpoint: its weights; None for those that the configs load.
+        overrides: options such as `--model.sampling_steps=4`, for that one.
+    """
+
+    def __init__(
+        self, runs: Path, configs: Sequence[Path] = (), checkpoint: Path | None = None, overrides: Sequence[str] = ()
+    ) -> None:
+        self.runs, self._given, self._checkpoint, self._overrides = runs, list(configs), checkpoint, overrides
+        self._loaded: tuple[object, InpaintDiffusion, int | None] | None = None
+        self.lock = threading.Lock()
+
+    def names(self) -> list[str]:
+        """Of all models that are there now; the first one is chosen at the start."""
+        found = [config.parent for config in self.runs.glob("*/config.yaml") if self.checkpoints(config.parent.name)]
+        newest_first = sorted(found, key=lambda run: -(run / "config.yaml").stat().st_mtime)
+        return [*([GIVEN_NAME] if self._given else []), SHIPPED_NAME, *(run.name for run in newest_first)]
+
+    def checkpoints(self, name: str) -> list[str]:
+        """The names of a run's checkpoints, the newest first; none of other models."""
+        files = (self.runs / name / "checkpoints").glob("*.ckpt") if name not in (SHIPPED_NAME, GIVEN_NAME) else ()
+        return [file.name for file in sorted(files, key=lambda file: -file.stat().st_mtime)]
+
+    def load(self, name: str, checkpoint: str | None) -> tuple[InpaintDiffusion, int | None]:
+        """A model ready to inpaint, and the side in pixels of the images of its config's data, see `image_side`.
+
+        Raises:
+            ValueError: there is no such model or checkpoint, or it cannot be loaded.
+        """
+        if name not in self.names():
+            raise ValueError(f"model: expected one of {', '.join(self.names())}, got {name!r}")
+        configs, file, more = [], None, list[str]()
+        if name == GIVEN_NAME:
+            configs, file, more = self._given, self._checkpoint, list(self._overrides)
+        elif name != SHIPPED_NAME:
+            if (known := self.checkpoints(name)) and checkpoint not in known:
+                raise ValueError(f"checkpoint: expected one of {', '.join(known)} of {name}, got {checkpoint!r}")
+            configs, file = [self.runs / name / "config.yaml"], self.runs / name / "checkpoints" / str(checkpoint)
+        wanted = (name, file, file.stat().st_mtime_ns if file else None)
+        if self._loaded is None or self._loaded[0] != wanted:
+            self._loaded = None  # two models at once may not fit
+            module = load_model(configs, file, None, more)
+            self._loaded = (wanted, module, image_side(configs))
+        return self._loaded[1:]

@@ -41,6 +41,7 @@ FLOORS = {
     "inpaint_module.__main__": 10,
     "inpaint_module.compare_runs": 9,
     "inpaint_module.model_card": 8,
+    "inpaint_module.app": 9,
     "inpaint_module.export": 9,
     "inpaint_module.trained": 8,
     "inpaint_module.inpaint_image": 8,

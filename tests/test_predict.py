@@ -21,6 +21,7 @@ from datamodules import WebDatasetDataModule, predict
 from datamodules.predict import load_model, main, read_mask
 from inpaint_module.masks import preset
 from inpaint_module.randomness import Stream, key
+from inpaint_module.trained import image_side
 from inpaint_module.training.checkpoints import VerifiedCheckpointIO
 
 SMALL = ["--tile", "64", "--overlap", "16"]
@@ -199,10 +200,10 @@ def test_the_scale_is_that_of_the_run_s_images(tmp_path: Path) -> None:
     files = [tmp_path / f"{number}.yaml" for number in range(3)]
     for file, text in zip(files, ("64", "[96, 160]", "null"), strict=True):
         file.write_text(f"data: {{class_path: x, init_args: {{image_size: {text}}}}}")
-    assert predict.image_side(files[:1]) == 64
-    assert predict.image_side(files) == 160
-    assert predict.image_side(files[2:]) is None
-    assert predict.image_side([]) is None
+    assert image_side(files[:1]) == 64
+    assert image_side(files) == 160
+    assert image_side(files[2:]) is None
+    assert image_side([]) is None
 
 
 def white_on_nothing(path: Path, mode: str) -> None:

@@ -42,6 +42,7 @@ COMMANDS = {
     "validate": Command("measure a run on its validation data", _TRAINING),
     "test": Command("measure as validate does, under test/ names", _TRAINING),
     "predict": Command("inpaint a folder of pictures", "datamodules.predict", "predict"),
+    "app": Command("paint a mask in the browser and see the fill", "inpaint_module.app", "app"),
     "shards make": Command(
         "photos, captions and masks into shards", "datamodules.make_shards", "shards_make", goes_on=True
     ),

@@ -108,6 +108,22 @@ def predict() -> Parser:
     return parser
 
 
+def app() -> Parser:
+    """`inpaint app`."""
+    parser = Parser("app", "inpaint_module.app", parts=("model",), default="the small model that ships")
+    told = "weights of --config (default: those that the config loads)"
+    parser.add_argument("--checkpoint", type=Path, metavar="FILE", help=told)
+    told = "folder of run folders to choose from (default %(default)s)"
+    parser.add_argument("--runs", type=Path, default=Path("runs"), metavar="FOLDER", help=told)
+    told = (
+        "address of this machine to serve at; 0.0.0.0 opens the page to everyone who reaches it (default %(default)s)"
+    )
+    parser.add_argument("--host", default="127.0.0.1", metavar="ADDRESS", help=told)
+    told = "where to serve there (default: the first free one from 7860 on)"
+    parser.add_argument("--port", type=_positive, metavar="N", help=told)
+    return parser
+
+
 def doctor() -> Parser:
     """`inpaint doctor`."""
     parser = Parser("doctor", "datamodules.doctor.command", parts=("model", "data"))
