@@ -296,5 +296,6 @@ def look(
     grid = cells.repeat_interleave(grown.shape[-1] // cells.shape[-1], -1).repeat_interleave(
         grown.shape[-2] // cells.shape[-2], -2
     )
-    small = (red, to_pil(masked[0][unpadded]), to_pil(grid[0][unpadded].expand(3, -1, -1)))
-    return Looked(to_pil(fill), *(fitted(each, _SHOWN) for each in small), told + lost)
+    masked_photo, cells_photo = to_pil(masked[0][unpadded]), to_pil(grid[0][unpadded].expand(3, -1, -1))
+    red, masked_photo, cells_photo = (fitted(each, _SHOWN) for each in (red, masked_photo, cells_photo))
+    return Looked(to_pil(fill), red, masked_photo, cells_photo, told + lost)
