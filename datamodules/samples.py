@@ -25,6 +25,7 @@ from inpaint_module.report.report_files import SAMPLES, painted_samples, samples
 from inpaint_module.report.validation_report import as_in_validation, is_sharded
 from inpaint_module.training.image_grid import log_picture
 from inpaint_module.training.inpaint_diffusion import InpaintDiffusion
+from inpaint_module.training.optimization import step_of
 from inpaint_module.training.run_folder import run_folder
 
 EMBEDDED = "embedded:photos"  # four that ship with the package, under painted masks
@@ -77,7 +78,6 @@ class Samples(Callback):
         self.folder, self.preset, self.most = folder, preset, most
         self._samples: list[Sample] = []
         self._run = Path()
-        self._loaded = 0  # the step of the checkpoint, which `validate` does not tell the trainer
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Read the pictures on rank 0, and have all ranks refuse what it refuses."""
@@ -108,10 +108,6 @@ class Samples(Callback):
         side = _side(trainer, module)
         return [read_sample(picture, masks, side) for picture in pictures[: self.most]]
 
-    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Keep its step."""
-        self._loaded = checkpoint.get("global_step", 0)
-
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Paint with the weights that the training starts from."""
         if not trainer.global_step and self._paint(trainer, pl_module):
@@ -128,7 +124,7 @@ class Samples(Callback):
         """Whether there was something to paint."""
         if not self._samples or not isinstance(module, InpaintDiffusion):
             return False
-        step = trainer.global_step or self._loaded
+        step = step_of(trainer, module)
         with as_in_validation(trainer, module, module.seed), trainer.precision_plugin.val_step_context():
             for sample in self._samples:
                 try:

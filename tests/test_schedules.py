@@ -5,18 +5,21 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 import torch
 from diffusers import optimization
+from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.cli import LRSchedulerCallable
 from quiet_trainer import QUIET, quiet_trainer
+from tiny_models import tiny_module
 from torch import Tensor, nn
 from torch.optim import lr_scheduler as schedulers
 from torch.utils.data import DataLoader
 
-from inpaint_module.training.optimization import DiffusersSchedule, ScheduledModule, length_of, pace_of
+from inpaint_module.training.optimization import DiffusersSchedule, ScheduledModule, length_of, pace_of, step_of
 
 pytestmark = [
     *QUIET,
@@ -182,3 +185,11 @@ def test_pace(length: int | None, total: int, step: int, stretch: bool, expected
 def test_a_schedule_of_diffusers_by_name_is_its_own(name: str, theirs: Callable[..., Any]) -> None:
     ours = partial(DiffusersSchedule, name=name, num_warmup_steps=2, num_training_steps=9)
     assert by_hand(ours, 9) == by_hand(partial(theirs, num_warmup_steps=2, num_training_steps=9), 9)
+
+
+def test_the_step_of_a_run_that_does_not_train_is_the_checkpoints() -> None:
+    module = tiny_module()
+    validating, training = (cast(Trainer, SimpleNamespace(global_step=step)) for step in (0, 9))
+    assert step_of(validating, module) == step_of(validating, LightningModule()) == 0
+    module.on_load_checkpoint({"global_step": 7})
+    assert (step_of(validating, module), step_of(training, module)) == (7, 9)

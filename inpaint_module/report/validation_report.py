@@ -25,6 +25,7 @@ from inpaint_module.report.report_files import pictures_of, sheet_of, write_repo
 from inpaint_module.sampling import InpaintedImages
 from inpaint_module.training.image_grid import log_picture
 from inpaint_module.training.inpaint_diffusion import InpaintDiffusion
+from inpaint_module.training.optimization import step_of
 from inpaint_module.training.run_folder import run_folder
 
 
@@ -71,15 +72,10 @@ class ValidationReport(Callback):
         self._folder = Path()
         self._found: list[dict[str, Any]] = []
         self._reported: int | None = None  # the step of the newest report
-        self._loaded = 0  # the step of the checkpoint, which `validate` does not tell the trainer
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Find the run folder: on all ranks, which share it by a broadcast that rank 0 alone would wait for."""
         self._folder = run_folder(trainer)
-
-    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Keep its step."""
-        self._loaded = checkpoint.get("global_step", 0)
 
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Look for the photos anew."""
@@ -117,7 +113,7 @@ class ValidationReport(Callback):
             self._report(trainer, pl_module)
 
     def _report(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        step = trainer.global_step or self._loaded
+        step = step_of(trainer, pl_module)
         self._reported = trainer.global_step
         if not self._found or not isinstance(pl_module, InpaintDiffusion) or is_sharded(trainer, pl_module):
             rank_zero_warn(

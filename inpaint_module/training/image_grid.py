@@ -15,6 +15,7 @@ from PIL import Image, ImageDraw, ImageFont
 from inpaint_module.files import atomic_write_picture
 from inpaint_module.report.pictures import to_pil
 from inpaint_module.sampling import InpaintedImages
+from inpaint_module.training.optimization import step_of
 from inpaint_module.training.run_folder import run_folder
 
 
@@ -61,15 +62,10 @@ class ImageGrid(Callback):
         self._parts: list[InpaintedImages] = []
         self._path: Path | None = None
         self._folder = Path()
-        self._loaded = 0  # the step of the checkpoint, which `validate` does not tell the trainer
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Find the run folder."""
         self._folder = run_folder(trainer) / "grids"
-
-    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Keep its step."""
-        self._loaded = checkpoint.get("global_step", 0)
 
     def on_validation_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, *args: Any, **kwargs: Any
@@ -84,7 +80,7 @@ class ImageGrid(Callback):
         if not parts or trainer.sanity_checking:
             return
         sheet = grid_image(InpaintedImages(*(torch.cat(fields)[: self.rows] for fields in zip(*parts, strict=True))))
-        step = trainer.global_step or self._loaded
+        step = step_of(trainer, pl_module)
         self._path = self._folder / f"step_{step:06d}.png"
         self._path.parent.mkdir(parents=True, exist_ok=True)
         atomic_write_picture(self._path, sheet)

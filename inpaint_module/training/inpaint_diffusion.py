@@ -138,6 +138,7 @@ class InpaintDiffusion(ScheduledModule):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse another VAE, other text encoders or another denoiser, whatever the strategy."""
+        super().on_load_checkpoint(checkpoint)
         if "encoder" in checkpoint:
             self.encoder.set_extra_state(checkpoint["encoder"])
         here = self.conditioning.fingerprint().hex()

@@ -9,7 +9,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from lightning.pytorch import LightningModule
+from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.plugins.precision import MixedPrecision, Precision
 from lightning.pytorch.utilities import GradClipAlgorithmType, rank_zero_info
@@ -67,6 +67,11 @@ class ScheduledModule(LightningModule):
     optimizer: OptimizerCallable
     lr_scheduler: LRSchedulerCallable | None
     stretch_schedule: bool
+    loaded_step = 0  # of the checkpoint, which `validate` does not tell the trainer
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep its step."""
+        self.loaded_step = checkpoint.get("global_step", 0)
 
     @abstractmethod
     def optimized(self) -> list[Tensor]:
@@ -164,6 +169,11 @@ class ScheduledModule(LightningModule):
         rate = self.schedule_at(min(total, length) - 1)[0].param_groups[0]["lr"]
         end = "the rate of its last step is kept from there on" if total > length else "it is cut off at its rate then"
         return f"{head}: {end}, {rate:.3g}; model.init_args.{option}: true stretches it to the training"
+
+
+def step_of(trainer: Trainer, module: LightningModule) -> int:
+    """Optimizer steps that the weights have been trained for; in `validate` and `test` those of the checkpoint."""
+    return trainer.global_step or (module.loaded_step if isinstance(module, ScheduledModule) else 0)
 
 
 def _is_plain(plugin: object) -> bool:
