@@ -256,6 +256,39 @@ def test_factors_that_do_not_fit_are_refused(tmp_path: Path) -> None:
         denoiser(start=str(file))
 
 
+@pytest.mark.parametrize("naming", ["kohya", "ComfyUI"])
+def test_flux_factors_of_query_key_and_value_in_one_are_split(naming: str, tmp_path: Path) -> None:
+    generator, file = torch.Generator().manual_seed(0), tmp_path / "a.safetensors"
+    expected: dict[str, Tensor] = {}
+    state: dict[str, Tensor] = {}
+    for fused, names in (
+        ("img_attn.qkv", ("to_q", "to_k", "to_v")),
+        ("txt_attn.qkv", ("add_q_proj", "add_k_proj", "add_v_proj")),
+    ):
+        transformer = tiny.flux_transformer(64, 64)
+        width = transformer.config.num_attention_heads * transformer.config.attention_head_dim
+        down, up = (torch.randn(shape, generator=generator) for shape in ((2, width), (3 * width, 2)))
+        for number, name in enumerate(names):
+            rows = up[number * width : (number + 1) * width]
+            expected[f"transformer_blocks.0.attn.{name}"] = rows @ down * 0.5  # alpha 1 of rank 2
+        layer, ends = f"diffusion_model.double_blocks.0.{fused}", ("lora_A", "lora_B")
+        if naming == "kohya":
+            layer, ends = f"lora_unet_double_blocks_0_{fused.replace('.', '_')}", ("lora_down", "lora_up")
+        state |= {
+            f"{layer}.{ends[0]}.weight": down,
+            f"{layer}.{ends[1]}.weight": up,
+            f"{layer}.alpha": torch.tensor(1.0),
+        }
+    save_file(state, file)
+    targets = [name.rpartition(".")[2] for name in expected]
+    with pytest.warns(UserWarning, match="begin anew"):  # those of the blocks that the file lacks
+        add_lora(transformer, LoRA(2, target_modules=targets, start=str(file)))
+    for name, product in expected.items():
+        layer = transformer.get_submodule(name)
+        found = layer.lora_B["default"].weight @ layer.lora_A["default"].weight * layer.scaling["default"]
+        torch.testing.assert_close(found, product)
+
+
 def test_layers_that_the_file_lacks_begin_anew(tmp_path: Path) -> None:
     save_file(lora_weights(denoiser(target_modules=["to_q"])), tmp_path / "a.safetensors")
     with pytest.warns(UserWarning, match=r"has no factors of 8 of 16 layers, such as .*to_k: they begin anew"):

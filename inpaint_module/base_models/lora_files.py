@@ -20,6 +20,8 @@ _FACTOR = re.compile(
     r"lora_linear_layer\.up)(\.default)?\.weight"
 )
 _UNET_PLACE = re.compile(r"(down|up)_blocks\.(\d+)\.attentions\.(\d+)\.(.+)|mid_block\.attentions\.0\.(.+)")
+_FLUX_PLACE = re.compile(r"(single_)?transformer_blocks\.")
+_OF_FLUX = re.compile(r"(double|single)_blocks[._]\d")
 _ADAPTER = "default"
 _SHOWN = 3
 
@@ -88,6 +90,8 @@ def _original(name: str, layers: int) -> str:
 def _read(path: str, places: Mapping[str, str]) -> tuple[dict[str, Factors], list[str]]:
     """The factors by the layers' names, and what belongs to no layer here."""
     state, alpha = _state(path)
+    if any(_OF_FLUX.search(key) for key in state) and any(map(_FLUX_PLACE.match, places)):
+        state = _split_of_flux(state, path)
     found: dict[str, Factors] = {}
     unknown: dict[str, None] = {}
     text = [name for name in state if name.startswith(_OF_TEXT)]
@@ -114,6 +118,31 @@ def _read(path: str, places: Mapping[str, str]) -> tuple[dict[str, Factors], lis
             stacklevel=2,
         )
     return found, list(unknown)
+
+
+def _split_of_flux(state: Mapping[str, Tensor], path: str) -> dict[str, Tensor]:
+    """Factors in the names of Flux's own code, query, key and value in one, as diffusers names and splits them.
+
+    Raises:
+        ValueError: they cannot be split.
+    """
+    from diffusers import FluxPipeline
+
+    named: dict[str, Tensor] = {}
+    for key, value in state.items():  # into the names of sd-scripts, the one spelling that diffusers splits
+        part = _FACTOR.fullmatch(key)
+        layer, end = (part["layer"], part["factor"]) if part else (key.removesuffix(".alpha"), "alpha")
+        if not _OF_FLUX.search(key):
+            named[key] = value
+            continue
+        end = end if part is None else f"lora_{'down' if end.endswith(('A', 'down')) else 'up'}.weight"
+        named[f"lora_unet_{_plain(layer).replace('.', '_')}.{end}"] = value
+    try:
+        return FluxPipeline.lora_state_dict(named)
+    except Exception as error:  # of many kinds: other widths, keys that it does not know
+        raise ValueError(
+            f"lora.start: expected factors of Flux in {path!r}, of widths that diffusers splits, got others: {error}"
+        ) from error
 
 
 def _plain(spelled: str) -> str:
