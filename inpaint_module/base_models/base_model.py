@@ -213,10 +213,8 @@ class BaseModel(ModelParts):
         if self.way.controlnet is None and controlnet is not None:
             raise ValueError(f"base.controlnet: expected null with train: {train}, which trains none; got options")
         if quantize is not None and lora is None and self.way.controlnet is None:
-            raise ValueError(
-                "base.quantize: expected null, or base.lora beside it, as weights in few bits do not train; got "
-                f"{quantize}"
-            )
+            told = "expected null, or base.lora beside it, as weights in few bits do not train"
+            raise ValueError(f"base.quantize: {told}; got {quantize}")
         layout, condition = _layout(self.way.layout, reduce, reference), self.way.condition(reduce)
         made = (encoder or EncoderOptions()).make(path, (condition or layout).fill)
         if self.way.grown is not None:

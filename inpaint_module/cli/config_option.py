@@ -1,23 +1,48 @@
-"""LightningCLI's `--config`, which also takes the configs that ship, and changes callbacks and loggers one by one."""
+"""LightningCLI's parser; its `--config` also takes the configs that ship, and changes callbacks and loggers by name."""
 
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml  # type: ignore[import-untyped]
 from jsonargparse import ActionConfigFile, Namespace
+from lightning.pytorch.cli import LightningArgumentParser
 from lightning.pytorch.utilities import rank_zero_info
 
-from inpaint_module.commands.config_files import find_config, read_config
+from inpaint_module.commands.config_files import find_config, options_today, read_config
 from inpaint_module.commands.errors import closest
-from inpaint_module.commands.older_configs import class_of_data
+from inpaint_module.commands.older_configs import class_of_data, today
+from inpaint_module.commands.parser import OneParagraph
 
 PIECES = ("callbacks", "logger")  # lists of the trainer whose entries have names
 Entry = dict[str, Any]
 _ENTRY = ("class_path", "init_args", "dict_kwargs")
+
+
+class Parser(OneParagraph, LightningArgumentParser):
+    """LightningCLI's parser, which reports what is wrong in one paragraph."""
+
+    data_class: str | None = None  # the data module that the configs before the next one name
+
+    def parse_args(self, args: Any = None, *more: Any, **options: Any) -> Namespace:  # type: ignore[override]
+        """As jsonargparse; options of a model's parts may be those of older versions."""
+        args = sys.argv[1:] if args is None else args
+        args = options_today(args) if isinstance(args, list | tuple) else args
+        return super().parse_args(args, *more, **options)
+
+    def parse_string(self, content: str, *more: Any, **options: Any) -> Namespace:
+        """As jsonargparse; a config may be one of older versions."""
+        try:
+            read = yaml.safe_load(content)
+        except yaml.YAMLError:  # which jsonargparse reports
+            read = None
+        if isinstance(read, dict) and read != (current := today(read, self.data_class)):
+            content = yaml.safe_dump(current, sort_keys=False)
+        return super().parse_string(content, *more, **options)
 
 
 class ConfigFile(ActionConfigFile):

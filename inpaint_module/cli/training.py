@@ -22,11 +22,8 @@ from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.model_helpers import is_overridden
 
 from inpaint_module.batch import DescribedData
-from inpaint_module.cli.config_option import ConfigFile, split_pieces
+from inpaint_module.cli.config_option import ConfigFile, Parser, split_pieces
 from inpaint_module.cli.terminal import RunProgress, quiet
-from inpaint_module.commands.config_files import options_today
-from inpaint_module.commands.older_configs import today
-from inpaint_module.commands.parser import OneParagraph
 from inpaint_module.training.averages import AveragedOptimizer
 from inpaint_module.training.changes import settings_of
 from inpaint_module.training.checkpoints import VerifiedCheckpointIO
@@ -50,28 +47,6 @@ from inpaint_module.training.run_record import RunConfig, RunRecord
 from inpaint_module.weightless import without_weights
 
 _READ_TEXT = tuple(f"inpaint_module.base_models.{name}" for name in ("load_text", "BaseModel"))
-
-
-class Parser(OneParagraph, LightningArgumentParser):
-    """LightningCLI's parser, which reports what is wrong in one paragraph."""
-
-    data_class: str | None = None  # the data module that the configs before the next one name
-
-    def parse_args(self, args: Any = None, *more: Any, **options: Any) -> Namespace:  # type: ignore[override]
-        """As jsonargparse; options of a model's parts may be those of older versions."""
-        args = sys.argv[1:] if args is None else args
-        args = options_today(args) if isinstance(args, list | tuple) else args
-        return super().parse_args(args, *more, **options)
-
-    def parse_string(self, content: str, *more: Any, **options: Any) -> Namespace:
-        """As jsonargparse; a config may be one of older versions."""
-        try:
-            read = yaml.safe_load(content)
-        except yaml.YAMLError:  # which jsonargparse reports
-            read = None
-        if isinstance(read, dict) and read != (current := today(read, self.data_class)):
-            content = yaml.safe_dump(current, sort_keys=False)
-        return super().parse_string(content, *more, **options)
 
 
 class ResumingCLI(LightningCLI):

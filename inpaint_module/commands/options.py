@@ -75,8 +75,7 @@ def shards_cache_text() -> Parser:
 
 def predict() -> Parser:
     """`inpaint predict`."""
-    default = "the small model that ships"
-    parser = Parser("predict", "datamodules.predict", parts=("model",), default=default)
+    parser = Parser("predict", "datamodules.predict", parts=("model",), default="the small model that ships")
     parser.add_argument("pictures", type=Path, help="folder of images, with its subfolders")
     parser.add_argument("out", type=Path, help="folder for the PNGs, named as the pictures")
     told = "a folder of masks with the pictures' names, or a pattern such as '{name}_mask*.png', from each picture's "
