@@ -15,7 +15,7 @@ import pytest
 import torch
 from data_fixtures import Halves, encode, exif_turned, in_parts, photo, sample_decoder, write_tar
 from PIL import Image, ImageDraw
-from recipes.removal_pairs import make_pairs
+from recipes.removal_pairs import make_pairs, show
 from test_train import QUICK
 from tiny_models import tiny_module, tiny_vae
 from torch import Tensor, nn
@@ -442,7 +442,7 @@ def test_the_removal_recipe_trains(
     for part in ("train", "val"):
         assert make_pairs(f"embedded:{part}", Path(f"data/scribbled/{part}"), most=4) == 4
         assert command.main(["shards", "make", f"data/scribbled/{part}", f"data/pairs/{part}"]) == 0
-    configs = [f"--config={ROOT / 'configs' / name}" for name in ("quickstart.yaml", "removal.yaml")]
+    configs = [f"--config={ROOT / 'configs' / name}" for name in ("quickstart.yaml", "removal.yaml", "from_fill.yaml")]
     quiet = [*QUICK, "--data.val_batch_size=4", "--trainer.callbacks.ValidationReport=null"]
     quiet.append("--trainer.callbacks.ModelCheckpoint.every_n_train_steps=1")
     for name, stops in runs.items():
@@ -454,6 +454,9 @@ def test_the_removal_recipe_trains(
     found = [torch.load(f"runs/{name}/checkpoints/last.ckpt")["state_dict"] for name in runs]
     assert all(torch.equal(found[0][name], found[-1][name]) for name in found[0])
     assert Path("runs/removal/grids/step_000002.png").exists()
+    said = show(Path("data/scribbled/val"), Path("runs/removal"), Path("removal.jpg"))
+    assert set(said) == {"drawn on", "smooth fill", "this model"}
+    assert Path("removal.jpg").stat().st_size < 300_000
 
 
 # --- the doctor

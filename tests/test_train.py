@@ -41,7 +41,7 @@ ELSEWHERE = {
     "multi_gpu": "test_distributed.py",
     "latent_cache": "latent_cache/test_latent_cache_training.py",
     **dict.fromkeys(("adamw8bit", "prodigy", "schedule_free"), "test_optimizers.py"),
-    "removal": "test_pairs.py",
+    **dict.fromkeys(("removal", "from_fill"), "test_pairs.py"),
 }  # where they are trained
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*does not have many workers.*"),  # two tiny steps need none

@@ -5,19 +5,32 @@ python -m tests.recipes.removal_pairs data/scribbled
 OUT/train and OUT/val get photos with something drawn on them, NAME.png, where it is, NAME.mask.png, and the photos as
 they were, NAME.target.png.
 The same photos and options give the same files.
+
+python -m tests.recipes.removal_pairs data/scribbled --show runs/removal
+
+writes OUT/removal.jpg, before and after of photos of OUT/val, and says how near the fills are.
 """
 
 from __future__ import annotations
 
 import argparse
 import io
+import math
 import random
 from pathlib import Path
+from statistics import fmean
 
+import numpy as np
+import torch
 from PIL import Image, ImageDraw, ImageFilter, ImageFont
 
 from datamodules.shards.shard_set import image_bytes
 from datamodules.shards.shard_specs import open_shards
+from inpaint_module.fills import smooth_fill
+from inpaint_module.inpaint_image import inpaint_image
+from inpaint_module.pixels import to_unit_float
+from inpaint_module.report.pictures import SheetRow, fitted, sheet, to_pil
+from inpaint_module.trained import image_side, load_model
 
 WORDS = ("SAMPLE", "Draft 3", "do not copy", "HELLO", "2026", "for review", "lorem ipsum", "x = y + 1")
 _MARGIN = 5  # pixels that the mask is wider on both sides than what is drawn, whose edges are soft
@@ -83,12 +96,49 @@ def make_pairs(shards: str, out: Path, versions: int = 1, most: int | None = Non
     return len(numbers) * versions
 
 
+def show(pairs: Path, run: Path, out: Path) -> dict[str, float]:
+    """Take away what is drawn on the pairs of a folder, and draw four of them, before and after.
+
+    Args:
+        pairs: a folder of `make_pairs`.
+        run: a run folder with its config and last checkpoint.
+        out: where the picture goes.
+
+    Returns:
+        PSNR in dB where something was drawn, the mean over the pairs, by name.
+    """
+    module = load_model([run / "config.yaml"], run / "checkpoints/last.ckpt", None)
+    side = image_side([run / "config.yaml"])
+    found: dict[str, list[float]] = {"drawn on": [], "smooth fill": [], "this model": []}
+    rows = []
+    for mask_file in sorted(pairs.glob("*.mask.png")):
+        name = mask_file.name.removesuffix(".mask.png")
+        drawn, photo = (Image.open(pairs / f"{name}.{end}").convert("RGB") for end in ("png", "target.png"))
+        image, target = (torch.from_numpy(np.array(each)).movedim(-1, 0) for each in (drawn, photo))
+        mask = torch.from_numpy(np.array(Image.open(mask_file).convert("L")))[None] > 127
+        fill = inpaint_image(module, image.to(module.device), mask.to(module.device), working_side=side).cpu()
+        given = to_unit_float(image[None])
+        for kind, filled in zip(found, (given, smooth_fill(given, mask[None]), to_unit_float(fill[None])), strict=True):
+            wrong = (filled[0] - to_unit_float(target))[mask.expand(3, -1, -1)]
+            found[kind].append(-10 * math.log10(max(wrong.square().mean().item(), 1e-10)))
+        rows.append(SheetRow([fitted(each, 240) for each in (drawn, to_pil(fill), photo)], []))
+    step = max(1, len(rows) // 4)
+    heads = ("with scribbles and text", "taken away", "the photo")
+    sheet("Photos that the model has not seen", heads, rows[::step][:4]).save(out, quality=88)
+    return {kind: fmean(values) for kind, values in found.items()}
+
+
 def main() -> None:
     """The command."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path)
     parser.add_argument("--versions", type=int, default=4, help="how often each training photo is drawn on (4)")
+    parser.add_argument("--show", type=Path, metavar="RUN", help="draw before and after of a run instead")
     given = parser.parse_args()
+    if given.show:
+        for kind, value in show(given.out / "val", given.show, given.out / "removal.jpg").items():
+            print(f"{kind:<12} {value:.2f} dB where something was drawn")  # noqa: T201
+        return
     for part, versions in (("train", given.versions), ("val", 1)):
         count = make_pairs(f"embedded:{part}", given.out / part, versions)
         print(f"{count} pairs in {given.out / part}")  # noqa: T201
