@@ -27,12 +27,13 @@ FAMILIES = (
     CHROMA,
 )
 
-SIBLINGS = (
-    "Flux2",
-    "QwenImageEditPlus",
-    "QwenImageLayered",
-    "ZImageOmni",
-)  # that are told otherwise than their namesakes
+_NO_INPAINTING = "of which the installed diffusers has no pipeline that inpaints"
+SIBLINGS = {  # that are told otherwise than their namesakes
+    "Flux2": "which diffusers serves by Flux2KleinInpaintPipeline alone, as an edit model; it is not trained here",
+    "QwenImageEditPlus": _NO_INPAINTING,
+    "QwenImageLayered": _NO_INPAINTING,
+    "ZImageOmni": _NO_INPAINTING,
+}
 
 
 def family_of(index: Mapping[str, Any] | None, path: str) -> Family:
@@ -47,11 +48,12 @@ def family_of(index: Mapping[str, Any] | None, path: str) -> Family:
     """
     name = str((index or {}).get("_class_name", "none"))
     fitting = [(begin, family) for family in FAMILIES for begin in family.pipelines if name.startswith(begin)]
-    if not fitting or name.startswith(SIBLINGS) or (index or {}).get("requires_aesthetics_score"):
+    if not fitting or name.startswith(tuple(SIBLINGS)) or (index or {}).get("requires_aesthetics_score"):
+        reason = next((f", {reason}" for begin, reason in SIBLINGS.items() if name.startswith(begin)), "")
         known = ", ".join(begin for family in FAMILIES for begin in family.pipelines)
         raise ValueError(
             f"base model: expected a pipeline (no refiner) whose name begins with one of {known} at {path!r}, a folder "
-            f"or hub name, got {name}"
+            f"or hub name, got {name}{reason}"
         )
     return max(fitting, key=lambda each: len(each[0]))[1]
 
