@@ -23,7 +23,6 @@ if TYPE_CHECKING:
 
 _ADDED: dict[str, Any] = {"reach": 0, "nothing_known": 0.5}  # how `seamless` makes the smooth fill itself
 _JOINED = 512  # pixels a side; above it the join would cost more than the fill, and shows no more
-
 _SHOWN = 384  # pixels of the longer side of the pictures that `look` makes
 
 

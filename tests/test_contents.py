@@ -12,8 +12,9 @@ from quiet_trainer import quiet_trainer
 from datamodules import CocoMask, MaskOptions, WebDatasetDataModule
 from datamodules.decode.mask_files import how_often_line
 from datamodules.decode.mask_sources import MaskSource
-from datamodules.shards.shard_set import account_of, kinds_of, look_into
+from datamodules.shards.shard_set import look_into
 from datamodules.shards.shard_specs import open_shards
+from datamodules.shards.tar_index import account_of, kinds_of
 
 
 def shards(folder: Path, count: int, masks: int) -> str:

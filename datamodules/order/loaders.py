@@ -25,9 +25,8 @@ def collate(samples: list[dict[str, Any]]) -> Batch:
     """Samples -> one batch.
 
     `has_mask` is there if some samples have own masks and others do not, `target` if some samples have one (those of
-    the others are their images), and then `has_target` if not all have; `reference` and
-    `has_reference` alike; `notes` if something was noted of a sample
-    ("bad", "substituted" and what else the decoder tells).
+    the others are their images), and then `has_target` if not all have; `reference` and `has_reference` alike; `notes`
+    if something was noted of a sample ("bad", "substituted" and what else the decoder tells).
     """
     batch: Batch = {
         "image": torch.stack([sample["image"] for sample in samples]),
@@ -35,23 +34,20 @@ def collate(samples: list[dict[str, Any]]) -> Batch:
         "caption": [sample["caption"] for sample in samples],
         "__key__": [sample["__key__"] for sample in samples],
     }
-    if "label" in samples[0]:
-        batch["label"] = torch.tensor([sample["label"] for sample in samples])
-    if "loss_weight" in samples[0]:
-        batch["loss_weight"] = torch.tensor([sample["loss_weight"] for sample in samples])
+    some: Any = batch
+    for name in ("label", "loss_weight", "original_size", "crop"):
+        if name in samples[0]:
+            some[name] = torch.tensor([sample[name] for sample in samples])
     if "latents" in samples[0]:
         batch["latents"] = torch.stack([sample["latents"] for sample in samples])
     if "original_size" in samples[0]:
-        batch["original_size"] = torch.tensor([sample["original_size"] for sample in samples])
-        batch["crop"] = torch.tensor([sample["crop"] for sample in samples])
         batch["target_size"] = torch.tensor([sample["image"].shape[-2:] for sample in samples])
-    pictures: Any = batch
     for name in ("target", "reference"):
         if any(name in sample for sample in samples):
-            pictures[name] = torch.stack([sample.get(name, sample["image"]) for sample in samples])
+            some[name] = torch.stack([sample.get(name, sample["image"]) for sample in samples])
             has_one = torch.tensor([sample.get(f"has_{name}", name in sample) for sample in samples])
             if not has_one.all():
-                pictures[f"has_{name}"] = has_one
+                some[f"has_{name}"] = has_one
     has_mask = torch.tensor(["mask" in sample for sample in samples])
     if has_mask.any():
         empty = torch.zeros(1, *batch["image"].shape[-2:], dtype=torch.bool)

@@ -15,7 +15,7 @@ from datamodules.shards.manifest import (
     write_rows,
 )
 from datamodules.shards.shard_cache import ShardCache
-from datamodules.shards.shard_set import Contents, RawSample, ShardSet, account_of, kinds_of, look_into
+from datamodules.shards.shard_set import Contents, RawSample, ShardSet, look_into
 from datamodules.shards.shard_specs import aside_line, find_shards, packing_advice
 from datamodules.shards.tar_index import (
     IMAGE_FIELDS,
@@ -24,7 +24,9 @@ from datamodules.shards.tar_index import (
     MASK_FIELDS,
     ScannedTar,
     ShardIndex,
+    account_of,
     check_ignorable,
+    kinds_of,
     scan_tar,
 )
 from datamodules.shards.transports import file_name, is_remote, scheme

@@ -8,7 +8,7 @@ import os
 import time
 from bisect import bisect_right
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import accumulate
 from pathlib import Path
@@ -18,14 +18,7 @@ from datamodules.account import Account
 from datamodules.shards.local_files import release
 from datamodules.shards.manifest import Shard, load_index
 from datamodules.shards.shard_cache import CacheFullError, ShardCache
-from datamodules.shards.tar_index import (
-    IMAGE_FIELDS,
-    LABEL_FIELDS,
-    MASK_FIELDS,
-    REFERENCE_FIELDS,
-    TARGET_FIELDS,
-    ShardIndex,
-)
+from datamodules.shards.tar_index import IMAGE_FIELDS, REFERENCE_FIELDS, TARGET_FIELDS, ShardIndex, account_of
 from datamodules.shards.transports import RemoteError, file_name, is_remote
 from inpaint_module.redaction import redact
 
@@ -263,13 +256,6 @@ class ShardSet:
 
 
 _LOCAL, _REMOTE = 32, 2  # indexes that are read of a set of more shards
-_KINDS = {
-    "captions": {"txt", "instruction.txt"},
-    "masks": {*MASK_FIELDS},
-    "labels": {*LABEL_FIELDS, "cls"},
-    "json": {"json"},
-}
-_KINDS |= {"targets": {*TARGET_FIELDS}, "references": {*REFERENCE_FIELDS}}
 
 
 class Contents(NamedTuple):
@@ -282,21 +268,6 @@ class Contents(NamedTuple):
     def whole(self) -> bool:
         """Whether all samples of the set are in the account."""
         return self.account.taken == self.samples
-
-
-def kinds_of(fields: Iterable[str]) -> tuple[str, ...]:
-    """The kinds of an account that a sample of these members has; a caption that is in its json counts as json."""
-    fields = set(fields)
-    return tuple(kind for kind, members in _KINDS.items() if members & fields)
-
-
-def account_of(index: ShardIndex) -> Account:
-    """The account of one tar's samples, and of its members that are none."""
-    account = Account()
-    account.aside |= index.aside or {}
-    for fields in index.fields:
-        account.take(kinds_of(fields))
-    return account
 
 
 def look_into(shards: ShardSet) -> Contents:

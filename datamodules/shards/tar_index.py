@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import re
 import tarfile
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
-from datamodules.account import HIDDEN, is_hidden
+from datamodules.account import HIDDEN, Account, is_hidden
 from datamodules.shards.tar_members import Member, SequentialFile, read_members
 
 IMAGE_FIELDS = ("jpg", "jpeg", "png", "webp")
@@ -44,6 +44,13 @@ _KINDS = {
     tarfile.CHRTYPE: "a device",
     tarfile.BLKTYPE: "a device",
 }
+_BESIDE = {
+    "captions": {"txt", "instruction.txt"},
+    "masks": {*MASK_FIELDS},
+    "labels": {*LABEL_FIELDS, "cls"},
+    "json": {"json"},
+}
+_BESIDE |= {"targets": {*TARGET_FIELDS}, "references": {*REFERENCE_FIELDS}}
 _IMAGE_ENDS = {b"\xff\xd8\xff": b"\xff\xd9", b"\x89PNG": b"IEND\xaeB`\x82"}  # beginning -> end, of JPEG and PNG
 _HOLLOW = 16  # zeros at the end of an image that is not whole
 _META = re.compile(r"__[^/]*__(/|$)")  # of webdataset, which leaves them out too
@@ -72,6 +79,21 @@ class ShardIndex(NamedTuple):
     def count_aside(self) -> int | None:
         """How many members are left aside; None for none."""
         return sum(count for count, _ in (self.aside or {}).values()) or None
+
+
+def kinds_of(fields: Iterable[str]) -> tuple[str, ...]:
+    """The kinds of an account that a sample of these members has; a caption that is in its json counts as json."""
+    fields = set(fields)
+    return tuple(kind for kind, members in _BESIDE.items() if members & fields)
+
+
+def account_of(index: ShardIndex) -> Account:
+    """The account of one tar's samples, and of its members that are none."""
+    account = Account()
+    account.aside |= index.aside or {}
+    for fields in index.fields:
+        account.take(kinds_of(fields))
+    return account
 
 
 def split_name(name: str) -> tuple[str, str]:

@@ -18,7 +18,7 @@ from datamodules.decode.conversion import ORIENTATION, StoredPicture, stored_pic
 from datamodules.decode.mask_files import mask_of, mask_turn, why_look
 from datamodules.decode.mask_sources import read_labels
 from datamodules.decode.reading import Turn, check_pair, image_size, read_turn, to_rgb, upright, upright_size
-from datamodules.shards.shard_set import kinds_of
+from datamodules.shards.tar_index import kinds_of
 from datamodules.writing.source_lists import Source
 from datamodules.writing.source_tables import Cell
 

@@ -155,7 +155,9 @@ def read_table(path: Path, encoding: str = "utf-8") -> Table:
         raise ValueError(f"{path}: {error}") from error
 
 
-_IMAGE = "an image"
+def _beside(purpose: str) -> tuple[str, ...]:
+    """The names of a column of pictures that belong to the image."""
+    return (purpose, *(f"{purpose}_{end}" for end in ("path", "file_name", "file", "image")))
 
 
 class Columns(NamedTuple):
@@ -167,17 +169,11 @@ class Columns(NamedTuple):
 
     image: Sequence[str] = ("path", "image", "file_name", "filename", "file_path", "image_path", "image_file", "file")
     caption: Sequence[str] = ("caption", "text", "prompt", "description", "alt_text")
-    mask: Sequence[str] = ("mask", "mask_path", "mask_file_name", "mask_file", "mask_image")
+    mask: Sequence[str] = _beside("mask")
     label: Sequence[str] = ("label", "cls", "class_id", "label_id")
-    target: Sequence[str] = ("target", "target_path", "target_file_name", "target_file", "target_image")
+    target: Sequence[str] = _beside("target")
     instruction: Sequence[str] = ("instruction", "edit_instruction", "edit_prompt")
-    reference: Sequence[str] = (
-        "reference",
-        "reference_path",
-        "reference_file_name",
-        "reference_file",
-        "reference_image",
-    )
+    reference: Sequence[str] = _beside("reference")
     json: Sequence[str] = ()
 
 
@@ -231,8 +227,8 @@ def read_rows(path: Path, columns: Columns, encoding: str) -> Rows:
 
 def has_images(path: Path, columns: Columns, encoding: str) -> bool:
     """Whether a table has a column of pictures."""
-    table = read_table(path, encoding)
-    return any(_find(table.columns, name) is not None for name in columns.image)
+    columns_there = read_table(path, encoding).columns
+    return any(_find(columns_there, name) is not None for name in columns.image)
 
 
 def _plain(name: str) -> str:
@@ -257,8 +253,8 @@ def _text(row: dict[str, Any], column: str | None) -> str:
     if value is None or value != value:  # NaN stands for nothing in tables of pandas
         return ""
     if not isinstance(value, str):
-        advice = _advice(_plain(str(column)))
-        raise ValueError(f"column {column!r}: expected a text, got {type(value).__name__}{advice}")
+        got = type(value).__name__ + _advice(_plain(str(column)))
+        raise ValueError(f"column {column!r}: expected a text, got {got}")
     return value
 
 
@@ -281,18 +277,17 @@ def _label(row: dict[str, Any], column: str | None) -> bytes:
 
 def _place(row: dict[str, Any], column: str | None, what: str) -> str | Cell | None:
     """The path of a picture, or the picture's cell in the table; None if there is none."""
-    value = row.get(column) if column else None
-    if isinstance(value, Cell):
+    if column and isinstance(value := row.get(column), Cell):
         return value
     path = _text(row, column).strip()
-    if path and not is_picture(Path(path).name) and (why_unread(path) is None or what != _IMAGE):
-        advice = _advice(what.removeprefix("a "))
-        raise ValueError(f"column {column!r}: expected the path of {what}, got {path!r}{advice}")
+    if path and not is_picture(Path(path).name) and (why_unread(path) is None or what != "an image"):
+        got = f"{path!r}{_advice(what.removeprefix('a '))}"
+        raise ValueError(f"column {column!r}: expected the path of {what}, got {got}")
     return path or None
 
 
 def _row(row: dict[str, Any], use: dict[str, str | None], json_columns: dict[str, str], origin: str) -> Row:
-    image = _place(row, use["image"], _IMAGE)
+    image = _place(row, use["image"], "an image")
     if image is None:
         raise ValueError(f"column {use['image']!r}: expected the path of an image, got ''")
     given = {"txt": _text(row, use["caption"]).encode(), "cls": _label(row, use["label"])}

@@ -3,7 +3,14 @@
 from inpaint_module.base_models.base_model import BaseModel, EncoderOptions, ModelParts, VAEOptions, encoder_for
 from inpaint_module.base_models.compile_and_shard import CompiledForward, blocks, shard
 from inpaint_module.base_models.conditioning import Conditioning, NoConditioning, check_captions, drop_mask
-from inpaint_module.base_models.controlnet import CONDITION, Control, ControlNetKind, ControlNetOptions, FrozenBase
+from inpaint_module.base_models.controlnet import (
+    CONDITION,
+    Control,
+    ControlNetCondition,
+    ControlNetKind,
+    ControlNetOptions,
+    FrozenBase,
+)
 from inpaint_module.base_models.denoiser_call import (
     DenoiserCall,
     TiledCall,
@@ -26,7 +33,6 @@ from inpaint_module.base_models.flux import (
 from inpaint_module.base_models.from_fill import FromFill, SmoothFillLayout
 from inpaint_module.base_models.layout import (
     Condition,
-    ControlNetCondition,
     DenoiserLayout,
     Layout,
     PackedPlainLayout,

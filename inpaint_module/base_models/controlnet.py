@@ -1,7 +1,8 @@
-"""A ControlNet beside a frozen base model: its options, how it is made or loaded, and how both are called."""
+"""A ControlNet beside a frozen base model: what it is told, its options, how it is made, and how both are called."""
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -11,12 +12,57 @@ import torch
 from torch import Tensor, nn
 
 from inpaint_module.base_models.denoiser_call import DenoiserCall
-from inpaint_module.base_models.layout import Condition
+from inpaint_module.base_models.layout import BLACK, Condition, Layout, pack
 from inpaint_module.base_models.lora import LoRA, freeze_unread, frozen_sha256
+from inpaint_module.encoder import InpaintEncoder, InpaintLatents
 from inpaint_module.randomness import Stream, key, uniform
 from inpaint_module.weightless import weightless
 
 CONDITION = "controlnet_cond"  # the condition, among what a denoiser is told
+
+
+class ControlNetCondition(Layout, Condition):
+    """A condition made of latents and mask cells."""
+
+    def from_batch(self, encoder: InpaintEncoder, images: Tensor, masks: Tensor, latents: InpaintLatents) -> Tensor:
+        """Of the latents alone, in their dtype."""
+        return self(latents.samples, latents)
+
+    def __call__(self, noisy: Tensor, latents: InpaintLatents) -> Tensor:
+        """The condition, from the encoder's result; of the noisy latents (B, C, h, w) it takes dtype and device."""
+        return self.assemble(*self._parts(noisy, latents))
+
+    @abstractmethod
+    def assemble(self, cells: Tensor, masked: Tensor) -> Tensor:
+        """The condition from mask cells (B, 1, h, w), 1 = inpaint, and masked image (B, C, h, w)."""
+
+
+class KeptMaskCondition(ControlNetCondition):
+    """Masked image, mask (1 = keep), hole black: C + 1 channels, of several ControlNets."""
+
+    fill = BLACK
+
+    def assemble(self, cells: Tensor, masked: Tensor) -> Tensor:
+        """To (B, C + 1, h, w)."""
+        return torch.cat([masked, 1 - cells], dim=1)
+
+    def in_channels(self, channels: int) -> int:
+        """C + 1."""
+        return channels + 1
+
+
+class PackedKeptMaskCondition(KeptMaskCondition):
+    """The same in tokens of 2 x 2 latents, 4 (C + 1) channels."""
+
+    multiple = 2
+
+    def assemble(self, cells: Tensor, masked: Tensor) -> Tensor:
+        """To (B, h/2 * w/2, 4 (C + 1))."""
+        return pack(super().assemble(cells, masked))
+
+    def in_channels(self, channels: int) -> int:
+        """4 (C + 1)."""
+        return 4 * super().in_channels(channels)
 
 
 class ControlNetOptions:

@@ -8,18 +8,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from inpaint_module.base_models.controlnet import ControlNetKind, layers_of
+from inpaint_module.base_models.controlnet import (
+    ControlNetCondition,
+    ControlNetKind,
+    PackedKeptMaskCondition,
+    layers_of,
+)
 from inpaint_module.base_models.denoiser_call import DenoiserCall, matched
 from inpaint_module.base_models.family import Family, TextFolder, TextOptions, Way, without_clip
-from inpaint_module.base_models.layout import (
-    ControlNetCondition,
-    DenoiserLayout,
-    PackedKeptMaskCondition,
-    PackedPlainLayout,
-    ReferenceLayout,
-    pack,
-    unpack,
-)
+from inpaint_module.base_models.layout import DenoiserLayout, PackedPlainLayout, ReferenceLayout, pack, unpack
 from inpaint_module.base_models.text import FrozenTextEncoder, TextConditioning
 from inpaint_module.batch import Batch
 from inpaint_module.encoder import InpaintEncoder

@@ -246,50 +246,6 @@ class PackedNoisyLayout(PackedPlainLayout):
     blends = False
 
 
-class ControlNetCondition(Layout, Condition):
-    """A condition made of latents and mask cells."""
-
-    def from_batch(self, encoder: InpaintEncoder, images: Tensor, masks: Tensor, latents: InpaintLatents) -> Tensor:
-        """Of the latents alone, in their dtype."""
-        return self(latents.samples, latents)
-
-    def __call__(self, noisy: Tensor, latents: InpaintLatents) -> Tensor:
-        """The condition, from the encoder's result; of the noisy latents (B, C, h, w) it takes dtype and device."""
-        return self.assemble(*self._parts(noisy, latents))
-
-    @abstractmethod
-    def assemble(self, cells: Tensor, masked: Tensor) -> Tensor:
-        """The condition from mask cells (B, 1, h, w), 1 = inpaint, and masked image (B, C, h, w)."""
-
-
-class KeptMaskCondition(ControlNetCondition):
-    """Masked image, mask (1 = keep), hole black: C + 1 channels, of several ControlNets."""
-
-    fill = BLACK
-
-    def assemble(self, cells: Tensor, masked: Tensor) -> Tensor:
-        """To (B, C + 1, h, w)."""
-        return torch.cat([masked, 1 - cells], dim=1)
-
-    def in_channels(self, channels: int) -> int:
-        """C + 1."""
-        return channels + 1
-
-
-class PackedKeptMaskCondition(KeptMaskCondition):
-    """The same in tokens of 2 x 2 latents, 4 (C + 1) channels."""
-
-    multiple = 2
-
-    def assemble(self, cells: Tensor, masked: Tensor) -> Tensor:
-        """To (B, h/2 * w/2, 4 (C + 1))."""
-        return pack(super().assemble(cells, masked))
-
-    def in_channels(self, channels: int) -> int:
-        """4 (C + 1)."""
-        return 4 * super().in_channels(channels)
-
-
 def denoiser_layout(layout: Layout) -> DenoiserLayout:
     """The layout, if it is one that feeds a denoiser.
 
@@ -299,7 +255,7 @@ def denoiser_layout(layout: Layout) -> DenoiserLayout:
     if isinstance(layout, DenoiserLayout):
         return layout
     reason = ""
-    if isinstance(layout, ControlNetCondition):
+    if isinstance(layout, Condition):
         reason = ", the condition of a ControlNet: a denoiser that is fed with it never sees the noisy latents"
     raise ValueError(
         "layout: expected a DenoiserLayout, such as StableDiffusionLayout (1.x, 2.x and XL), StableDiffusion3Layout or "

@@ -7,10 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from inpaint_module.base_models.controlnet import ControlNetKind
+from inpaint_module.base_models.controlnet import ControlNetKind, KeptMaskCondition
 from inpaint_module.base_models.denoiser_call import DenoiserCall
 from inpaint_module.base_models.family import Family, TextFolder, TextOptions, Way
-from inpaint_module.base_models.layout import BLACK, Condition, DenoiserLayout, KeptMaskCondition, PlainLayout
+from inpaint_module.base_models.layout import BLACK, Condition, DenoiserLayout, PlainLayout
 from inpaint_module.base_models.text import FrozenTextEncoder, TextConditioning, checked_clip_skip
 from inpaint_module.encoder import InpaintEncoder, InpaintLatents
 

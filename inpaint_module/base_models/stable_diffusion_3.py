@@ -9,10 +9,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from inpaint_module.base_models.controlnet import ControlNetKind, layers_of
+from inpaint_module.base_models.controlnet import ControlNetKind, KeptMaskCondition, layers_of
 from inpaint_module.base_models.denoiser_call import DenoiserCall, matched
 from inpaint_module.base_models.family import Family, TextFolder, TextOptions, Way
-from inpaint_module.base_models.layout import KeptMaskCondition, PlainLayout
+from inpaint_module.base_models.layout import PlainLayout
 from inpaint_module.base_models.stable_diffusion import StableDiffusionLayout
 from inpaint_module.base_models.text import FrozenTextEncoder, TextConditioning, checked_clip_skip
 

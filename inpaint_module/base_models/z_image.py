@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from inpaint_module.base_models.controlnet import ControlNetKind, layers_of
+from inpaint_module.base_models.controlnet import ControlNetCondition, ControlNetKind, layers_of
 from inpaint_module.base_models.denoiser_call import DenoiserCall, matched
 from inpaint_module.base_models.family import Family, TextFolder, TextOptions, Way, without_clip
-from inpaint_module.base_models.layout import ControlNetCondition, PlainLayout
+from inpaint_module.base_models.layout import PlainLayout
 from inpaint_module.base_models.text import PipelineText
 from inpaint_module.encoder import InpaintEncoder, InpaintLatents
 

@@ -206,8 +206,9 @@ def _charts(metrics: Sequence[MetricRow]) -> list[dict[str, Any]]:
             Line("mean colour", series.get("val/psnr_inside_mean_colour", []), "three"),
         ],
     }
-    kept = {title: [line for line in lines if len(line.points) > 1] for title, lines in charts.items()}
-    return [chart(title, lines) for title, lines in kept.items() if lines]
+    return [
+        chart(title, kept) for title, lines in charts.items() if (kept := [each for each in lines if each.points[1:]])
+    ]
 
 
 def points(metrics: Sequence[MetricRow], name: str) -> Iterable[tuple[int, float]]:
