@@ -178,13 +178,8 @@ def _shown(pictures: Mapping[str, Image.Image]) -> list[dict[str, Any]]:
 def _charts(metrics: Sequence[MetricRow]) -> list[dict[str, Any]]:
     """Loss and PSNR over the run, of what metrics.csv holds at two steps or more."""
     series = {name: list(points(metrics, name)) for name in {row.metric for row in metrics}}
-    loss, norm = series.get("train/loss", []), series.get("train/grad_norm", [])
-    wide = min(SMOOTHING, max(1, len(loss) // 5))
     charts = {
-        "Training loss, by step": [
-            Line("each logged step", loss, "faint"),
-            Line(f"mean of {wide}", smoothed(loss, wide), "one"),
-        ],
+        "Training loss, by step": _with_mean(series.get("train/loss", [])),
         "Validation loss at fixed noise and timesteps, by step": [
             Line("weights of validation", series.get("val/loss", []), "one"),
             Line("as trained, without EMA", series.get("val/loss_raw", []), "two"),
@@ -196,10 +191,7 @@ def _charts(metrics: Sequence[MetricRow]) -> list[dict[str, Any]]:
             for number, (name, style) in enumerate(_QUARTERS.items(), 1)
         ],
         "Learning rate, by step": [Line("learning rate", series.get("train/learning_rate", []), "one")],
-        "Norm of the gradients before clipping, by step": [
-            Line("each logged step", norm, "faint"),
-            Line(f"mean of {wide}", smoothed(norm, wide), "one"),
-        ],
+        "Norm of the gradients before clipping, by step": _with_mean(series.get("train/grad_norm", [])),
         "PSNR in the hole, all validation photos, by step": [
             Line("model", series.get("val/psnr_inside", []), "one"),
             Line("smooth fill", series.get("val/psnr_inside_smooth", []), "two"),
@@ -209,6 +201,12 @@ def _charts(metrics: Sequence[MetricRow]) -> list[dict[str, Any]]:
     return [
         chart(title, kept) for title, lines in charts.items() if (kept := [each for each in lines if each.points[1:]])
     ]
+
+
+def _with_mean(found: list[tuple[int, float]]) -> list[Line]:
+    """Values by step, and what they are without their noise."""
+    wide = min(SMOOTHING, max(1, len(found) // 5))
+    return [Line("each logged step", found, "faint"), Line(f"mean of {wide}", smoothed(found, wide), "one")]
 
 
 def points(metrics: Sequence[MetricRow], name: str) -> Iterable[tuple[int, float]]:
