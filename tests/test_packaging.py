@@ -65,6 +65,7 @@ def test_types_and_licences_ship() -> None:
 
 def test_each_extra_is_named_where_it_is_needed() -> None:
     extras = PROJECT["project"]["optional-dependencies"]
-    assert set(extras) == {"text", "remote", "metrics", "loggers", "parquet", "heic", "lowmem", "torchao", "dev"}
+    known = {"text", "remote", "metrics", "loggers", "parquet", "heic", "lowmem", "torchao", "app", "dev"}
+    assert set(extras) == known
     named = set(re.findall(r"inpaint-module\[(\w+)\]", "\n".join(path.read_text() for path in TEXTS)))
     assert named <= set(extras)

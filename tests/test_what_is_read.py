@@ -75,7 +75,8 @@ def packed(folder: Path, **options: object) -> dict[str, bytes]:
 @pytest.mark.parametrize(("file", "member"), rows("Beside a photo"))
 def test_beside_a_photo(file: str, member: str, tmp_path: Path) -> None:
     folder, name = tmp_path / "in", quoted(file)
-    content = {"txt": b"text", "cls": b"3", "json": b'{"caption": "text"}'}.get(quoted(member), BLACK)
+    texts = {"txt": b"text", "instruction.txt": b"text", "cls": b"3", "json": b'{"caption": "text"}'}
+    content = texts.get(quoted(member), BLACK)
     content = {
         "a.mask.bmp": encode(Image.open(io.BytesIO(BLACK)), "BMP"),
         "a.mask.jpg": encode(Image.open(io.BytesIO(BLACK)), "JPEG"),
