@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 from unittest import mock
 
 import pytest
@@ -45,9 +44,9 @@ def base_of(name: str, folder: Path) -> str:
     return str(folder / f"{name}_base")
 
 
-def write(name: str, folder: Path, out: Path, captions: list[str] = CAPTIONS, **options: Any) -> int:
-    base, text = base_of(name, folder), TextOptions(**options)
-    return write_text_cache(out, captions, lambda: text_of(base, text), describe(base, text), dtype="float32")
+def write(name: str, folder: Path, out: Path, captions: list[str] = CAPTIONS, dtype: str = "float32") -> int:
+    base, text = base_of(name, folder), TextOptions()
+    return write_text_cache(out, captions, lambda: text_of(base, text), describe(base, text), dtype=dtype)
 
 
 def module(name: str, folder: Path, *options: str) -> InpaintDiffusion:
@@ -79,6 +78,17 @@ def test_the_loss_is_that_without_the_cache(name: str, folder: Path, tmp_path: P
     for key, part in whole.items():
         if isinstance(part, torch.nn.Module):
             assert all(a.equal(b) for a, b in zip(part.parameters(), again[key].parameters(), strict=True))
+
+
+def test_bfloat16_is_read_by_a_denoiser_in_float32(folder: Path, tmp_path: Path) -> None:
+    write("sdxl", folder, tmp_path, dtype="bfloat16")
+    batch = tiny_batch(2, 64, 64) | {"caption": CAPTIONS, "position": torch.arange(2)}
+    torch.manual_seed(0)
+    plain = module("sdxl", folder).loss(batch)
+    torch.manual_seed(0)
+    cached = module("sdxl", folder, f"--model.base.text.cache={tmp_path}").loss(batch)
+    assert cached.dtype == torch.float32
+    assert 0 < abs(cached.item() / plain.item() - 1) < 1e-2
 
 
 def test_a_cache_grows_and_keeps_what_it_has(folder: Path, tmp_path: Path) -> None:
@@ -132,6 +142,34 @@ def test_weights_of_the_same_size_are_told_apart(folder: Path) -> None:
         assert describe(str(base), TextOptions()) != before
     finally:
         file.write_bytes(content)
+
+
+def test_large_files_are_told_apart_by_pieces(tmp_path: Path) -> None:
+    """What a training moves, all of the weights, is seen in a file of any size; in a small one a single byte."""
+    (tmp_path / "text_encoder").mkdir()
+    file = tmp_path / "text_encoder" / "model.safetensors"
+    for size in (0, 1, 70_000, 3 << 20, 5 << 20):
+        file.write_bytes(bytes(size))
+        before = describe(str(tmp_path), TextOptions())
+        assert before == describe(str(tmp_path), TextOptions())
+        file.write_bytes(bytes(size + 1))
+        assert describe(str(tmp_path), TextOptions()) != before
+        if size:
+            middle = size // 2 if size <= 4 << 20 else 0
+            file.write_bytes(bytes(middle) + b"1" * (size - middle))
+            assert describe(str(tmp_path), TextOptions()) != before
+
+
+def test_a_cache_does_not_grow_by_other_encoders(folder: Path, tmp_path: Path) -> None:
+    """Even if what is looked at of their files is the same."""
+    write("sd15", folder, tmp_path)
+    base = base_of("sd15", folder)
+    other = text_of(base, TextOptions())
+    next(other.models()[0].parameters()).data.add_(1)
+    with pytest.raises(
+        ValueError, match=r"expected the text encoders that its embeddings are of, with weights of sha256"
+    ):
+        write_text_cache(tmp_path, ["new"], lambda: other, describe(base, TextOptions()), dtype="float32")
 
 
 def test_captions_of_as_many_tokens_as_they_have_are_refused(folder: Path, tmp_path: Path) -> None:
