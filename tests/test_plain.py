@@ -144,6 +144,7 @@ def loss_by_hand(name: str, module: InpaintDiffusion, batch: dict[str, Any]) -> 
             hidden_states=packed, timestep=timesteps / 1000, guidance=guidance, img_ids=ids, **told, return_dict=False
         )[0][:, :tokens_of_noisy]
         prediction = pipeline._unpack_latents(tokens, 8 * height, 8 * width, 8)
+        prediction = prediction.to(memory_format=torch.channels_last)  # the order in which ours is summed
     # the scripts take the mean of each sample and then that of all: the same number, summed in another order
     return F.mse_loss(prediction.float(), target.float())
 
