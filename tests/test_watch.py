@@ -172,6 +172,10 @@ def test_a_run_watches_the_average_beside_the_trained_weights_and_leaves_no_trac
         trainer.fit(model, loader(), loader(100))
         if model is watched:
             first = seen
+            trainer.callbacks.remove(seen)  # type: ignore[attr-defined]
+            trainer.validate(model, loader(100), verbose=False)  # as a start does whose training was at its end
+            again = {n: float(v) for n, v in trainer.callback_metrics.items() if n.startswith("val/loss")}
+            assert again == first.measured[-1]
     assert first.steps == seen.steps, "training is that of a run without"
     assert all(step["train/learning_rate"] == pytest.approx(1e-3) for step in first.steps)
     assert all(step["train/grad_norm"] > 1e-3 for step in first.steps), "before clipping"

@@ -112,10 +112,15 @@ class EMA(EMAWeightAveraging):
         if trainer.state.fn == TrainerFn.FITTING:
             super().on_validation_epoch_end(trainer, pl_module)
 
+    @property
+    def holds_both(self) -> bool:
+        """Whether it has what trains beside the average: from a `fit` on, in a validation after it too."""
+        return self._average_model is not None
+
     @contextmanager
     def trained_weights(self, pl_module: LightningModule) -> Iterator[None]:
-        """Within a validation of `fit`, the trained weights in place of the average; to the bit."""
-        if self._average_model is None:
+        """Within a validation in or after `fit`, the trained weights in place of the average; to the bit."""
+        if not self.holds_both:
             yield
             return
         self._swap_models(pl_module)

@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 from torch.optim import Optimizer
 
@@ -66,8 +65,8 @@ class ValidationLoss(Callback):
 
     def _average(self, trainer: Trainer) -> EMA | None:
         """What holds the average, if the weights of validation are one."""
-        averages = (each for each in trainer.callbacks if isinstance(each, EMA))  # type: ignore[attr-defined]
-        return next(averages, None) if trainer.state.fn == TrainerFn.FITTING else None
+        callbacks = trainer.callbacks  # type: ignore[attr-defined]
+        return next((each for each in callbacks if isinstance(each, EMA) and each.holds_both), None)
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Add up over ranks, and log."""
