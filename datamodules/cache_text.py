@@ -22,7 +22,7 @@ from datamodules.shards.shard_set import ShardSet
 from datamodules.webdataset_datamodule import WebDatasetDataModule
 from inpaint_module.base_models import TextOptions, text_of
 from inpaint_module.base_models.single_file import folder_of
-from inpaint_module.base_models.text import PipelineText, TextConditioning
+from inpaint_module.base_models.text import TextConditioning, check_cacheable
 from inpaint_module.base_models.text_cache import describe, write_text_cache
 from inpaint_module.commands import options
 from inpaint_module.commands.config_files import make_parts, read_parts
@@ -73,11 +73,7 @@ def run(given: Namespace, overrides: Sequence[str]) -> int:
 
     def load() -> TextConditioning:
         text = text_of(path, chosen)
-        if isinstance(text, PipelineText):
-            raise ValueError(
-                f"base.path: expected Stable Diffusion, XL, 3 or Flux, since the captions of {type(text).__name__} "
-                "have not all the same number of tokens"
-            )
+        check_cacheable(text)
         text.to(device_of(given.device))
         return text
 

@@ -19,7 +19,7 @@ from inpaint_module.base_models.families import family_of
 from inpaint_module.base_models.family import TextOptions
 from inpaint_module.base_models.lora import LoRA, add_lora, freeze_unread
 from inpaint_module.base_models.quantize import quantize as put_into_bits
-from inpaint_module.base_models.text import FrozenTextEncoder, PipelineText, TextConditioning
+from inpaint_module.base_models.text import FrozenTextEncoder, TextConditioning, check_cacheable
 from inpaint_module.base_models.text_cache import TextCache, describe
 from inpaint_module.embedded import loading_options, local_folder
 from inpaint_module.weightless import config_model, runnable, weightless, without_weights
@@ -178,11 +178,7 @@ def _cached_text(path: str, options: TextOptions) -> TextConditioning:
     found = TextCache(options.cache or "", describe(path, options))
     with without_weights():
         made = text_of(path, light)
-    if isinstance(made, PipelineText):
-        raise ValueError(
-            f"base.text.cache: expected null, as the captions of {type(made).__name__} have not all the same number of "
-            f"tokens, which a cache does not hold; got {options.cache!r}"
-        )
+    check_cacheable(made)
     made.cache, made.load = found, partial(text_of, path, whole)
     return made
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from inpaint_module.base_models.conditioning import Conditioning
-from inpaint_module.base_models.text_cache import TextCache
+from inpaint_module.base_models.text_cache import TextCache, sent
 from inpaint_module.batch import Batch
 from inpaint_module.vae.frozen_vae import sha256_of_weights
 
@@ -82,11 +82,7 @@ class FrozenTextEncoder:
                 f"read: {longest[:80]!r}",
                 stacklevel=2,
             )
-        return self._sent(torch.tensor(ids)), self._sent(torch.tensor(mask))
-
-    def _sent(self, x: Tensor) -> Tensor:
-        """On the model's device; a GPU with work before this is not waited for."""
-        return x.pin_memory().to(self.device, non_blocking=True) if self.device.type == "cuda" else x.to(self.device)
+        return sent(torch.tensor(ids), self.device), sent(torch.tensor(mask), self.device)
 
 
 def checked_clip_skip(clip_skip: int | None, own: int, *encoders: FrozenTextEncoder) -> int | None:
@@ -148,7 +144,9 @@ class TextConditioning(Conditioning):
             )
         told = self.cache.read(captions, batch["image"].device) if self.cache else self.beside(captions, batch)
         if dropped is not None:
-            told = {name: _either(dropped, self._nothing[name].to(value), value) for name, value in told.items()}
+            # moved once: a cache's comes from the CPU
+            self._nothing = {name: self._nothing[name].to(value) for name, value in told.items()}
+            told = {name: _either(dropped, self._nothing[name], value) for name, value in told.items()}
         return self.arrange(told, batch)
 
     def to(self, device: torch.device) -> None:
@@ -181,11 +179,24 @@ class TextConditioning(Conditioning):
 
     @cached_property
     def _nothing(self) -> dict[str, Tensor]:
-        return self.nothing() if self.cache is None else self.cache.nothing(torch.device("cpu"))
+        return self.nothing() if self.cache is None else self.cache.nothing()
 
     @cached_property
     def _loaded(self) -> TextConditioning:
         return self.load()
+
+
+def check_cacheable(text: TextConditioning) -> None:
+    """Refuse encoders of whose captions a `TextCache` cannot hold rows of one shape.
+
+    Raises:
+        ValueError: captions become as many tokens as they have.
+    """
+    if isinstance(text, PipelineText):
+        raise ValueError(
+            f"base.text.cache: expected Stable Diffusion, XL, 3 or Flux, as the captions of {type(text).__name__} have "
+            "not all the same number of tokens"
+        )
 
 
 class PipelineText(TextConditioning):

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Sequence
-from functools import cache
+from functools import cache, cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -62,6 +62,11 @@ def _sha256_of_pieces(path: Path) -> str:
     return found.hexdigest()
 
 
+def sent(x: Tensor, device: torch.device) -> Tensor:
+    """On a device; a GPU with work before this is not waited for."""
+    return x.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else x.to(device)
+
+
 class TextCache:
     """The embeddings of captions, as `write_text_cache` has written them.
 
@@ -104,11 +109,11 @@ class TextCache:
                     "--caption; base.text.cache: null loads the text encoders"
                 )
         rows = [self._row(_key(caption)) for caption in captions]
-        return {name: torch.stack([row[name] for row in rows]).to(device) for name in rows[0]}
+        return {name: sent(torch.stack([row[name] for row in rows]), device) for name in rows[0]}
 
-    def nothing(self, device: torch.device) -> dict[str, Tensor]:
-        """What stands for a dropped caption, one row each."""
-        return {name: value[None].to(device) for name, value in self._row(_NOTHING).items()}
+    def nothing(self) -> dict[str, Tensor]:
+        """What stands for a dropped caption, one row each, on the CPU."""
+        return {name: value[None] for name, value in self._row(_NOTHING).items()}
 
     def _row(self, key: str) -> dict[str, Tensor]:
         try:
@@ -116,7 +121,7 @@ class TextCache:
         except (SafetensorError, KeyError) as error:
             raise ValueError(f"base.text.cache: {self.folder} has lost a caption ({error}): {_AGAIN}") from error
 
-    @property
+    @cached_property
     def _names(self) -> list[str]:
         names = self._open(self._files[_NOTHING]).keys()
         return sorted(name.removeprefix(f"{_NOTHING}.") for name in names if name.startswith(f"{_NOTHING}."))
