@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import sys
 
-from inpaint_module.commands.errors import GOES_ON, exit_code_of, take_debug
+from inpaint_module.cli.errors import GOES_ON, exit_code_of, take_debug
 
 
 def _run() -> int:

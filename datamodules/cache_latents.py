@@ -46,11 +46,10 @@ from datamodules.writing.shard_writer import ShardWriter, open_journal
 from datamodules.writing.source_samples import EncodedSample
 from inpaint_module.base_models import EncoderOptions, encoder_for
 from inpaint_module.clean_latents import encode_clean
-from inpaint_module.commands import options
-from inpaint_module.commands.config_files import make_parts, read_parts
-from inpaint_module.commands.errors import GOES_ON, exit_code_of
-from inpaint_module.commands.older_configs import data_settings_of_before
-from inpaint_module.commands.parser import device_of
+from inpaint_module.cli import options
+from inpaint_module.cli.errors import GOES_ON, exit_code_of
+from inpaint_module.cli.older_configs import data_settings_of_before
+from inpaint_module.cli.parser import device_of, make_parts, read_parts
 from inpaint_module.encoder import InpaintEncoder
 from inpaint_module.files import atomic_write_text
 from inpaint_module.redaction import redacted

@@ -24,10 +24,9 @@ from inpaint_module.base_models import TextOptions, text_of
 from inpaint_module.base_models.single_file import folder_of
 from inpaint_module.base_models.text import TextConditioning, check_cacheable
 from inpaint_module.base_models.text_cache import describe, write_text_cache
-from inpaint_module.commands import options
-from inpaint_module.commands.config_files import make_parts, read_parts
-from inpaint_module.commands.errors import GOES_ON, exit_code_of
-from inpaint_module.commands.parser import device_of
+from inpaint_module.cli import options
+from inpaint_module.cli.errors import GOES_ON, exit_code_of
+from inpaint_module.cli.parser import device_of, make_parts, read_parts
 
 
 def captions_of(data: WebDatasetDataModule) -> Iterator[str]:

@@ -44,8 +44,8 @@ from datamodules.shards.tar_index import FIELDS, MASK_FIELDS, ScannedTar, ShardI
 from datamodules.shards.transports import file_name, is_remote
 from datamodules.writing.ordered_pool import ordered_map
 from datamodules.writing.sidecars import masks_by_name
-from inpaint_module.commands import options
-from inpaint_module.commands.errors import GOES_ON, exit_code_of
+from inpaint_module.cli import options
+from inpaint_module.cli.errors import GOES_ON, exit_code_of
 from inpaint_module.parsing import read_json
 from inpaint_module.redaction import redact
 

@@ -42,8 +42,8 @@ from datamodules.writing.shard_writer import ShardJournal, ShardWriter, open_jou
 from datamodules.writing.source_lists import Columns, Source, find_sources, fingerprint
 from datamodules.writing.source_samples import PackedSample, Packing, Resize, try_source
 from datamodules.writing.source_tables import PURPOSES
-from inpaint_module.commands import options
-from inpaint_module.commands.errors import GOES_ON, exit_code_of
+from inpaint_module.cli import options
+from inpaint_module.cli.errors import GOES_ON, exit_code_of
 
 
 class Report(NamedTuple):

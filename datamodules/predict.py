@@ -29,8 +29,8 @@ from datamodules.decode import mask_files
 from datamodules.decode.conversion import GivenPicture, filled, read_given, stored_picture, write_png
 from datamodules.decode.reading import Turn, read_turn
 from datamodules.writing.folders import MAKER, Picture, caption_of, check_outputs, find_pictures
-from inpaint_module.commands import options
-from inpaint_module.commands.errors import exit_code_of
+from inpaint_module.cli import options
+from inpaint_module.cli.errors import exit_code_of
 from inpaint_module.files import atomic_write
 from inpaint_module.inpaint_image import inpaint_image, surroundings, trained_side
 from inpaint_module.masks import MaskGenerator, preset

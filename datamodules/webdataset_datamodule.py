@@ -25,7 +25,7 @@ from datamodules.shards import Shard, ShardSet, aside_line, find_shards, look_in
 from datamodules.stream_datamodule import StreamDataModule, check_batch, check_trainer, memory_of
 from datamodules.writing.folder_shards import PictureFolders
 from inpaint_module.batch import DescribedData, LatentsTag
-from inpaint_module.commands.older_configs import takes_older_arguments
+from inpaint_module.cli.older_configs import takes_older_arguments
 from inpaint_module.masks import graph_masks
 from inpaint_module.masks.generator import LAST_STEP, MaskGenerator
 from inpaint_module.pixels import padding_mask_crop

@@ -26,8 +26,8 @@ from jsonargparse import Namespace
 from PIL import Image
 from torch import Tensor
 
-from inpaint_module.commands import options
-from inpaint_module.commands.errors import exit_code_of, message_of
+from inpaint_module.cli import options
+from inpaint_module.cli.errors import exit_code_of, message_of
 from inpaint_module.embedded import ASSETS
 from inpaint_module.inpaint_image import Looked, look, trained_side
 from inpaint_module.masks import preset, presets

@@ -15,9 +15,9 @@ from typing import Any, NamedTuple
 
 from jsonargparse import Namespace
 
-from inpaint_module.commands import options
-from inpaint_module.commands.config_files import read_config
-from inpaint_module.commands.errors import exit_code_of
+from inpaint_module.cli import options
+from inpaint_module.cli.errors import exit_code_of
+from inpaint_module.cli.parser import read_config
 from inpaint_module.files import atomic_write_text, check_replaceable
 from inpaint_module.redaction import redacted
 from inpaint_module.report import pages

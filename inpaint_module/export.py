@@ -34,8 +34,8 @@ from inpaint_module.base_models import (
     served,
     trains_first_layer,
 )
-from inpaint_module.commands import options
-from inpaint_module.commands.errors import exit_code_of
+from inpaint_module.cli import options
+from inpaint_module.cli.errors import exit_code_of
 from inpaint_module.files import atomic_folder, atomic_write_text
 from inpaint_module.model_card import run_of, write_card
 from inpaint_module.parsing import read_json

@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml  # type: ignore[import-untyped]
 
-from inpaint_module.commands.config_files import read_config
+from inpaint_module.cli.parser import read_config
 from inpaint_module.files import atomic_write_text
 from inpaint_module.redaction import redacted, redacted_command
 from inpaint_module.training.run_folder import RECORD, config_path, metrics_path, read_metrics, read_record

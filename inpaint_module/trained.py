@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from lightning.pytorch import LightningModule
 
-from inpaint_module.commands.config_files import make_parts, read_config, read_parts
+from inpaint_module.cli.parser import make_parts, read_config, read_parts
 from inpaint_module.embedded import ASSETS
 from inpaint_module.training.checkpoints import VerifiedCheckpointIO
 from inpaint_module.training.inpaint_diffusion import InpaintDiffusion

@@ -17,7 +17,7 @@ from PIL import Image
 from tiny_models import tiny_module
 
 from inpaint_module import app
-from inpaint_module.commands import options
+from inpaint_module.cli import options
 from inpaint_module.inpaint_image import inpaint_image, look
 from inpaint_module.trained import GIVEN_NAME, SHIPPED_NAME, ModelChoice
 

@@ -15,8 +15,7 @@ import pytest
 from datamodules.decode import latent_cache
 from datamodules.make_shards import make_shards
 from inpaint_module import base_models, masks
-from inpaint_module.cli import COMMANDS, command, main
-from inpaint_module.commands import options
+from inpaint_module.cli import COMMANDS, command, main, options
 
 ROOT = Path(__file__).parents[1]
 
@@ -59,7 +58,7 @@ def test_what_is_not_there_ends_with_code_2(
 
 
 def test_help_imports_nothing_heavy() -> None:
-    code = "import sys\nfrom inpaint_module.cli import main\nfrom inpaint_module.commands import options\n"
+    code = "import sys\nfrom inpaint_module.cli import main\nfrom inpaint_module.cli import options\n"
     code += f"for name in {[each.options for each in COMMANDS.values() if each.options]}: getattr(options, name)()\n"
     code += "main(['fit', '--help'])\nassert not {'torch', 'lightning', 'numpy', 'datamodules'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT, stdout=subprocess.DEVNULL)

@@ -12,7 +12,7 @@ import yaml
 
 import train
 from inpaint_module.cli.config_option import changed_pieces
-from inpaint_module.commands.parser import Parser
+from inpaint_module.cli.parser import Parser
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 

@@ -9,7 +9,7 @@ import torch
 from jsonargparse import ArgumentError
 from torch import nn
 
-from inpaint_module.commands.config_files import find_config, make_parts, read_config, read_parts, shipped_configs
+from inpaint_module.cli.parser import find_config, make_parts, read_config, read_parts, shipped_configs
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 LINEAR = "model: {class_path: torch.nn.Linear, init_args: {in_features: 2, out_features: 3}}\n"

@@ -11,9 +11,9 @@ import torch
 
 import train
 from inpaint_module import embedded
+from inpaint_module.cli.errors import GOES_ON, exit_code_of, message_of, parser_message, take_debug
+from inpaint_module.cli.parser import device_of
 from inpaint_module.cli.training import check_extras
-from inpaint_module.commands.errors import GOES_ON, exit_code_of, message_of, parser_message, take_debug
-from inpaint_module.commands.parser import device_of
 from inpaint_module.training.nonfinite_guard import NonFiniteGuard
 from inpaint_module.vae.diffusers_vae import load_vae
 

@@ -15,8 +15,8 @@ from jsonargparse._util import import_object
 from lightning import LightningDataModule
 
 from datamodules import DecoderOptions, MaskOptions, OrderOptions, WebDatasetDataModule
-from inpaint_module.commands.config_files import read_parts
-from inpaint_module.commands.older_configs import MOVED_DATA, data_settings_of_before, today, today_options
+from inpaint_module.cli.older_configs import MOVED_DATA, data_settings_of_before, today, today_options
+from inpaint_module.cli.parser import read_parts
 from inpaint_module.masks import Boxes
 from inpaint_module.training.changes import changes
 

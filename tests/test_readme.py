@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from inpaint_module.cli import options
 from inpaint_module.cli.command import COMMANDS
-from inpaint_module.commands import options
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()

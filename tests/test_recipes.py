@@ -14,8 +14,7 @@ import yaml
 from test_train import QUICK
 
 import train
-from inpaint_module.cli import COMMANDS
-from inpaint_module.commands import options
+from inpaint_module.cli import COMMANDS, options
 
 ROOT = Path(__file__).parents[1]
 TEXT = (ROOT / "configs" / "README.md").read_text()

@@ -24,7 +24,7 @@ from tiny_folders import BASES, CONTROLNET_BASES, PLAIN_BASES, config_over
 import train
 from datamodules import cache_latents, doctor, index_shards, make_shards, predict
 from inpaint_module import compare_runs, export
-from inpaint_module.commands.config_files import read_parts
+from inpaint_module.cli.parser import read_parts
 from inpaint_module.masks.gallery import main as gallery
 from inpaint_module.training.checkpoints import VerifiedCheckpointIO
 from inpaint_module.training.run_lock import claim

@@ -33,9 +33,9 @@ from datamodules.doctor.model_measures import Latents, Speeds, data_from_configs
 from datamodules.doctor.whole_set import look_at_all, page, summary
 from datamodules.shards.shard_set import Contents
 from datamodules.webdataset_datamodule import WebDatasetDataModule
-from inpaint_module.commands import options
-from inpaint_module.commands.errors import exit_code_of
-from inpaint_module.commands.parser import device_of
+from inpaint_module.cli import options
+from inpaint_module.cli.errors import exit_code_of
+from inpaint_module.cli.parser import device_of
 from inpaint_module.files import atomic_write_picture, atomic_write_text, check_replaceable
 from inpaint_module.pixels import to_unit_float
 from inpaint_module.redaction import permissions_for, redact

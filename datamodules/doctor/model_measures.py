@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from datamodules.doctor.data_measures import Sizes
 from inpaint_module.batch import Batch
-from inpaint_module.commands.config_files import make_parts, read_config, read_parts
+from inpaint_module.cli.parser import make_parts, read_config, read_parts
 from inpaint_module.morphology import REDUCTIONS, mask_leak, mask_overcover, reduce_mask
 from inpaint_module.pixels import to_unit_float
 from inpaint_module.training.inpaint_diffusion import InpaintDiffusion

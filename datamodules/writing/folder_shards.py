@@ -32,7 +32,7 @@ from datamodules.writing.shard_writer import ShardWriter
 from datamodules.writing.source_lists import Source, file_states, find_sources, fingerprint
 from datamodules.writing.source_samples import PackedSample, Packing, try_source
 from datamodules.writing.source_tables import Cell
-from inpaint_module.commands.options import SHARD_BYTES
+from inpaint_module.cli.options import SHARD_BYTES
 from inpaint_module.files import atomic_write, atomic_write_text, locked
 
 _VERSION = 1

@@ -16,7 +16,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn, TextIO, cast
 
-from inpaint_module.commands.errors import GOES_ON, closest, exit_code_of, take_debug
+from inpaint_module.cli.errors import GOES_ON, closest, exit_code_of, take_debug
 from inpaint_module.redaction import redact
 
 
@@ -26,7 +26,7 @@ class Command(NamedTuple):
     Attributes:
         told: one line of the list in `inpaint --help`.
         module: where its function `run` is, which takes what the parser gives and returns the exit code.
-        options: the function in `inpaint_module.commands.options` that makes its parser; None if LightningCLI does.
+        options: the function in `inpaint_module.cli.options` that makes its parser; None if LightningCLI does.
         goes_on: the same command goes on after Ctrl-C.
     """
 
@@ -121,7 +121,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     rest = given[len(words.split()) :]
     if command.options is None:
         return _run_verb(words, rest)
-    parsed = getattr(import_module("inpaint_module.commands.options"), command.options)().parse(rest)
+    parsed = getattr(import_module("inpaint_module.cli.options"), command.options)().parse(rest)
     stopped = GOES_ON if command.goes_on else "stopped"
     with counted(words):
         return exit_code_of(lambda: import_module(command.module).run(*parsed), stopped)

@@ -13,10 +13,9 @@ from jsonargparse import ActionConfigFile, Namespace
 from lightning.pytorch.cli import LightningArgumentParser
 from lightning.pytorch.utilities import rank_zero_info
 
-from inpaint_module.commands.config_files import find_config, options_today, read_config
-from inpaint_module.commands.errors import closest
-from inpaint_module.commands.older_configs import class_of_data, today
-from inpaint_module.commands.parser import OneParagraph
+from inpaint_module.cli.errors import closest
+from inpaint_module.cli.older_configs import class_of_data, today
+from inpaint_module.cli.parser import OneParagraph, find_config, options_today, read_config
 
 PIECES = ("callbacks", "logger")  # lists of the trainer whose entries have names
 Entry = dict[str, Any]

@@ -17,7 +17,7 @@ from lightning.pytorch.callbacks.progress.tqdm_progress import Tqdm
 from lightning.pytorch.utilities import rank_zero_info
 from lightning_utilities.core import rank_zero
 
-from inpaint_module.commands.errors import debugging
+from inpaint_module.cli.errors import debugging
 
 _UNUSED: tuple[str, ...] = ("💡 Tip", "TPU available", "HPU available", "GPU available: False", "`Trainer(limit_")
 _UNUSED += ("`Trainer.fit` stopped", "Restor", "`weights_only` was not set", "Found current_model_state")

@@ -17,9 +17,9 @@ from PIL import Image, ImageDraw, ImageFont, ImageOps
 from torch import Tensor
 from tqdm import tqdm
 
-from inpaint_module.commands import options
-from inpaint_module.commands.config_files import make_parts, read_config
-from inpaint_module.commands.errors import exit_code_of
+from inpaint_module.cli import options
+from inpaint_module.cli.errors import exit_code_of
+from inpaint_module.cli.parser import make_parts, read_config
 from inpaint_module.embedded import ASSETS
 from inpaint_module.files import atomic_write_picture, check_replaceable
 from inpaint_module.masks.generator import MaskGenerator

@@ -7,7 +7,7 @@ from argparse import ArgumentTypeError
 from functools import partial
 from pathlib import Path
 
-from inpaint_module.commands.parser import Parser
+from inpaint_module.cli.parser import Parser
 
 PRESETS = (  # what `inpaint_module.masks.presets()` gives, whose import takes seconds
     *("lama-thin", "lama-medium", "lama-thick", "lama-train", "sd", "sdxl", "deepfill", "comodgan", "mat", "outpaint"),

@@ -9,36 +9,21 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from importlib import import_module
+from pathlib import Path
 from typing import Any, TypeVar
 
 from jsonargparse import Namespace
 
 _HOME = "inpaint_module.base_models"
-_PRESENT_HOMES = {  # by package or module that is no more, or has classes elsewhere
+_PRESENT_HOMES = {  # by package or module that is no more, or has its classes elsewhere
     **dict.fromkeys(("inpaint_module.layouts", "inpaint_module.denoisers", "inpaint_module.conditioning"), _HOME),
     **dict.fromkeys(
-        (f"inpaint_module.{name}" for name in ("callbacks", "checkpoints", "schedules", "training.ema")),
-        "inpaint_module.training",
-    ),
-    "inpaint_module.lightning_module": "inpaint_module",
-    **dict.fromkeys(
-        (f"inpaint_module.masks.{name}" for name in ("cloud", "components", "curriculum", "region", "square_root")),
-        "inpaint_module.masks",
-    ),
-    **dict.fromkeys(
-        (f"inpaint_module.masks.{name}" for name in ("coverage", "freeform", "grid", "grown", "lines", "mixture")),
-        "inpaint_module.masks",
-    ),
-    **dict.fromkeys(
-        (f"inpaint_module.masks.{name}" for name in ("polygon", "regions", "setops")), "inpaint_module.masks"
-    ),
-    **dict.fromkeys(
-        (f"inpaint_module.metrics.{name}" for name in ("masked_psnr", "validation")), "inpaint_module.metrics"
+        (f"inpaint_module.{name}" for name in ("callbacks", "checkpoints", "schedules")), "inpaint_module.training"
     ),
     **dict.fromkeys((f"datamodules.{name}" for name in ("own_masks", "images", "samples")), "datamodules.decode"),
     "datamodules.stream": "datamodules.order",
-    "datamodules.data_counters": "datamodules",
 }
+_ROOT = Path(__file__).parents[2]
 _PARTS = ("denoiser", "encoder", "layout", "scheduler", "conditioning", "call")
 _MADE = ("denoiser", "layout", "scheduler")
 _PARTS_OF_DATA = {
@@ -226,8 +211,18 @@ def _renamed(value: Any) -> Any:
     if not isinstance(value, dict):
         return value
     found = {name: _renamed(each) for name, each in value.items()}
-    path = found.get("class_path")
-    for former, present in _PRESENT_HOMES.items():
-        if isinstance(path, str) and path.startswith(f"{former}."):
-            found["class_path"] = f"{present}.{path.rpartition('.')[2]}"
+    if isinstance(path := found.get("class_path"), str):
+        found["class_path"] = _present(path)
     return found
+
+
+def _present(path: str) -> str:
+    """Where a class of ours is: a module that is no more has become part of its package, which exports the class."""
+    *above, name = path.split(".")
+    if above[:1] not in (["inpaint_module"], ["datamodules"]) or above[-1][:1].isupper():  # a method of a class
+        return path
+    module = next((now for old, now in _PRESENT_HOMES.items() if f"{'.'.join(above)}.".startswith(f"{old}.")), None)
+    above = module.split(".") if module else above
+    while not (_ROOT.joinpath(*above).is_dir() or _ROOT.joinpath(*above[:-1], f"{above[-1]}.py").is_file()):
+        above.pop()
+    return ".".join([*above, name])
