@@ -16,17 +16,17 @@ from datamodules.decode.conversion import read_given
 from datamodules.predict import mask_of
 from datamodules.writing.folders import Picture, caption_of, find_pictures
 from inpaint_module.batch import DescribedData
-from inpaint_module.embedded import ASSETS
 from inpaint_module.files import atomic_write_picture
 from inpaint_module.inpaint_image import inpaint_image, surroundings, trained_side
 from inpaint_module.masks import preset
-from inpaint_module.report.pictures import to_pil
+from inpaint_module.report.pages import to_pil
 from inpaint_module.report.report_files import SAMPLES, painted_samples, samples_sheet, write_sample
 from inpaint_module.report.validation_report import as_in_validation, is_sharded
-from inpaint_module.training.image_grid import log_picture
 from inpaint_module.training.inpaint_diffusion import InpaintDiffusion
 from inpaint_module.training.optimization import step_of
 from inpaint_module.training.run_folder import run_folder
+from inpaint_module.training.run_record import log_picture
+from inpaint_module.weights import ASSETS
 
 EMBEDDED = "embedded:photos"  # four that ship with the package, under painted masks
 _MAX_PIXELS = 200_000_000

@@ -28,11 +28,11 @@ from torch import Tensor
 
 from inpaint_module.cli import options
 from inpaint_module.cli.errors import exit_code_of, message_of
-from inpaint_module.embedded import ASSETS
 from inpaint_module.inpaint_image import Looked, look, trained_side
 from inpaint_module.masks import preset, presets
 from inpaint_module.randomness import Stream, key
 from inpaint_module.trained import ModelChoice
+from inpaint_module.weights import ASSETS
 
 _PHOTOS = {file.stem.rpartition("-")[2]: file for file in sorted((ASSETS / "photos").glob("*.jpg"))}
 _LONGEST = 2048  # pixels of a side; larger pictures would make a browser's canvas slow

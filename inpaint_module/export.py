@@ -23,7 +23,7 @@ import torch
 from jsonargparse import Namespace
 from torch import nn
 
-from inpaint_module import comfyui_files
+from inpaint_module import exported_files
 from inpaint_module.base_models import (
     DTYPES,
     TextConditioning,
@@ -36,15 +36,15 @@ from inpaint_module.base_models import (
 )
 from inpaint_module.cli import options
 from inpaint_module.cli.errors import exit_code_of
+from inpaint_module.exported_files import run_of, write_card
 from inpaint_module.files import atomic_folder, atomic_write_text
-from inpaint_module.model_card import run_of, write_card
 from inpaint_module.parsing import read_json
 from inpaint_module.trained import load_weights, module_from_configs
 from inpaint_module.training.inpaint_diffusion import InpaintDiffusion
 from inpaint_module.vae.diffusers_vae import DiffusersVAE
 
 LORA_FILE = "pytorch_lora_weights.safetensors"
-COMFYUI_FILE = comfyui_files.LORA
+COMFYUI_FILE = exported_files.LORA
 RECORD = "export.json"
 
 
@@ -130,8 +130,8 @@ def _save_parts(module: InpaintDiffusion, pipeline: Any, out: Path) -> None:
         return
     parts = {"vae": vae, "scheduler": module.scheduler, _folder(pipeline): denoiser, **conditioning.components()}
     pipeline(**parts).save_pretrained(out, max_shard_size="999GB")  # one file each, as ComfyUI wants it
-    comfyui_files.write_denoiser(denoiser, out)
-    comfyui_files.write_text_encoder(parts["text_encoder"], out)
+    exported_files.write_denoiser(denoiser, out)
+    exported_files.write_text_encoder(parts["text_encoder"], out)
 
 
 def _record(module: InpaintDiffusion, pipeline: Any, out: Path, trained: dict[str, str]) -> dict[str, Any]:
@@ -148,8 +148,8 @@ def _record(module: InpaintDiffusion, pipeline: Any, out: Path, trained: dict[st
         differ += [told] if (told := served.posterior_difference(encoder)) else []
         differ += [served.dtype_difference(encoder), *served.reference_call(module.layout)]
         if module.control is None:
-            files = comfyui_files.places(out, _folder(pipeline))
-            notes = comfyui_files.limits(denoiser, module.scheduler)
+            files = exported_files.comfyui_places(out, _folder(pipeline))
+            notes = exported_files.comfyui_limits(denoiser, module.scheduler)
         else:
             differ += served.controlnet_call(module.control, pipeline)
             files = {"diffusion_pytorch_model.safetensors": "models/controlnet"}
@@ -191,7 +191,7 @@ def save_lora(denoiser: Any, pipeline: Any, out: Path) -> None:
     unet = _folder(pipeline) == "unet"
     layers = "unet_lora_layers" if unet else "transformer_lora_layers"
     pipeline.save_lora_weights(out, weight_name=LORA_FILE, **{layers: factors})
-    comfyui_files.write_lora(factors, out, unet=unet)
+    exported_files.write_lora(factors, out, unet=unet)
 
 
 def _check(module: InpaintDiffusion, out: Path, fuse: bool, lora_only: bool, dtype: str | None) -> None:

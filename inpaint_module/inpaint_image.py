@@ -16,7 +16,7 @@ from inpaint_module.batch import Batch
 from inpaint_module.fills import seamless
 from inpaint_module.morphology import mask_leak, mask_overcover, reduce_mask
 from inpaint_module.pixels import to_bytes, to_unit_float
-from inpaint_module.report.pictures import fitted, masked_in_red, to_pil
+from inpaint_module.report.pages import fitted, masked_in_red, to_pil
 
 if TYPE_CHECKING:
     from inpaint_module.training.inpaint_diffusion import InpaintDiffusion

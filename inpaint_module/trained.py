@@ -11,10 +11,10 @@ import torch
 from lightning.pytorch import LightningModule
 
 from inpaint_module.cli.parser import make_parts, read_config, read_parts
-from inpaint_module.embedded import ASSETS
 from inpaint_module.training.checkpoints import VerifiedCheckpointIO
 from inpaint_module.training.inpaint_diffusion import InpaintDiffusion
 from inpaint_module.training.resume import loaded_from
+from inpaint_module.weights import ASSETS
 
 SHIPPED_NAME, GIVEN_NAME = "the small model that ships", "the model of --config"
 SHIPPED_MODEL = ASSETS / "inpainter" / "model.yaml"

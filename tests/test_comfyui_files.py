@@ -22,7 +22,7 @@ from peft.utils import get_peft_model_state_dict
 from safetensors.torch import load_file
 from torch import nn
 
-from inpaint_module import comfyui_files
+from inpaint_module import exported_files
 from inpaint_module.base_models.lora import ATTENTION
 
 _SD15 = {
@@ -91,7 +91,7 @@ def shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:
     ],
 )
 def test_what_comfyui_knows_a_denoiser_by(name: str, channels: int, known: str | None) -> None:
-    assert comfyui_files.knows_denoiser(shapes(real(name, channels))) == known
+    assert exported_files.knows_denoiser(shapes(real(name, channels))) == known
 
 
 def test_the_tensors_that_comfyui_looks_for() -> None:
@@ -116,7 +116,7 @@ def test_the_tensors_that_comfyui_looks_for() -> None:
 @pytest.mark.parametrize("name", ["sd15", "sd2", "sdxl"])
 def test_original_names_are_those_that_diffusers_reads(name: str) -> None:
     model = real(name, 9)
-    names = comfyui_files.original_unet_names(list(shapes(model)), 2)
+    names = exported_files.original_unet_names(list(shapes(model)), 2)
     assert len(set(names.values())) == len(names)
     original = {"model.diffusion_model." + names[key]: value for key, value in model.state_dict().items()}
     again = convert_ldm_unet_checkpoint(original, dict(model.config))
@@ -145,9 +145,9 @@ def test_comfyui_has_a_place_for_every_layer_of_a_lora(
     """
     model, written = real(name, channels), {}
     modules = [module for module in dict(model.named_modules()) if module]
-    monkeypatch.setattr(comfyui_files, "_save", lambda state, path: written.update(state))
+    monkeypatch.setattr(exported_files, "_save", lambda state, path: written.update(state))
     unet = isinstance(model, UNet2DConditionModel)
-    comfyui_files.write_lora(factors(model), tmp_path, unet=unet)
+    exported_files.write_lora(factors(model), tmp_path, unet=unet)
     if unet:
         known = {f"lora_unet_{module.replace('.', '_')}" for module in modules}
         ends = {"lora_up.weight", "lora_down.weight", "alpha"}
@@ -172,8 +172,8 @@ def test_text_encoders_and_vae_of_an_export(tmp_path: Path) -> None:
     """A CLIP is known by text_model.encoder.layers.N.mlp.fc1.weight, a diffusers VAE by its decoder's first norm."""
     pipeline = tiny_folders.stable_diffusion(9)
     pipeline.save_pretrained(tmp_path)
-    comfyui_files.write_text_encoder(pipeline.text_encoder, tmp_path)
-    places = comfyui_files.places(tmp_path, "unet")
+    exported_files.write_text_encoder(pipeline.text_encoder, tmp_path)
+    places = exported_files.comfyui_places(tmp_path, "unet")
     assert set(places.values()) == {"models/diffusion_models", "models/vae", "models/text_encoders"}
     (text,) = [name for name, folder in places.items() if folder == "models/text_encoders"]
     saved = load_file(tmp_path / text)
@@ -187,25 +187,25 @@ def test_text_encoders_and_vae_of_an_export(tmp_path: Path) -> None:
 
 def test_a_model_that_is_known_by_other_names_is_written_with_them(tmp_path: Path) -> None:
     denoiser = tiny.unet(9)
-    comfyui_files.write_denoiser(denoiser, tmp_path)
+    exported_files.write_denoiser(denoiser, tmp_path)
     assert not list(tmp_path.iterdir())
-    with mock.patch.object(comfyui_files, "knows_denoiser", return_value="renamed"):
-        comfyui_files.write_denoiser(denoiser.to(memory_format=torch.channels_last), tmp_path)
-    saved = load_file(tmp_path / comfyui_files.DENOISER)
+    with mock.patch.object(exported_files, "knows_denoiser", return_value="renamed"):
+        exported_files.write_denoiser(denoiser.to(memory_format=torch.channels_last), tmp_path)
+    saved = load_file(tmp_path / exported_files.DENOISER)
     again = convert_ldm_unet_checkpoint(
         {f"model.diffusion_model.{name}": value for name, value in saved.items()}, dict(denoiser.config)
     )
     state = denoiser.state_dict()
     assert again.keys() == state.keys()
     assert all(torch.equal(again[name], state[name]) for name in state)
-    assert comfyui_files.places(tmp_path, "unet") == {comfyui_files.DENOISER: "models/diffusion_models"}
+    assert exported_files.comfyui_places(tmp_path, "unet") == {exported_files.DENOISER: "models/diffusion_models"}
 
 
 def test_what_comfyui_cannot_do_is_said() -> None:
     ddim = tiny_folders.ddim()
-    assert comfyui_files.limits(real("sd15", 9), ddim) == []
-    (limit,) = comfyui_files.limits(real("sd3", 33), ddim)
+    assert exported_files.comfyui_limits(real("sd15", 9), ddim) == []
+    (limit,) = exported_files.comfyui_limits(real("sd3", 33), ddim)
     assert limit.startswith("it knows no SD3Transformer2DModel with 33 input channels")
     ddim.register_to_config(prediction_type="v_prediction")
-    (limit,) = comfyui_files.limits(real("sd15", 9), ddim)
+    (limit,) = exported_files.comfyui_limits(real("sd15", 9), ddim)
     assert "ModelSamplingDiscrete (v_prediction, zsnr off)" in limit

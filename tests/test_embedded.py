@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import inpaint_module
-from inpaint_module.embedded import local_folder
+from inpaint_module.weights import local_folder
 
 
 def test_names() -> None:

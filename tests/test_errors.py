@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import train
-from inpaint_module import embedded
+from inpaint_module import weights
 from inpaint_module.cli.errors import GOES_ON, exit_code_of, message_of, parser_message, take_debug
 from inpaint_module.cli.parser import device_of
 from inpaint_module.cli.training import check_extras
@@ -184,15 +184,15 @@ def test_without_a_network_a_hub_name_is_refused_at_once(monkeypatch: pytest.Mon
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
     monkeypatch.setattr("huggingface_hub.utils.get_session", session)
-    embedded._hub_is_out_of_reach.cache_clear()
+    weights._hub_is_out_of_reach.cache_clear()
     with pytest.raises(ValueError, match=r"got 'some/model': there is no such folder here.* be reached \(Name"):
         load_vae("some/model")
     (tmp_path / "models--some--model").mkdir()
-    assert embedded.loading_options("some/model", "VAE") == {"local_files_only": True}
-    embedded._hub_is_out_of_reach.cache_clear()
+    assert weights.loading_options("some/model", "VAE") == {"local_files_only": True}
+    weights._hub_is_out_of_reach.cache_clear()
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    assert embedded._hub_is_out_of_reach() == "HF_HUB_OFFLINE is set"
-    embedded._hub_is_out_of_reach.cache_clear()
+    assert weights._hub_is_out_of_reach() == "HF_HUB_OFFLINE is set"
+    weights._hub_is_out_of_reach.cache_clear()
 
 
 def test_a_parser_s_message_shows_no_secret() -> None:

@@ -40,7 +40,7 @@ from inpaint_module.base_models import (
     load_scheduler,
 )
 from inpaint_module.export import COMFYUI_FILE, LORA_FILE, RECORD, export, main
-from inpaint_module.model_card import run_of
+from inpaint_module.exported_files import run_of
 from inpaint_module.trained import load_weights, module_from_configs
 from inpaint_module.training.averages import EMA
 from inpaint_module.training.checkpoints import VerifiedCheckpointIO

@@ -13,8 +13,8 @@ from lightning.pytorch.loggers import CometLogger
 from PIL import Image
 from tiny_models import tiny_batch, tiny_module
 
-from inpaint_module.report.pictures import to_pil
-from inpaint_module.training.image_grid import ImageGrid, PredictionWriter, grid_image, log_picture
+from inpaint_module.report.pages import to_pil
+from inpaint_module.training.run_record import ImageGrid, PredictionWriter, grid_image, log_picture
 
 
 def test_grid_has_a_row_per_photo_and_a_column_per_field() -> None:

@@ -12,9 +12,9 @@ from quiet_trainer import QUIET, quiet_trainer
 from tiny_models import tiny_batch, tiny_module
 from torch.utils.data import DataLoader
 
-from inpaint_module.training import leftovers
+from inpaint_module.training import checks
 from inpaint_module.training.checkpoints import VerifiedCheckpointIO
-from inpaint_module.training.leftovers import Leftovers
+from inpaint_module.training.checks import Leftovers
 
 pytestmark = [
     *QUIET,
@@ -56,7 +56,7 @@ def test_what_was_replaced_and_what_was_never_whole_is_removed_by_name(
     killed: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     told: list[str] = []
-    monkeypatch.setattr(leftovers, "rank_zero_info", told.append)
+    monkeypatch.setattr(checks, "rank_zero_info", told.append)
     (killed / f"{THIRD}.tmp").write_bytes(b"PK")
     kept = ["a copy.ckpt", "epoch=0-step=99.ckpt", "notes.tmp"]
     for name in kept:

@@ -19,7 +19,7 @@ from torch.optim import lr_scheduler as schedulers
 
 from inpaint_module import randomness
 from inpaint_module.training.lightning_private import TESTED, keep_name, mark_saved, saves_by_time, write_csv_into
-from inpaint_module.weightless import NEEDS_CONTENT, LiveBytes, no_content, runnable
+from inpaint_module.weights import NEEDS_CONTENT, LiveBytes, no_content, runnable
 
 
 def test_the_version_is_one_that_was_tested() -> None:

@@ -24,10 +24,10 @@ from datamodules.stream_datamodule import DataCounters
 from inpaint_module.masks import Boxes
 from inpaint_module.report import ValidationReport
 from inpaint_module.training import EMA, ImageGrid, NonFiniteGuard, PredictionWriter, RunRecord, Throughput
-from inpaint_module.training.image_grid import log_picture
-from inpaint_module.training.leftovers import Leftovers
+from inpaint_module.training.checks import Leftovers
 from inpaint_module.training.resume import ExactResume
 from inpaint_module.training.run_folder import keep_csv_logs, metrics_path, read_metrics, read_record, run_folder
+from inpaint_module.training.run_record import log_picture
 
 pytestmark = [
     *QUIET,

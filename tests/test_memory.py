@@ -26,7 +26,7 @@ from inpaint_module.training.memory import (
     optimizer_bytes,
     step_peak,
 )
-from inpaint_module.weightless import LiveBytes, without_weights
+from inpaint_module.weights import LiveBytes, without_weights
 
 PHOTOS = tiny_batch(4, 64, 64)
 

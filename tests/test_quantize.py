@@ -21,7 +21,7 @@ from inpaint_module.training.averages import EMA
 from inpaint_module.training.checkpoints import VerifiedCheckpointIO
 from inpaint_module.training.inpaint_diffusion import InpaintDiffusion
 from inpaint_module.training.memory import held_memory
-from inpaint_module.weightless import without_weights
+from inpaint_module.weights import without_weights
 
 pytestmark = [
     *QUIET,

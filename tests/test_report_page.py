@@ -16,8 +16,17 @@ from inpaint_module.metrics.scores import (
     ScoredPhoto,
     ScoredPreset,
 )
-from inpaint_module.report.pages import STYLE, Line, line_chart, nice_ticks, smoothed, thinned
-from inpaint_module.report.pictures import SheetRow, masked_in_red, sheet
+from inpaint_module.report.pages import (
+    STYLE,
+    Line,
+    SheetRow,
+    line_chart,
+    masked_in_red,
+    nice_ticks,
+    sheet,
+    smoothed,
+    thinned,
+)
 from inpaint_module.report.report_page import page
 from inpaint_module.training.run_folder import MetricRow
 

@@ -22,10 +22,16 @@ from two_ranks import equal, weights
 from inpaint_module.base_models import BaseModel
 from inpaint_module.objectives.objectives import Objective
 from inpaint_module.randomness import Stream, fork, key, normal, uniform
-from inpaint_module.training import EMA, NonFiniteGuard
+from inpaint_module.training import EMA, LearningRate, NonFiniteGuard
 from inpaint_module.training.inpaint_diffusion import InpaintDiffusion
 from inpaint_module.training.nonfinite_guard import whole_norm
-from inpaint_module.training.watch import LearningRate, ValidationLoss, error_sums, lacks_target, losses_of, shown
+from inpaint_module.training.watch import (
+    ValidationLoss,
+    error_sums,
+    lacks_target,
+    losses_of,
+    shown,
+)
 
 pytestmark = [*QUIET, pytest.mark.filterwarnings("ignore:.*your dataloader is not resumable.*")]
 SCHEDULERS = {

@@ -39,7 +39,7 @@ from inpaint_module.cli.parser import device_of
 from inpaint_module.files import atomic_write_picture, atomic_write_text, check_replaceable
 from inpaint_module.pixels import to_unit_float
 from inpaint_module.redaction import permissions_for, redact
-from inpaint_module.report.pictures import SheetRow, fitted, masked_in_red, sheet, to_pil
+from inpaint_module.report.pages import SheetRow, fitted, masked_in_red, sheet, to_pil
 
 _MAKER = "inpaint doctor"
 _MOST_BAD = 10

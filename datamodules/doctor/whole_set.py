@@ -20,7 +20,7 @@ from datamodules.shards.shard_set import RawSample, ShardSet
 from datamodules.webdataset_datamodule import WebDatasetDataModule
 from inpaint_module.redaction import redact
 from inpaint_module.report import pages
-from inpaint_module.report.pictures import fitted, masked_in_red
+from inpaint_module.report.pages import fitted, masked_in_red
 
 _SIDE = 144  # pixels of a picture on the page
 _STEP, _MOST_ASPECT = 64, 2.0  # of the buckets that are shown where the config has none

@@ -16,7 +16,7 @@ from inpaint_module.base_models.layout import BLACK, Condition, Layout, pack
 from inpaint_module.base_models.lora import LoRA, freeze_unread, frozen_sha256
 from inpaint_module.encoder import InpaintEncoder, InpaintLatents
 from inpaint_module.randomness import Stream, key, uniform
-from inpaint_module.weightless import weightless
+from inpaint_module.weights import weightless
 
 CONDITION = "controlnet_cond"  # the condition, among what a denoiser is told
 

@@ -21,8 +21,7 @@ from inpaint_module.base_models.lora import LoRA, add_lora, freeze_unread
 from inpaint_module.base_models.quantize import quantize as put_into_bits
 from inpaint_module.base_models.text import FrozenTextEncoder, TextConditioning, check_cacheable
 from inpaint_module.base_models.text_cache import TextCache, describe
-from inpaint_module.embedded import loading_options, local_folder
-from inpaint_module.weightless import config_model, runnable, weightless, without_weights
+from inpaint_module.weights import config_model, loading_options, local_folder, runnable, weightless, without_weights
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from inpaint_module.base_models.expand_input import GrownConv2d, GrownLinear, first_layer
 from inpaint_module.base_models.lora_files import load_factors
 from inpaint_module.base_models.quantize import dequantize, quantized_state
-from inpaint_module.weightless import weightless
+from inpaint_module.weights import weightless
 
 ATTENTION = ("to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out")
 FROZEN_SHA256 = "frozen_sha256"

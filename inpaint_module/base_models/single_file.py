@@ -19,7 +19,7 @@ import torch
 
 from inpaint_module.files import atomic_folder, locked
 from inpaint_module.parsing import parse_json
-from inpaint_module.weightless import weightless
+from inpaint_module.weights import weightless
 
 ENDINGS = (".safetensors", ".ckpt")
 CACHE = "INPAINT_MODELS"  # the environment's name for the folder of converted models

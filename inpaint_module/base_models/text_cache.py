@@ -18,9 +18,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from inpaint_module.embedded import local_folder
 from inpaint_module.files import atomic_write, atomic_write_text
 from inpaint_module.parsing import read_json
+from inpaint_module.weights import local_folder
 
 if TYPE_CHECKING:
     from inpaint_module.base_models.family import TextOptions

@@ -27,9 +27,8 @@ from inpaint_module.cli.terminal import RunProgress, quiet
 from inpaint_module.training.averages import AveragedOptimizer
 from inpaint_module.training.changes import settings_of
 from inpaint_module.training.checkpoints import VerifiedCheckpointIO
-from inpaint_module.training.checks import LIGHTNINGS_WORDS
+from inpaint_module.training.checks import LIGHTNINGS_WORDS, Leftovers
 from inpaint_module.training.inpaint_diffusion import InpaintDiffusion
-from inpaint_module.training.leftovers import Leftovers
 from inpaint_module.training.lightning_private import names_versions
 from inpaint_module.training.memory import MemoryReport, estimate
 from inpaint_module.training.nonfinite_guard import NonFiniteGuard
@@ -44,7 +43,7 @@ from inpaint_module.training.resume import (
 from inpaint_module.training.run_folder import CONFIG_HEAD, keep_csv_logs, names_folder, run_folder
 from inpaint_module.training.run_lock import claim, release
 from inpaint_module.training.run_record import RunConfig, RunRecord
-from inpaint_module.weightless import without_weights
+from inpaint_module.weights import without_weights
 
 _READ_TEXT = tuple(f"inpaint_module.base_models.{name}" for name in ("load_text", "BaseModel"))
 

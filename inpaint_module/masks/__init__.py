@@ -51,15 +51,11 @@ __all__ = [
 ]
 
 if not TYPE_CHECKING:
-    _OLD_MODULES = {
-        **dict.fromkeys(("blob", "cloud", "noise"), "smooth"),
-        **dict.fromkeys(("grid", "outpaint", "region", "regions"), "boxes"),
-        **dict.fromkeys(("coverage", "curriculum", "grown", "mixture", "setops"), "composition"),
-        **dict.fromkeys(("freeform", "lines", "polygon"), "shapes"),
-    }
+    _FORMER = ("blob", "cloud", "coverage", "curriculum", "freeform", "grid", "grown", "lines", "mixture", "noise")
+    _FORMER += ("outpaint", "polygon", "region", "regions", "setops")
 
     def __getattr__(name: str) -> object:
         """Modules under their former names, which may stand in a config as `inpaint_module.masks.blob.Blob`."""
-        if name not in _OLD_MODULES:
+        if name not in _FORMER:
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-        return import_module(f"{__name__}.{_OLD_MODULES[name]}")
+        return import_module(__name__)

@@ -20,13 +20,13 @@ from tqdm import tqdm
 from inpaint_module.cli import options
 from inpaint_module.cli.errors import exit_code_of
 from inpaint_module.cli.parser import make_parts, read_config
-from inpaint_module.embedded import ASSETS
 from inpaint_module.files import atomic_write_picture, check_replaceable
 from inpaint_module.masks.generator import MaskGenerator
 from inpaint_module.masks.presets import preset
 from inpaint_module.morphology import mask_leak, reduce_mask
 from inpaint_module.randomness import Stream, key
-from inpaint_module.report.pictures import RED, masked_in_red
+from inpaint_module.report.pages import RED, masked_in_red
+from inpaint_module.weights import ASSETS
 
 PHOTOS = ASSETS / "photos"
 RATIOS, LEAKY = (8, 16, 32), ("nearest", "nearest-exact", "bilinear", "area", "max")

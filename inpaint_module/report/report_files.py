@@ -11,7 +11,7 @@ from PIL import Image
 
 from inpaint_module.files import atomic_write_picture, atomic_write_text
 from inpaint_module.metrics.scores import ScoredPreset, flat_scores
-from inpaint_module.report.pictures import SheetRow, sheet, to_pil
+from inpaint_module.report.pages import SheetRow, sheet, to_pil
 from inpaint_module.report.report_page import PaintedSample, page
 from inpaint_module.sampling import InpaintedImages
 from inpaint_module.training.run_folder import RECORD, REPORT, metrics_path, read_metrics, read_record, write_json

@@ -23,10 +23,10 @@ from inpaint_module.metrics.scores import ScoredPhoto, ScoredPreset, flat_scores
 from inpaint_module.randomness import Stream, key
 from inpaint_module.report.report_files import pictures_of, sheet_of, write_report
 from inpaint_module.sampling import InpaintedImages
-from inpaint_module.training.image_grid import log_picture
 from inpaint_module.training.inpaint_diffusion import InpaintDiffusion
 from inpaint_module.training.optimization import step_of
 from inpaint_module.training.run_folder import run_folder
+from inpaint_module.training.run_record import log_picture
 
 
 class ValidationReport(Callback):

@@ -6,15 +6,13 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from inpaint_module.training.averages import EMA
     from inpaint_module.training.checkpoints import VerifiedCheckpointIO, newest_valid_checkpoint, verify_checkpoint
-    from inpaint_module.training.image_grid import ImageGrid, PredictionWriter
+    from inpaint_module.training.checks import Leftovers
     from inpaint_module.training.inpaint_diffusion import InpaintDiffusion
-    from inpaint_module.training.leftovers import Leftovers
     from inpaint_module.training.nonfinite_guard import NonFiniteGuard
-    from inpaint_module.training.optimization import DiffusersSchedule
+    from inpaint_module.training.optimization import DiffusersSchedule, LearningRate
     from inpaint_module.training.resume import ExactResume
-    from inpaint_module.training.run_record import RunRecord
-    from inpaint_module.training.throughput import Throughput
-    from inpaint_module.training.watch import LearningRate, ValidationLoss
+    from inpaint_module.training.run_record import ImageGrid, PredictionWriter, RunRecord
+    from inpaint_module.training.watch import Throughput, ValidationLoss
 
 __all__ = [
     "EMA",
@@ -37,23 +35,26 @@ _HOMES = {
     "DiffusersSchedule": "optimization",
     "EMA": "averages",
     "ExactResume": "resume",
-    "ImageGrid": "image_grid",
+    "ImageGrid": "run_record",
     "InpaintDiffusion": "inpaint_diffusion",
-    "LearningRate": "watch",
-    "Leftovers": "leftovers",
+    "LearningRate": "optimization",
+    "Leftovers": "checks",
     "NonFiniteGuard": "nonfinite_guard",
-    "PredictionWriter": "image_grid",
+    "PredictionWriter": "run_record",
     "RunRecord": "run_record",
-    "Throughput": "throughput",
+    "Throughput": "watch",
     "ValidationLoss": "watch",
     "VerifiedCheckpointIO": "checkpoints",
     "newest_valid_checkpoint": "checkpoints",
     "verify_checkpoint": "checkpoints",
 }
+_FORMER = ("ema", "image_grid", "leftovers", "throughput")  # modules that older class paths name
 
 
 def __getattr__(name: str) -> Any:
     """Import what a name needs when it is first asked for."""
+    if name in _FORMER:
+        return import_module(__name__)
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)

@@ -21,7 +21,7 @@ from inpaint_module.base_models import quantized_state
 from inpaint_module.base_models.quantize import CountedLinear
 from inpaint_module.batch import Batch, DescribedData
 from inpaint_module.training.inpaint_diffusion import InpaintDiffusion
-from inpaint_module.weightless import NEEDS_CONTENT, FakeTensorMode, LiveBytes, no_content, runnable
+from inpaint_module.weights import NEEDS_CONTENT, FakeTensorMode, LiveBytes, no_content, runnable
 
 GIB = 2**30
 Kind = tuple[tuple[int, ...], torch.dtype]

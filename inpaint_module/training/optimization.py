@@ -9,7 +9,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.plugins.precision import MixedPrecision, Precision
 from lightning.pytorch.utilities import GradClipAlgorithmType, rank_zero_info
@@ -224,3 +224,16 @@ def _length_in(factor: Any) -> int | None:
     if isinstance(factor, partial):
         return factor.keywords.get("num_training_steps")
     return inspect.getclosurevars(factor).nonlocals.get("num_training_steps") if inspect.isfunction(factor) else None
+
+
+class LearningRate(Callback):
+    """Logs `train/learning_rate` of every optimizer step, and `train/learning_rate_2` and so on of further groups.
+
+    With Prodigy it is what the rate comes to, times the distance that it has found.
+    """
+
+    def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
+        """Log the rate of the step to come."""
+        for number, group in enumerate(optimizer.param_groups, 1):
+            name = "train/learning_rate" if number == 1 else f"train/learning_rate_{number}"
+            pl_module.log(name, float(group["lr"]) * float(group.get("d", 1)), on_step=True, on_epoch=False)

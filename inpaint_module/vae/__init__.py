@@ -1,7 +1,6 @@
 """Frozen autoencoders of diffusers and ComfyUI behind one interface."""
 
-from inpaint_module.vae.comfy_vae import ComfyVAE
 from inpaint_module.vae.diffusers_vae import DiffusersVAE, as_vae, load_vae
-from inpaint_module.vae.frozen_vae import FrozenVAE, Posterior
+from inpaint_module.vae.frozen_vae import ComfyVAE, FrozenVAE, Posterior
 
 __all__ = ["ComfyVAE", "DiffusersVAE", "FrozenVAE", "Posterior", "as_vae", "load_vae"]

@@ -10,10 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from inpaint_module.embedded import loading_options, local_folder
-from inpaint_module.vae.comfy_vae import ComfyVAE
-from inpaint_module.vae.frozen_vae import FrozenVAE, Posterior, VAEOverflowError, sha256_of_weights
-from inpaint_module.weightless import config_model, runnable, weightless
+from inpaint_module.vae.frozen_vae import ComfyVAE, FrozenVAE, Posterior, VAEOverflowError, sha256_of_weights
+from inpaint_module.weights import config_model, loading_options, local_folder, runnable, weightless
 
 EMBEDDED = "embedded:vae"
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}

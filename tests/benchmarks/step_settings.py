@@ -12,7 +12,7 @@ import yaml
 from diffusers import AutoencoderDC, DDIMScheduler, UNet2DModel
 from torch import nn
 
-from inpaint_module.embedded import local_folder
+from inpaint_module.weights import local_folder
 from tests.benchmarks.sd_sized_vae import SD_CHANNELS, sd_sized_vae
 
 CONFIG = Path(__file__).parents[2] / "configs" / "quickstart.yaml"

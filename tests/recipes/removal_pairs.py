@@ -29,7 +29,7 @@ from datamodules.shards.shard_specs import open_shards
 from inpaint_module.fills import smooth_fill
 from inpaint_module.inpaint_image import inpaint_image
 from inpaint_module.pixels import to_unit_float
-from inpaint_module.report.pictures import SheetRow, fitted, sheet, to_pil
+from inpaint_module.report.pages import SheetRow, fitted, sheet, to_pil
 from inpaint_module.trained import image_side, load_model
 
 WORDS = ("SAMPLE", "Draft 3", "do not copy", "HELLO", "2026", "for review", "lorem ipsum", "x = y + 1")

@@ -1,4 +1,4 @@
-"""What ComfyUI loads of an export: where each file goes, and other names for the tensors that it would not know.
+"""What an exported folder holds beside the pipeline: its model card, README.md, and files for ComfyUI.
 
 ComfyUI recognises a model by the names and shapes in its file. It knows most of diffusers' names; what it does not know
 is written once more, with names that it does, into the folder `comfyui`. Run with ComfyUI 0.3.64; its rules for these
@@ -8,14 +8,79 @@ denoisers were the same in 0.38.1.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+import shlex
+import shutil
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+import yaml  # type: ignore[import-untyped]
 from diffusers.utils.state_dict_utils import convert_state_dict_to_kohya
 from safetensors.torch import save_file
 from torch import Tensor, nn
+
+from inpaint_module.cli.parser import read_config
+from inpaint_module.files import atomic_write_text
+from inpaint_module.redaction import redacted, redacted_command
+from inpaint_module.training.run_folder import RECORD, config_path, metrics_path, read_metrics, read_record
+
+CARD, PICTURES = "README.md", "pictures"
+
+
+def run_of(checkpoint: Path, configs: Sequence[Path] = ()) -> Path | None:
+    """The run folder that a checkpoint, or else a config, lies in; None if there is no run.json."""
+    folders = [checkpoint.absolute().parent.parent, *(config.absolute().parent for config in configs)]
+    return next((folder for folder in folders if (folder / RECORD).is_file()), None)
+
+
+def write_card(out: Path, record: Mapping[str, Any], loading: str, base: str | None, run: Path | None = None) -> None:
+    """Write README.md into an exported folder, and the run's newest picture grid beside it.
+
+    Args:
+        out: the folder.
+        record: what is in its export.json.
+        loading: Python that loads it.
+        base: folder or hub name of the base model; of a folder its last name alone is told. None if there is none.
+        run: the run's folder; None for a card without its command, metrics, config and pictures.
+    """
+    hub = base if base and not Path(base).exists() else None
+    told = {"library_name": "diffusers", "pipeline_tag": "image-to-image", "tags": ["inpainting"]}
+    head = yaml.safe_dump(told | ({"base_model": hub} if hub else {}), sort_keys=False)
+    lines = ["---", head.strip(), "---", "", "# Inpainting", ""]
+    if base is not None:
+        lines += [f"Trained from {hub or Path(base).name}.", ""]
+    lines += ["## Load", "", "```python", loading, "```", ""]
+    if differences := record.get("differences"):
+        lines += ["What the pipeline does otherwise than training did:", "", *(f"- {each}" for each in differences), ""]
+    if run is not None:
+        lines += _of_run(run, out)
+    atomic_write_text(out / CARD, "\n".join(lines))
+
+
+def _of_run(run: Path, out: Path) -> list[str]:
+    """Command, metrics, pictures and config of a run."""
+    record = read_record(run / RECORD)
+    command = shlex.join(redacted_command(record.get("command", [])))
+    versions = ", ".join(f"{name} {version}" for name, version in record.get("versions", {}).items())
+    lines = ["## Training", "", "```bash", command, "```", "", f"On {record.get('device', '?')}, with {versions}.", ""]
+    if (path := metrics_path(run)).is_file() and (rows := {row.metric: row for row in read_metrics(path)}):
+        lines += ["| metric | step | value |", "|---|---|---|"]
+        lines += [f"| {name} | {row.step} | {row.value:.6g} |" for name, row in sorted(rows.items())] + [""]
+    if grids := sorted((run / "grids").glob("*.png")):
+        (out / PICTURES).mkdir()
+        shutil.copyfile(grids[-1], out / PICTURES / grids[-1].name)
+        lines += [f"![photos of the validation]({PICTURES}/{grids[-1].name})", ""]
+    if (path := config_path(run)).is_file():
+        lines += [
+            "## Config",
+            "",
+            "```yaml",
+            yaml.safe_dump(redacted(read_config(path)), sort_keys=False).strip(),
+            "```",
+        ]
+    return [*lines, ""]
+
 
 FOLDER = "comfyui"
 LORA = f"{FOLDER}/lora.safetensors"
@@ -100,7 +165,7 @@ def write_lora(factors: Mapping[str, Tensor], out: Path, *, unet: bool) -> None:
     _save(convert_state_dict_to_kohya(named) if unet else named, out / LORA)
 
 
-def places(out: Path, denoiser: str) -> dict[str, str]:
+def comfyui_places(out: Path, denoiser: str) -> dict[str, str]:
     """The files of an export that ComfyUI loads, each with the folder of ComfyUI's that it goes into.
 
     Args:
@@ -120,7 +185,7 @@ def places(out: Path, denoiser: str) -> dict[str, str]:
     return {name: folder for name, folder in found.items() if (out / name).is_file()}
 
 
-def limits(denoiser: Any, scheduler: Any) -> list[str]:
+def comfyui_limits(denoiser: Any, scheduler: Any) -> list[str]:
     """What ComfyUI cannot do with a denoiser, or needs a node for, in sentences."""
     if knows_denoiser({name: tuple(value.shape) for name, value in denoiser.state_dict().items()}) is None:
         channels = denoiser.config.get("in_channels")
