@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from inpaint_module.metrics.perceptual import LPIPS
     from inpaint_module.metrics.scores import MaskedPSNR
     from inpaint_module.morphology import dilate, reduce_mask
-    from inpaint_module.objectives.loss_weights import LossWeights
+    from inpaint_module.objectives.loss import LossWeights
     from inpaint_module.pixels import padding_mask_crop
     from inpaint_module.randomness import Stream, key
     from inpaint_module.report.validation_report import ValidationReport
@@ -80,7 +80,7 @@ _HOMES = {
     "InpaintLatents": "encoder",
     "LPIPS": "metrics.perceptual",
     "LoRA": "base_models",
-    "LossWeights": "objectives.loss_weights",
+    "LossWeights": "objectives",
     "MaskGenerator": "masks",
     "MaskedPSNR": "metrics.scores",
     "ModelParts": "base_models",
@@ -100,15 +100,10 @@ _HOMES = {
     "preset": "masks",
     "reduce_mask": "morphology",
 }
-_FORMER = {  # modules that class paths of older configs name, and where their classes are now
-    **dict.fromkeys(("callbacks", "checkpoints", "lightning_module", "schedules"), "training"),
-}
 
 
 def __getattr__(name: str) -> Any:
     """Import a public name when it is first asked for: the help of a command does without torch."""
-    if name in _FORMER:
-        return import_module(f"inpaint_module.{_FORMER[name]}")
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     value = getattr(import_module(f"inpaint_module.{_HOMES[name]}"), name)

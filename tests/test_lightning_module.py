@@ -22,7 +22,7 @@ from torch.utils.data import DataLoader
 
 from inpaint_module import InpaintEncoder
 from inpaint_module.base_models import ModelParts, StableDiffusionLayout, drop_mask, grow_input_channels
-from inpaint_module.objectives.loss_weights import Huber, LossWeights, weighted_loss
+from inpaint_module.objectives.loss import Huber, LossWeights, weighted_loss
 from inpaint_module.objectives.objectives import DiffusionObjective, FlowMatchingObjective
 from inpaint_module.objectives.timesteps import LogitNormal
 from inpaint_module.randomness import Stream, draw, integers, key, normal

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from inpaint_module.morphology import square
-from inpaint_module.objectives.loss_weights import Huber, LossWeights, seam_of, weighted_loss
+from inpaint_module.objectives.loss import Huber, LossWeights, seam_of, weighted_loss
 
 CORNER = [[1, 0, 0, 0], [0, 0, 0, 0], [0, 0, 0, 0], [0, 0, 0, 0]]
 LEFT = [[1, 1, 0, 0]] * 4

@@ -185,10 +185,3 @@ def test_the_base_is_abstract() -> None:
 def test_bad_calls_are_refused(make: Callable[[], object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         make()
-
-
-def test_configs_may_say_where_a_generator_once_was() -> None:
-    for module, name in (("blob", "Blob"), ("cloud", "Cloud"), ("region", "KeepRegion"), ("curriculum", "Curriculum")):
-        assert getattr(getattr(public, module), name) is getattr(public, name)
-    with pytest.raises(AttributeError, match="has no attribute 'blobs'"):
-        public.blobs  # noqa: B018

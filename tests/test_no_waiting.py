@@ -18,7 +18,7 @@ from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTens
 from datamodules.order.loaders import add_masks
 from inpaint_module import InpaintEncoder
 from inpaint_module.clean_latents import encode_clean
-from inpaint_module.objectives.loss_weights import LossWeights
+from inpaint_module.objectives.loss import LossWeights
 from inpaint_module.objectives.objectives import DiffusionObjective, FlowMatchingObjective
 from inpaint_module.objectives.timesteps import LogitNormal
 from inpaint_module.training.inpaint_diffusion import InpaintDiffusion

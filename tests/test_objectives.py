@@ -19,7 +19,7 @@ from diffusers import (
 from diffusers.training_utils import compute_loss_weighting_for_sd3, compute_snr
 from torch import Tensor
 
-from inpaint_module.objectives.loss_weights import Huber
+from inpaint_module.objectives.loss import Huber
 from inpaint_module.objectives.objectives import DiffusionObjective, FlowMatchingObjective, Objective, objective_for
 from inpaint_module.objectives.timesteps import LogitNormal, TimestepSampler
 from inpaint_module.randomness import Stream, fork, key, normal

@@ -244,8 +244,15 @@ def test_classes_are_found_where_they_are_now(former: str, present: str) -> None
         "inpaint_module.schedules.DiffusersSchedule",
         "inpaint_module.training.throughput.Throughput",
         "inpaint_module.masks.mixture.Mixture",
+        "inpaint_module.masks.blob.Blob",
+        "inpaint_module.masks.region.KeepRegion",
         "inpaint_module.masks.polygon.Polygon",
     ],
 )
 def test_an_option_may_name_a_class_where_it_was(former: str) -> None:
-    assert import_object(former).__name__ == former.rpartition(".")[2]
+    name = former.rpartition(".")[2]
+    for option in (f"--trainer.callbacks+={former}", f'--trainer.callbacks=[{{"class_path": "{former}"}}]'):
+        (found,) = today_options([option])
+        path = re.search(r"inpaint_module[\w.]+", found)[0]
+        assert import_object(path).__name__ == name
+        assert found == option.replace(former, path)

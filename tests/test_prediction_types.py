@@ -6,7 +6,7 @@ import pytest
 import torch
 from diffusers import DDPMScheduler
 
-from inpaint_module.objectives.prediction_types import (
+from inpaint_module.objectives.loss import (
     EpsilonPrediction,
     PredictionType,
     SamplePrediction,

@@ -27,7 +27,7 @@ from inpaint_module.base_models.family import WAYS
 from inpaint_module.base_models.loading import pipeline_index
 from inpaint_module.clean_latents import encode_clean
 from inpaint_module.export import export
-from inpaint_module.objectives.loss_weights import LossWeights
+from inpaint_module.objectives.loss import LossWeights
 from inpaint_module.trained import load_weights
 from inpaint_module.training.inpaint_diffusion import InpaintDiffusion
 

@@ -44,6 +44,7 @@ MOVED_DATA = {name: f"{part}.{name}" for part, names in _PARTS_OF_DATA.items() f
 }
 _DATA = "WebDatasetDataModule"
 _OF_DATA = re.compile(r"--data\.(init_args\.)?(?P<name>\w+)(?P<rest>$|[.=+].*)", re.DOTALL)
+_OUR_PATH = re.compile(r"(?<![\w./-])(inpaint_module|datamodules)(\.\w+)+\.[A-Z]\w*\b")
 _Init = TypeVar("_Init", bound=Callable[..., None])
 
 
@@ -177,13 +178,15 @@ def _model_today(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def today_options(arguments: Sequence[str], data_class: str | None = None) -> list[str]:
-    """Options of a command line, those of the model's parts under `--model.base`, those of the data's in theirs.
+    """Options of a command line: those of the model's parts under `--model.base`, those of the data's in theirs, and
+    classes where they are now.
 
     Args:
         arguments: of the command.
         data_class: of the configs, if they name one.
     """
     found, moved = [], []
+    arguments = [_OUR_PATH.sub(lambda path: _present(path[0]), each) for each in arguments]
     named = [
         value.partition("=")[2] or following
         for value, following in zip(arguments, [*arguments[1:], ""], strict=False)

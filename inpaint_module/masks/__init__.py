@@ -1,8 +1,5 @@
 """Random masks, painted in batch on the device where the images are."""
 
-from importlib import import_module
-from typing import TYPE_CHECKING
-
 from inpaint_module.masks.boxes import Boxes, Grid, KeepEvery, KeepRegion, Outpaint
 from inpaint_module.masks.composition import (
     CoverageBetween,
@@ -49,13 +46,3 @@ __all__ = [
     "preset",
     "presets",
 ]
-
-if not TYPE_CHECKING:
-    _FORMER = ("blob", "cloud", "coverage", "curriculum", "freeform", "grid", "grown", "lines", "mixture", "noise")
-    _FORMER += ("outpaint", "polygon", "region", "regions", "setops")
-
-    def __getattr__(name: str) -> object:
-        """Modules under their former names, which may stand in a config as `inpaint_module.masks.blob.Blob`."""
-        if name not in _FORMER:
-            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-        return import_module(__name__)

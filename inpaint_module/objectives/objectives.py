@@ -11,8 +11,7 @@ import torch
 from diffusers import FlowMatchEulerDiscreteScheduler, FlowMatchHeunDiscreteScheduler, SchedulerMixin
 from torch import Tensor
 
-from inpaint_module.objectives.loss_weights import Huber
-from inpaint_module.objectives.prediction_types import prediction_type
+from inpaint_module.objectives.loss import Huber, prediction_type
 from inpaint_module.objectives.timesteps import TimestepSampler, Uniform, resolution_mu, shifted
 from inpaint_module.randomness import fork, normal
 

@@ -48,13 +48,10 @@ _HOMES = {
     "newest_valid_checkpoint": "checkpoints",
     "verify_checkpoint": "checkpoints",
 }
-_FORMER = ("ema", "image_grid", "leftovers", "throughput")  # modules that older class paths name
 
 
 def __getattr__(name: str) -> Any:
     """Import what a name needs when it is first asked for."""
-    if name in _FORMER:
-        return import_module(__name__)
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)

@@ -25,7 +25,7 @@ from inpaint_module.batch import Batch, DescribedData, of_all_samples, without_s
 from inpaint_module.clean_latents import check_clean, encode_beside, encode_whole
 from inpaint_module.encoder import InpaintLatents
 from inpaint_module.metrics.scores import FillMetrics, LatentMaskMetrics
-from inpaint_module.objectives.loss_weights import LossWeights, product, weighted_loss
+from inpaint_module.objectives.loss import LossWeights, product, weighted_loss
 from inpaint_module.objectives.objectives import Example, ObjectiveCallable, objective_for
 from inpaint_module.pixels import resized_sizes, to_unit_float
 from inpaint_module.randomness import Stream, key, normal
