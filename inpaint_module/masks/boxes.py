@@ -61,25 +61,27 @@ class Boxes(MaskGenerator):
         number = randomness.integers(words[:, :1], self.count[0], most + 1)
         visible = torch.arange(most, device=keys.device) < number
         across, left, down, top, round_, corner = words[:, 1:].unflatten(1, (6, most)).unbind(1)
-        left, box_width = self._spans(across, left, width, scale)
-        top, box_height = self._spans(down, top, height, scale)
+        longest = max(self.size[0], min(self.size[1], scale.resolution - 2 * self.margin))
+        box_width = randomness.integers(across, self.size[0], longest + 1)
+        box_height = randomness.integers(down, self.size[0], longest + 1)
+        radius = randomness.integers(corner, self.corner[0], self.corner[1] + 1).float()
+        box_width, x = self._room(scale.pixels(box_width), width, scale)
+        box_height, y = self._room(scale.pixels(box_height), height, scale)
+        left, top = randomness.integers(left, *x), randomness.integers(top, *y)
         is_round = round_ < round(self.rounded * 2**32)
         box_height = torch.where(is_round, box_width, box_height)
         marks = painter.boxes(left, top, box_width, box_height, visible)
-        radius = randomness.integers(corner, self.corner[0], self.corner[1] + 1).float()
         radius = torch.minimum(radius * (scale.short_side / scale.resolution), marks.along)
         # of a square of 2 pixels, round corners would leave nothing
         marks = painter.with_radius(marks, torch.where(is_round & (marks.along >= 1), radius, marks.radius))
         return painter.paint(marks, height, width, scale.pixels(self.size[1]))
 
-    def _spans(self, lengths: Tensor, places: Tensor, side: int, scale: _Scale) -> tuple[Tensor, Tensor]:
-        """Where the boxes begin along one side of the image, and how long they are: int64 pixels (B, M) each."""
+    def _room(self, length: Tensor, side: int, scale: _Scale) -> tuple[Tensor, tuple[int | Tensor, Tensor]]:
+        """Lengths along one side of the image that fit it, int64 pixels (B, M), and where the boxes may begin."""
         margin = min(self.margin * scale.short_side // scale.resolution, (side - 1) // 2)
-        longest = max(self.size[0], min(self.size[1], scale.resolution - 2 * self.margin))
-        length = scale.pixels(randomness.integers(lengths, self.size[0], longest + 1)).clamp(1, side - 2 * margin)
+        length = length.clamp(1, side - 2 * margin)
         beyond = (length * round(self.hang * 256)) >> 8
-        first = margin - beyond
-        return randomness.integers(places, first, side - margin - length + beyond + 1), length
+        return length, (margin - beyond, side - margin - length + beyond + 1)
 
 
 class _Scale(NamedTuple):

@@ -67,21 +67,15 @@ class Strokes(MaskGenerator):
         x, y, number = first.unflatten(1, (3, most)).unbind(1)
         directions, lengths, widths, kinds = rest.unflatten(1, (4, most, self.segments)).unbind(1)
         start = torch.stack([randomness.integers(x, 0, width), randomness.integers(y, 0, height)], -1).float()
-        points = walk(start, self._steps(directions, lengths, scale), height, width)
+        angle = 0.01 + randomness.integers(directions, 0, self.directions).double()
+        length = randomness.integers(lengths, self.length[0], self.length[1] + 1).float() * scale
         thick = randomness.integers(widths, self.width[0], self.width[1] + 1).float()
         segment = torch.arange(self.segments, device=keys.device)
         drawn = visible[..., None] & (segment <= randomness.integers(number, 0, self.segments)[..., None])
+        points = walk(start, _steps(angle, length), height, width)
         marks = self._marks(points, thick, scale, drawn, kinds)
         longest = max(self.length[1] + self.width[1] + 2, 2 * self.width[1] if self.discs else 0)
         return painter.paint(marks, height, width, int(longest * scale) + 3)
-
-    def _steps(self, directions: Tensor, lengths: Tensor, scale: float) -> Tensor:
-        """Each segment as a vector: words (B, M, segments) twice to float32 (B, M, segments, 2)."""
-        angle = 0.01 + randomness.integers(directions, 0, self.directions).double()
-        mirrored = torch.arange(angle.shape[1], device=angle.device)[:, None] % 2 == 0
-        angle = torch.where(mirrored, -angle, angle)
-        length = _scaled(lengths, self.length, scale)
-        return torch.stack([angle.sin().float() * length, angle.cos().float() * length], -1)
 
     def _marks(self, points: Tensor, width: Tensor, scale: float, drawn: Tensor, kinds: Tensor) -> painter.Marks:
         """The segments of all strokes side by side; `width` in pixels at the resolution."""
@@ -113,6 +107,8 @@ def walk(start: Tensor, steps: Tensor, height: int, width: int) -> Tensor:
     return torch.stack(points, -2)
 
 
-def _scaled(words: Tensor, bounds: tuple[int, int], scale: float) -> Tensor:
-    """A whole number of pixels within bounds at the resolution, as float32 pixels of the image."""
-    return randomness.integers(words, bounds[0], bounds[1] + 1).float() * scale
+def _steps(angle: Tensor, length: Tensor) -> Tensor:
+    """Each segment as a vector: radians float64 and pixels float32, (B, M, S) each, to float32 (B, M, S, 2)."""
+    mirrored = torch.arange(angle.shape[1], device=angle.device)[:, None] % 2 == 0
+    angle = torch.where(mirrored, -angle, angle)
+    return torch.stack([angle.sin().float() * length, angle.cos().float() * length], -1)
