@@ -26,7 +26,7 @@ from datamodules.stream_datamodule import StreamDataModule, check_batch, check_t
 from datamodules.writing.folder_shards import PictureFolders
 from inpaint_module.batch import DescribedData, LatentsTag
 from inpaint_module.cli.older_configs import takes_older_arguments
-from inpaint_module.masks import graph_masks
+from inpaint_module.masks.cuda_graphed import graph_masks, has_graphs, is_ours
 from inpaint_module.masks.generator import LAST_STEP, MaskGenerator
 from inpaint_module.pixels import padding_mask_crop
 from inpaint_module.training.run_folder import run_folder
@@ -144,6 +144,12 @@ class WebDatasetDataModule(StreamDataModule, DescribedData):
         if tag is not None:
             check_use(tag, self.train_decoder.image_size, bucketed=self.buckets is not None)
         return tag
+
+    def paint_by_graphs(self) -> bool:
+        """See `DescribedData`; a generator of another package may wait for the GPU, which no graph can."""
+        if self.masks.cuda_graphs is None and self.mask_generator is not None and is_ours(self.mask_generator):
+            self.mask_generator = graph_masks(self.mask_generator)
+        return self.mask_generator is not None and has_graphs(self.mask_generator)
 
     @property
     def has_masks(self) -> bool:

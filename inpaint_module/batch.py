@@ -118,6 +118,10 @@ class DescribedData(ABC):
     def image_sizes(self, stage: str) -> dict[str, list[tuple[int, int]]]:
         """(H, W) of all images that a stage (fit, validate, test, predict) has, by the argument that sets them."""
 
+    def paint_by_graphs(self) -> bool:
+        """Paint the same masks by CUDA graphs, if that is safe and nobody has said otherwise; whether they are now."""
+        return False
+
     @property
     @abstractmethod
     def has_masks(self) -> bool:

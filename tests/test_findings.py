@@ -135,7 +135,7 @@ def test_what_would_be_faster() -> None:
     assert said(100, 100, 100, 2).startswith("the VAE takes 50% of a step")
     assert said(100, 100, 100, 2, cached=True).startswith("the denoiser and its optimizer take 50% of a step")
     assert said(100, 0, 0, 2) == ""
-    assert said(100, 100, 100, 2, gpu=True).endswith("configs/compiled.yaml compiles for a GPU")
+    assert said(100, 100, 100, 2, gpu=True).endswith("--model.compile=true compiles for a GPU")
     assert said(100, 100, 100, 2, gpu=True, masks=200).startswith("painting masks takes 20% of a step")
     assert said(100, 100, 100, 2, masks=200).startswith("the VAE takes 40% of a step")
 

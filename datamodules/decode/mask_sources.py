@@ -193,7 +193,8 @@ class MaskOptions:
         allow_empty: Use masks from the data even where the crop has left nothing of them; false paints one.
         padding_mask_crop: Cut every image, mask and all, to its hole and this many pixels around it, and enlarge it to
             image_size, as diffusers' pipelines do if called with this; null for no such crop. By Pillow, on the CPU.
-        cuda_graphs: Paint by CUDA graphs, see `inpaint_module.masks.CudaGraphed`: the same masks, sooner on a GPU.
+        cuda_graphs: Paint by CUDA graphs, see `inpaint_module.masks.CudaGraphed`: the same masks, sooner on a GPU. Null
+            for what the run's `speed` chooses: by graphs, if all generators are this package's.
 
     Raises:
         ValueError: naming the argument, if one is out of range.
@@ -204,7 +205,7 @@ class MaskOptions:
     removal_share: float = 0.0
     allow_empty: bool = True
     padding_mask_crop: int | None = None
-    cuda_graphs: bool = False
+    cuda_graphs: bool | None = None
 
     def __post_init__(self) -> None:
         part = "data.masks"

@@ -186,9 +186,9 @@ def faster(speeds: Speeds, sizes: Sizes, *, workers: int, cores: int, cached: bo
     if speeds.decode and not workers and (share := 1 / (1 + speeds.decode * step)) > 0.05:
         return f"decoding takes {share:.0%} of the time of the training process: set data.num_workers: 1 to hide it"
     if gpu and (share := 1 / speeds.masks / step) > 0.05:
-        advice = "set data.masks.cuda_graphs: true"
+        advice = "leave data.masks.cuda_graphs null, for --speed auto or exact, or set it"
         return f"painting masks takes {share:.0%} of a step, most of it the CPU's: {advice}"
-    compiling = ", configs/compiled.yaml compiles for a GPU" if gpu else ""
+    compiling = ", --model.compile=true compiles for a GPU" if gpu else ""
     if (share := 1 / speeds.encode / step) > 0.3 and not cached:
         advice = "inpaint shards cache-latents halves that, configs/bf16.yaml helps where bfloat16 is native"
         return f"the VAE takes {share:.0%} of a step: {advice}{compiling}"

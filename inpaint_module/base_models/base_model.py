@@ -84,7 +84,8 @@ class VAEOptions:
     Args:
         path: another autoencoder's folder or hub name, or "embedded:vae"; None for the base model's own.
         subfolder: folder inside `path`.
-        dtype: float32 or bfloat16; float16 where the VAE bears it.
+        dtype: float32 or bfloat16; float16 where the VAE bears it. None for float32, unless the run's `speed` chooses
+            bfloat16.
         compiled: compile its encode, which the first batch of each shape waits for; latents move by rounding.
     """
 
@@ -94,7 +95,7 @@ class VAEOptions:
         path: str | None = None,
         subfolder: str | None = None,
         *,
-        dtype: str = "float32",
+        dtype: str | None = None,
         compiled: bool = False,
     ):
         self.path, self.subfolder, self.dtype, self.compiled = path, subfolder, dtype, compiled

@@ -15,41 +15,42 @@ MODES = ("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagrap
 
 
 class CompiledForward:
-    """Puts compiled code in the place of a module's `forward`; outside the block the module is as it was.
+    """Puts compiled code in the place of a module's method; outside the block the module is as it was.
 
     Hooks of the module stay outside of the compiled code, its state dict keeps its names, and other callers, such as a
     validation with its own shapes, compile nothing. A copy compiles anew, for the module that it is used with.
 
     Args:
         mode: of torch.compile, one of `MODES`; None leaves the module alone.
+        name: of the method; one that somebody has put in its place before stays.
 
     Raises:
         ValueError: another mode.
     """
 
-    def __init__(self, mode: str | None):
+    def __init__(self, mode: str | None, name: str = "forward"):
         if mode is not None and mode not in MODES:
-            raise ValueError(f"compile_mode must be null or one of {', '.join(MODES)}; got {mode!r}")
-        self.mode = mode
+            raise ValueError(f"compile must be true, false or one of {', '.join(MODES)}; got {mode!r}")
+        self.mode, self.name = mode, name
         self._module: nn.Module | None = None
         self._forward: Callable[..., Any] | None = None
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return type(self), (self.mode,)
+        return type(self), (self.mode, self.name)
 
     @contextmanager
-    def within(self, module: nn.Module) -> Iterator[None]:
+    def within(self, module: nn.Module | None = None) -> Iterator[None]:
         """Compiled while this lasts; the first call of each shape compiles."""
-        if self.mode is None:
+        if self.mode is None or module is None or self.name in vars(module):
             yield
             return
         if self._module is not module:
-            self._module, self._forward = module, torch.compile(module.forward, mode=self.mode)
-        module.__dict__["forward"] = self._forward
+            self._module, self._forward = module, torch.compile(getattr(module, self.name), mode=self.mode)
+        module.__dict__[self.name] = self._forward
         try:
             yield
         finally:
-            del module.__dict__["forward"]
+            del module.__dict__[self.name]
 
 
 def shard(denoiser: nn.Module, mesh: DeviceMesh) -> None:

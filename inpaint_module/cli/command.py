@@ -79,6 +79,8 @@ options:
   --ckpt_path FILE      the checkpoint (default: the newest of the run folder that verifies)
   --samples FOLDER      your own pictures, painted at the start and at every validation: NAME.jpg with its mask
                         NAME.mask.png (white = paint) and its prompt NAME.txt beside it
+  --speed SPEED         auto: fast where you have said nothing (bfloat16, CUDA graphs of masks, fused optimizer); exact:
+                        what changes no bit; off: nothing
   --print_config        print the whole config that these options make, and end
   --estimate            of fit: print what memory it would take, computed without weights, and end
   --debug               show where in the code an error comes from
@@ -89,7 +91,7 @@ options:
 Every value of a config is an option. Those that are changed most:
   --trainer.max_steps=N                  optimizer steps
   --trainer.devices=N                    GPUs (configs/multi_gpu.yaml)
-  --trainer.precision=bf16-mixed         bfloat16 (configs/bf16.yaml)
+  --trainer.precision=bf16-mixed         bfloat16; 32-true for none under --speed auto
   --trainer.accumulate_grad_batches=N    batches of one optimizer step
   --trainer.val_check_interval=N         batches from one validation to the next
   --trainer.logger.init_args.name=NAME   the run folder, runs/NAME

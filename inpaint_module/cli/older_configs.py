@@ -115,10 +115,14 @@ def settings_today(settings: Mapping[str, str]) -> dict[str, str]:
     """Dotted names of settings, as `changes.settings_of` makes them, where they are now."""
     if not settings.get("data", _DATA).endswith(_DATA):
         return dict(settings)
-    return {_setting_today(name): value for name, value in settings.items()}
+    found = {_setting_today(name): value for name, value in settings.items()}
+    if found.get("model.compile") == "None":
+        found["model.compile"] = "False"
+    return found
 
 
 def _setting_today(name: str) -> str:
+    name = "model.compile" if name == "model.compile_mode" else name
     old, dot, rest = name.removeprefix("data.").partition(".")
     return f"data.{MOVED_DATA[old]}{dot}{rest}" if name.startswith("data.") and old in MOVED_DATA else name
 
@@ -164,6 +168,8 @@ def _model_today(config: dict[str, Any]) -> dict[str, Any]:
     holder = "init_args" if isinstance(model.get("init_args"), dict) else None
     arguments = dict(model["init_args"] if holder else model)
     moved = {name: arguments.pop(name) for name in _PARTS if name in arguments}
+    if "compile_mode" in arguments:
+        arguments["compile"] = arguments.pop("compile_mode") or False
     base = dict(arguments["base"]) if isinstance(arguments.get("base"), dict) else {}
     if moved:
         base["init_args"] = {**moved, **(base.get("init_args") or {})}
@@ -198,6 +204,7 @@ def today_options(arguments: Sequence[str], data_class: str | None = None) -> li
         if (option := _OF_DATA.match(each)) and option["name"] in moving:
             moved.append(option["name"])
             each = f"--data.{MOVED_DATA[option['name']]}{option['rest']}"
+        each = re.sub(r"^--model\.(init_args\.)?compile_mode(?=$|=)", r"--model.\1compile", each)
         for name in _PARTS:
             for begin in (f"--model.{name}", f"--model.init_args.{name}"):
                 if each == begin or each.startswith((f"{begin}.", f"{begin}=")):

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import lightning
 import torch
@@ -43,6 +43,7 @@ from inpaint_module.training.resume import (
 from inpaint_module.training.run_folder import CONFIG_HEAD, keep_csv_logs, names_folder, run_folder
 from inpaint_module.training.run_lock import claim, release
 from inpaint_module.training.run_record import RunConfig, RunRecord
+from inpaint_module.training.speed import choose, device_of, speed_line
 from inpaint_module.weights import without_weights
 
 _READ_TEXT = tuple(f"inpaint_module.base_models.{name}" for name in ("load_text", "BaseModel"))
@@ -91,6 +92,8 @@ class ResumingCLI(LightningCLI):
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """The folder of pictures to paint at every validation."""
+        chosen = "what makes a run fast and changes no sample: all that the device has, what changes no bit, or nothing"
+        parser.add_argument("--speed", type=Literal["auto", "exact", "off"], default="auto", help=chosen)
         told = "folder of pictures, with NAME.mask.png and NAME.txt beside each NAME.jpg, painted at every validation"
         parser.add_argument("--samples", type=str | None, default=None, metavar="FOLDER", help=told)
 
@@ -115,6 +118,7 @@ class ResumingCLI(LightningCLI):
             self.trainer_defaults["callbacks"] = [RunProgress()]
         if config.get("enable_model_summary") is None:
             kwargs["enable_model_summary"] = False  # RunProgress says the number of parameters
+        kwargs |= self._chosen_speed(config)
         trainer = super().instantiate_trainer(plugins=plugins, **kwargs)
         callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
         if not any(isinstance(callback, NonFiniteGuard) for callback in callbacks):
@@ -125,6 +129,15 @@ class ResumingCLI(LightningCLI):
         self.exact_resume, self.leftovers = ExactResume(), Leftovers()
         callbacks[:0] = [self.leftovers, AveragedOptimizer(), self.exact_resume]
         return trainer
+
+    def _chosen_speed(self, trainer: Any) -> dict[str, Any]:
+        """Speed up model and data as `speed` says, and say it; the trainer's options for it."""
+        setting, device = self._get(self.config, "speed"), device_of(trainer.get("accelerator"))
+        chosen = choose(setting, self.model, device, trainer)
+        done = chosen.apply(self.model, self.datamodule)
+        if isinstance(self.model, InpaintDiffusion):
+            rank_zero_info(speed_line(setting, device, done))
+        return {"precision": chosen.precision} if chosen.precision else {}
 
     def _run_subcommand(self, subcommand: str) -> None:
         """As Lightning does, and give up the run folder at the end."""

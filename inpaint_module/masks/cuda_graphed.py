@@ -93,6 +93,16 @@ def graph_masks(generator: MaskGenerator) -> MaskGenerator:
     return around
 
 
+def has_graphs(generator: MaskGenerator) -> bool:
+    """Whether it, or a part of it, is painted by CUDA graphs."""
+    return isinstance(generator, CudaGraphed) or any(map(has_graphs, generator.parts))
+
+
+def is_ours(generator: MaskGenerator) -> bool:
+    """Whether it and all parts are of classes of this package, whose painting never waits for a GPU."""
+    return type(generator).__module__.startswith(f"{__package__}.") and all(map(is_ours, generator.parts))
+
+
 def _with_steps(generator: MaskGenerator) -> str | None:
     """The name of the first part's class whose masks depend on the step, if there is one."""
     if type(generator).set_step is not MaskGenerator.set_step:

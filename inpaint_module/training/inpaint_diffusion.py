@@ -45,9 +45,9 @@ class InpaintDiffusion(ScheduledModule):
             `ModelParts`.
         objective: noising and target, given the scheduler; null for what fits it, with uniform timesteps.
         loss_weights: where on the picture an error counts; null for everywhere alike.
-        compile_mode: how torch.compile compiles the denoiser for the training steps: default, reduce-overhead (CUDA
-            graphs: for small models on a GPU), max-autotune; null for not at all. The first step of each shape waits
-            for it.
+        compile: true compiles the denoiser and the VAE's encode for the training steps, by torch.compile; or how the
+            denoiser is: default, reduce-overhead (CUDA graphs: for small models on a GPU), max-autotune. The first
+            step of each shape waits for it, and needs a C compiler.
         caption_dropout: share of samples that train without their caption, 0..1; 0.1 is usual.
         optimizer: the optimizer, given the parameters that train.
         lr_scheduler: learning rate per step, given the optimizer; null for a constant one.
@@ -70,7 +70,7 @@ class InpaintDiffusion(ScheduledModule):
         *,
         objective: ObjectiveCallable | None = None,
         loss_weights: LossWeights | None = None,
-        compile_mode: str | None = None,
+        compile: bool | str = False,
         caption_dropout: float = 0.0,
         optimizer: OptimizerCallable = torch.optim.AdamW,
         lr_scheduler: LRSchedulerCallable | None = None,
@@ -86,7 +86,8 @@ class InpaintDiffusion(ScheduledModule):
         check_captions(base.conditioning, caption_dropout, guidance_scale)
         self.objective = (objective or objective_for)(base.scheduler)
         self.loss_weights, self.caption_dropout = loss_weights, caption_dropout
-        self.compiled = CompiledForward(compile_mode)
+        self.compiled = CompiledForward({True: "default", False: None}.get(compile, compile))
+        self.compiled_vae = CompiledForward(self.compiled.mode and "default", "encode")
         self.optimizer, self.lr_scheduler, self.stretch_schedule = optimizer, lr_scheduler, stretch_schedule
         self.sampling_steps, self.guidance_scale, self.seed = sampling_steps, guidance_scale, seed
         self.metrics = FillMetrics()
@@ -117,7 +118,7 @@ class InpaintDiffusion(ScheduledModule):
         """Under a sharding strategy, split the denoiser's weights over the ranks."""
         if self.device_mesh is not None:
             if self.compiled.mode is not None:
-                raise ValueError(f"compile_mode: expected null under a sharding strategy, got {self.compiled.mode!r}")
+                raise ValueError(f"compile: expected false under a sharding strategy, got {self.compiled.mode!r}")
             shard(self.denoiser, self.device_mesh["data_parallel"])
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> InpaintDiffusion:
@@ -160,7 +161,8 @@ class InpaintDiffusion(ScheduledModule):
         positions = batch["position"]
         if self.control is not None:
             batch = {**batch, "mask": self.control.masks(batch["mask"], self.seed, positions)}
-        latents = self.encode(batch)
+        with self.compiled_vae.within(*self.encoder.vae.models()):
+            latents = self.encode(batch)
         assert latents.target is not None
         noise = normal(key(self.seed, positions, Stream.NOISE), latents.target.shape[1:])
         example = self.objective(latents.target, noise, key(self.seed, positions, Stream.TIMESTEP))

@@ -57,6 +57,21 @@ class DiffusersSchedule(schedulers.LambdaLR):
         super().__init__(optimizer, factor)
 
 
+_FUSED = ("Adam", "AdamW", "SGD", "Adagrad")  # of torch.optim
+
+
+def fuse(optimizer: Optimizer) -> bool:
+    """Have one of torch's optimizers use its fused kernels, if whoever made it has not said; whether it does now."""
+    kind, said = type(optimizer), ("fused", "foreach", "differentiable")
+    if kind is not getattr(torch.optim, kind.__name__, None) or kind.__name__ not in _FUSED:
+        return False
+    if any(optimizer.defaults.get(name) for name in said) or optimizer.defaults["fused"] is False:
+        return False
+    for group in optimizer.param_groups:
+        group["fused"] = True
+    return True
+
+
 class ScheduledModule(LightningModule):
     """A LightningModule with one optimizer and, if it has one, a learning rate schedule that steps with it.
 
@@ -67,6 +82,7 @@ class ScheduledModule(LightningModule):
     optimizer: OptimizerCallable
     lr_scheduler: LRSchedulerCallable | None
     stretch_schedule: bool
+    fuses = False  # whether an optimizer whose maker has not said so is fused, as the run's `speed` chooses
     loaded_step = 0  # of the checkpoint, which `validate` does not tell the trainer
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -80,6 +96,8 @@ class ScheduledModule(LightningModule):
     def configure_optimizers(self) -> Any:
         """The optimizer, and the learning rate schedule per step; a ReduceLROnPlateau watches train/loss."""
         optimizer = self.optimizer(self.optimized())
+        if self.fuses:
+            fuse(optimizer)
         if self.lr_scheduler is None:
             return optimizer
         schedule = self.lr_scheduler(optimizer)

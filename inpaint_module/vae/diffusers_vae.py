@@ -33,6 +33,8 @@ class DiffusersVAE(FrozenVAE):
             config or that one test encode contradicts, or latent statistics of another number of channels.
     """
 
+    free_dtype = False  # whether a run may choose it
+
     def __init__(self, module: nn.Module):
         self.module = cast(Any, module.eval().requires_grad_(False))
         config = self.module.config
@@ -121,6 +123,15 @@ class DiffusersVAE(FrozenVAE):
         """See `FrozenVAE.to`."""
         self._move(device)
         self._shift, self._scale = self._shift.to(device), self._scale.to(device)
+
+    def compute_in(self, dtype: torch.dtype) -> bool:
+        """See `FrozenVAE.compute_in`."""
+        if not self.free_dtype or getattr(self.module, "_keep_in_fp32_modules", None):
+            return False
+        if not weightless():
+            self.fingerprint()  # of the weights as they were loaded
+        nn.Module.to(self.module, dtype)  # past a warning of diffusers' own
+        return True
 
     def fingerprint(self) -> bytes:
         """See `FrozenVAE.fingerprint`."""
@@ -222,7 +233,7 @@ def as_vae(vae: Any) -> FrozenVAE:
 
 
 def load_vae(
-    path: str = EMBEDDED, subfolder: str | None = None, dtype: str = "float32", compiled: bool = False
+    path: str = EMBEDDED, subfolder: str | None = None, dtype: str | None = None, compiled: bool = False
 ) -> FrozenVAE:
     """Load a diffusers autoencoder of any class from a folder or a hub name.
 
@@ -230,7 +241,7 @@ def load_vae(
         path: local folder, hub name, or "embedded:vae" for the small one that ships with this package.
         subfolder: folder inside `path`; "vae" for a whole pipeline's folder.
         dtype: float32 or bfloat16, kept whatever precision the trainer uses; float16 where the VAE bears it. The
-            precision of the file does not matter.
+            precision of the file does not matter. None for float32, unless the run's `speed` chooses bfloat16.
         compiled: compile its encode, which the first batch of each shape waits for; latents move by rounding.
 
     Raises:
@@ -238,12 +249,13 @@ def load_vae(
     """
     from diffusers import AutoModel
 
+    free, dtype = dtype is None, dtype or "float32"
     if dtype not in _DTYPES:
         raise ValueError(f"vae dtype must be one of {', '.join(_DTYPES)}; got {dtype!r}")
     path = local_folder(path)
     options = loading_options(path, "VAE")
     if weightless():
-        return as_vae(runnable(config_model(path, subfolder, _DTYPES[dtype], **options)))
+        return _loaded(runnable(config_model(path, subfolder, _DTYPES[dtype], **options)), free)
     try:
         # low_cpu_mem_usage needs accelerate, which a VAE does not
         module = AutoModel.from_pretrained(
@@ -254,7 +266,14 @@ def load_vae(
             f"no diffusers autoencoder at {str(Path(path) / (subfolder or ''))!r}: expected a folder with config.json "
             f"and weights, or a hub name ({error})"
         ) from error
-    vae = as_vae(module)
+    vae = _loaded(module, free)
     if compiled:
         module.encode = torch.compile(module.encode)
+    return vae
+
+
+def _loaded(module: nn.Module, free_dtype: bool) -> FrozenVAE:
+    vae = as_vae(module)
+    if isinstance(vae, DiffusersVAE):
+        vae.free_dtype = free_dtype
     return vae

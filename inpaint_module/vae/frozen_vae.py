@@ -76,6 +76,13 @@ class FrozenVAE(ABC):
     def to(self, device: torch.device) -> None:
         """Move the weights; their dtype stays."""
 
+    def compute_in(self, dtype: torch.dtype) -> bool:
+        """Compute in another dtype from now on, if none was named when it was loaded; whether it does.
+
+        The fingerprint stays: it says which weights these are, not in what they are computed.
+        """
+        return False
+
     @abstractmethod
     def fingerprint(self) -> bytes:
         """The sha256 of the weights, 32 bytes, computed once; device and memory format do not change it."""

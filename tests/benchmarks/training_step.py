@@ -48,7 +48,7 @@ class TrainingStep(ABC):
         channels_last: memory format of the denoiser's weights.
         fused: the optimizer's pass over the weights.
         cached: clean latents are made before the run.
-        compiled: the denoiser's training pass, as `InpaintDiffusion(compile_mode="reduce-overhead")` does it.
+        compiled: the denoiser's training pass, as `InpaintDiffusion(compile="reduce-overhead")` does it.
     """
 
     vae: Any
