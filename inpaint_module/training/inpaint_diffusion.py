@@ -86,7 +86,7 @@ class InpaintDiffusion(ScheduledModule):
         check_captions(base.conditioning, caption_dropout, guidance_scale)
         self.objective = (objective or objective_for)(base.scheduler)
         self.loss_weights, self.caption_dropout = loss_weights, caption_dropout
-        self.compiled = CompiledForward({True: "default", False: None}.get(compile, compile))
+        self.compiled = CompiledForward("default" if compile is True else compile or None)
         self.compiled_vae = CompiledForward(self.compiled.mode and "default", "encode")
         self.optimizer, self.lr_scheduler, self.stretch_schedule = optimizer, lr_scheduler, stretch_schedule
         self.sampling_steps, self.guidance_scale, self.seed = sampling_steps, guidance_scale, seed
