@@ -171,7 +171,10 @@ def seen_by_model(
     box = (..., slice(region.top, region.bottom), slice(region.left, region.right))
     pixels, hole = to_unit_float(image[box][None]), mask[box][None].float()
     size = _within(pixels, side)
-    small, small_hole = (padded(each, multiple) for each in shrunk(pixels, hole, size))
+    small, small_hole = shrunk(pixels, hole, size)
+    if module.layout.reference == "image":  # the model is shown what is in the hole
+        small = resized(pixels, size)
+    small, small_hole = (padded(each, multiple) for each in (small, small_hole))
     return SeenByModel(region, pixels, hole, small, small_hole, size)
 
 

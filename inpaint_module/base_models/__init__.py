@@ -30,7 +30,7 @@ from inpaint_module.base_models.flux import (
     FluxText,
     token_places,
 )
-from inpaint_module.base_models.from_fill import FromFill, SmoothFillLayout
+from inpaint_module.base_models.from_fill import FromFill, SmoothFillLayout, WholeImageLayout
 from inpaint_module.base_models.layout import (
     Condition,
     DenoiserLayout,
@@ -115,6 +115,7 @@ __all__ = [
     "TiledCall",
     "VAEOptions",
     "Way",
+    "WholeImageLayout",
     "ZImageControlNetLayout",
     "add_lora",
     "blocks",

@@ -1,4 +1,4 @@
-"""Pairs to learn removal from: the embedded photos with scribbles and text over them.
+"""Pairs to learn removal from: the embedded photos with scribbles and text over them, in ink that can be seen through.
 
 python -m tests.recipes.removal_pairs data/scribbled
 
@@ -33,7 +33,8 @@ from inpaint_module.report.pages import SheetRow, fitted, sheet, to_pil
 from inpaint_module.trained import image_side, load_model
 
 WORDS = ("SAMPLE", "Draft 3", "do not copy", "HELLO", "2026", "for review", "lorem ipsum", "x = y + 1")
-_MARGIN = 5  # pixels that the mask is wider on both sides than what is drawn, whose edges are soft
+_INK = 0.5, 0.8  # least and most of what is drawn in what is seen
+_MARGIN = 3  # pixels that the mask is wider on both sides than what is drawn, whose edges are soft
 
 
 def drawn_over(photo: Image.Image, seed: int) -> tuple[Image.Image, Image.Image]:
@@ -55,6 +56,7 @@ def drawn_over(photo: Image.Image, seed: int) -> tuple[Image.Image, Image.Image]
         word, font = dice.choice(WORDS), ImageFont.load_default(size=dice.uniform(20, 44) * unit)
         for brush, colour in zip(brushes, (_colour(dice), 255), strict=True):
             brush.text(place, word, fill=colour, font=font)
+    picture = Image.blend(photo, picture, dice.uniform(*_INK))
     grown = mask.filter(ImageFilter.MaxFilter(2 * round(_MARGIN * unit) + 1))
     return picture, grown.point(lambda grey: 255 * (grey > 0))
 
