@@ -235,6 +235,7 @@ SLOW: dict[str, tuple[Callable[[Canvas], None], int]] = {  # and the side of the
     "cloud": (cloud, 96),
     "blob": (blob, 96),
     "polygon": (polygon, 96),
+    "boxes": (lambda c: lama_boxes(c, (1, 4), (30, 150), 10), 256),
     "grid": (grid, 96),
 }
 

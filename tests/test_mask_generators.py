@@ -143,6 +143,7 @@ GOLDEN = {
     "repaint-expand": "46a2e459954b51fe",
     "repaint-every-second-line": "a4abea69c5e1922c",
     "repaint-superres": "8617ab3a52ebf246",
+    "boxes": "a2ccf2f40d1efa40",
     "grid": "e0b7cdb1bb52d930",
     "grown": "8059e292bdcb1d96",
     "inverted": "025410cdabcf06db",

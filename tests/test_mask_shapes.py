@@ -97,7 +97,7 @@ def test_tiny_rounded_boxes_are_not_empty() -> None:
 
 @pytest.mark.parametrize("name", sorted({*presets()} - {"cloud", "blob", "polygon"}))
 def test_presets_in_pixels_are_those_of_their_size(name: str) -> None:
-    side = 256 if name in ("deepfill", "lama-train") else 512
+    side = 256 if name in ("deepfill", "lama-train", "boxes") else 512
     for size in ((side, side), (side, side + 64)):
         assert torch.equal(preset(name, in_pixels=True)(KEYS[:2], *size), preset(name)(KEYS[:2], *size))
 

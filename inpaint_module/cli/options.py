@@ -12,7 +12,7 @@ from inpaint_module.cli.parser import Parser
 PRESETS = (  # what `inpaint_module.masks.presets()` gives, whose import takes seconds
     *("lama-thin", "lama-medium", "lama-thick", "lama-train", "sd", "sdxl", "deepfill", "comodgan", "mat", "outpaint"),
     *("brushnet", "cloud", "blob", "polygon", "repaint-half", "repaint-expand", "repaint-every-second-line"),
-    *("repaint-superres", "grid"),
+    *("repaint-superres", "boxes", "grid"),
 )
 DTYPES = ["float32", "bfloat16", "float16"]
 SHARD_BYTES = 256_000_000

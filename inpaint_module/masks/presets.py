@@ -30,6 +30,7 @@ def preset(name: str, *, in_pixels: bool = False) -> MaskGenerator:
     | outpaint | LaMa's: strips of 4..25 % along the sides |
     | cloud, blob, polygon | fractal noise (10..60 %), warped ellipses (20..80 %), one or two polygons (10..60 %) |
     | repaint-half, -expand, -every-second-line, -superres | RePaint's test masks (Lugmayr et al. 2022) |
+    | boxes | 1..4 boxes of 12 to 58 % of the short side, off the border (`Boxes()`) |
     | grid | LaMa's super-resolution grid |
 
     Sizes scale with the image: at 1024 pixels masks cover as much of it as at 512. Most of the originals paint in
@@ -129,5 +130,6 @@ _PRESETS: dict[str, tuple[Callable[[int | None], MaskGenerator], int | None]] = 
     "repaint-expand": (lambda _: KeepRegion(0.375, 0.375, 0.25, 0.25), None),
     "repaint-every-second-line": (lambda _: KeepEvery(2, 1), None),
     "repaint-superres": (lambda _: KeepEvery(2, 2), None),
+    "boxes": (lambda resolution: Boxes(resolution=resolution), 256),
     "grid": (lambda _: Grid(), None),
 }
