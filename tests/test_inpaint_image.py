@@ -9,7 +9,18 @@ import pytest
 import torch
 from tiny_models import tiny_module
 
-from inpaint_module.inpaint_image import inpaint_image, mask_region, padded, shrunk, surroundings, trained_side
+from inpaint_module.base_models import WholeImageLayout
+from inpaint_module.inpaint_image import (
+    inpaint_image,
+    mask_region,
+    padded,
+    resized,
+    seen_by_model,
+    shrunk,
+    surroundings,
+    trained_side,
+)
+from inpaint_module.pixels import to_unit_float
 from inpaint_module.training.inpaint_diffusion import InpaintDiffusion
 
 SIZES: dict[str, Any] = {"tile": 64, "overlap": 16, "multiple": 16}
@@ -77,6 +88,19 @@ def test_hidden_pixels_do_not_matter(module: InpaintDiffusion) -> None:
     image, mask = picture(70, 90)
     other = torch.where(mask, 255 - image, image)
     assert torch.equal(inpaint_image(module, image, mask, **SIZES), inpaint_image(module, other, mask, **SIZES))
+
+
+def test_a_model_that_is_shown_the_whole_image_sees_the_hole_at_any_scale(module: InpaintDiffusion) -> None:
+    """At half its size each pixel is about the mean of four, in the hole too."""
+    image, mask = picture(128, 128)
+    shown = seen_by_model(module, image, mask, 64, margin=128)
+    with mock.patch.object(module, "layout", WholeImageLayout()):
+        whole = seen_by_model(module, image, mask, 64, margin=128)
+    assert shown is not None
+    assert whole is not None
+    assert torch.equal(whole.mask, shown.mask)
+    assert torch.equal(whole.image, resized(to_unit_float(image[None]), (64, 64)))
+    assert not torch.allclose(whole.image, shown.image, atol=0.1)
 
 
 def test_an_empty_mask_changes_nothing(module: InpaintDiffusion) -> None:

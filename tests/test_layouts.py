@@ -21,6 +21,7 @@ from inpaint_module.training.inpaint_diffusion import InpaintDiffusion
 DENOISER_LAYOUTS = {
     base_models.StableDiffusionLayout: 9,
     base_models.SmoothFillLayout: 9,
+    base_models.WholeImageLayout: 9,
     base_models.PowerPaintLayout: 9,
     base_models.LatentDiffusionLayout: 7,
     base_models.StableDiffusion3Layout: 33,

@@ -32,7 +32,7 @@ from inpaint_module.training.run_lock import claim
 ROOT = Path(__file__).parents[1]
 CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
 COMPLETE = ["quickstart"]  # test_fit_validate_test_and_predict trains it
-PLAIN = ["bf16", "compiled"]  # overlays that need no other model
+PLAIN = ["bf16", "compiled", "from_fill"]  # overlays that need no other model
 COMMANDS = [
     *(make_shards.main, index_shards.main, cache_latents.main, predict.main, doctor.main),
     *(export.main, compare_runs.main, gallery),
@@ -41,7 +41,7 @@ ELSEWHERE = {
     "multi_gpu": "test_distributed.py",
     "latent_cache": "latent_cache/test_latent_cache_training.py",
     **dict.fromkeys(("adamw8bit", "prodigy", "schedule_free"), "test_optimizers.py"),
-    **dict.fromkeys(("removal", "from_fill"), "test_pairs.py"),
+    **dict.fromkeys(("removal", "from_image"), "test_pairs.py"),
 }  # where they are trained
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*does not have many workers.*"),  # two tiny steps need none
@@ -171,7 +171,7 @@ def test_every_config_is_thin_says_its_command_and_is_trained(path: Path) -> Non
     text = path.read_text()
     header = "".join(line for line in text.splitlines(keepends=True) if line.startswith("#"))
     base = "" if path.stem in COMPLETE else "--config configs/quickstart.yaml "
-    between = "--config configs/sd15.yaml " if path.stem == "lora" else ""
+    between = {"lora": "--config configs/sd15.yaml ", "from_image": "--config configs/removal.yaml "}.get(path.stem, "")
     assert f"inpaint fit {base}{between}--config configs/{path.name}" in header
     assert isinstance(yaml.safe_load(text), dict)
     if path.stem not in COMPLETE:
