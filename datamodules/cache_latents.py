@@ -35,9 +35,9 @@ from tqdm import tqdm
 from datamodules.decode.captions import CaptionOptions
 from datamodules.decode.latent_cache import DTYPES, KEPT_SIZES, pack_latents
 from datamodules.decode.sample_decoder import SampleDecoder
+from datamodules.order.failures import QUARANTINE
 from datamodules.order.loaders import StreamLoader
 from datamodules.order.order import SampleOrder
-from datamodules.order.quarantine import QUARANTINE
 from datamodules.order.sample_stream import SampleStream
 from datamodules.shards.manifest import Shard, read_manifest
 from datamodules.shards.tar_index import LATENTS_FIELD

@@ -34,11 +34,10 @@ from tqdm import tqdm
 from datamodules.account import Account, RefusedError, tell
 from datamodules.decode.mask_files import why_look
 from datamodules.decode.mask_sources import FileMask, MaskRequest
-from datamodules.decode.reading import image_size, open_upright
+from datamodules.decode.reading import image_bytes, image_size, open_upright
 from datamodules.shards import account_of, manifest
 from datamodules.shards.downloads import RemoteStream
 from datamodules.shards.manifest import ManifestRow, Shard, index_path, read_manifest, write_index, write_rows
-from datamodules.shards.shard_set import image_bytes
 from datamodules.shards.shard_specs import find_tars
 from datamodules.shards.tar_index import FIELDS, MASK_FIELDS, ScannedTar, ShardIndex, check_ignorable, scan_tar
 from datamodules.shards.transports import file_name, is_remote

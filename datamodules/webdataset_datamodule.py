@@ -11,7 +11,6 @@ from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info
 
 from datamodules import order as orders
-from datamodules.checks import check_at_least, check_image_size
 from datamodules.decode import (
     DecoderOptions,
     InvertedMasksWarning,
@@ -28,8 +27,17 @@ from inpaint_module.batch import DescribedData, LatentsTag
 from inpaint_module.cli.older_configs import takes_older_arguments
 from inpaint_module.masks.cuda_graphed import graph_masks, has_graphs, is_ours
 from inpaint_module.masks.generator import LAST_STEP, MaskGenerator
+from inpaint_module.parsing import check_at_least
 from inpaint_module.pixels import padding_mask_crop
 from inpaint_module.training.run_folder import run_folder
+
+
+def check_image_size(value: int | tuple[int, ...]) -> tuple[int, int]:
+    """(H, W) of one number for squares, or of two; anything but positive numbers is refused."""
+    size = (value, value) if isinstance(value, int) else tuple(value)
+    if len(size) != 2 or min(size) < 1:
+        raise ValueError(f"data.image_size: expected positive pixels, one number or [height, width], got {size}")
+    return size[0], size[1]
 
 
 class WebDatasetDataModule(StreamDataModule, DescribedData):

@@ -1,4 +1,5 @@
 """Parsing: JSON that is not trusted, checked value by value; an error names file, field, what was expected and came.
+Likewise the numbers of a config.
 
 Own code in place of a schema library: what is read here is a handful of fields, and none of the libraries refuses
 a key that stands twice, a number too large for a float and a nesting too deep for the stack.
@@ -193,6 +194,20 @@ def parse_json_lines(data: bytes | str, origin: str, *, advice: str = "") -> Ite
     for number, line in enumerate(lines, 1):
         if line.strip():
             yield parse_json(line, f"{origin}, line {number}", advice=advice)
+
+
+def check_at_least(low: int, part: str, **values: float) -> None:
+    """Refuse numbers under `low`, naming the argument of this part of a config, such as `data.order`."""
+    for name, value in values.items():
+        if value < low:
+            raise ValueError(f"{part}.{name}: expected at least {low}, got {value}")
+
+
+def check_share(part: str, **values: float) -> None:
+    """Refuse numbers outside 0..1."""
+    for name, value in values.items():
+        if not 0 <= value <= 1:
+            raise ValueError(f"{part}.{name}: expected 0 to 1, got {value}")
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -8,8 +8,7 @@ from functools import cache
 import numpy as np
 from PIL import Image
 
-from datamodules.decode.reading import open_image, to_rgb
-from datamodules.shards.shard_set import image_bytes
+from datamodules.decode.reading import image_bytes, open_image, to_rgb
 from datamodules.shards.shard_specs import open_shards
 
 TILE = 256

@@ -12,8 +12,8 @@ from data_fixtures import encode, write_tar
 from diffusers import AutoencoderDC
 from PIL import Image, ImageDraw, ImageFilter, ImageOps
 
+from datamodules.decode.reading import image_bytes
 from datamodules.shards.manifest import write_manifest
-from datamodules.shards.shard_set import image_bytes
 from datamodules.shards.shard_specs import open_shards
 from datamodules.webdataset_datamodule import WebDatasetDataModule
 

@@ -45,7 +45,6 @@ FLOORS = {
     "inpaint_module.inpaint_image": 8,
     "inpaint_module.report": 8,
     "datamodules.account": 0,
-    "datamodules.checks": 0,
     "datamodules.shards": 1,
     "datamodules.stream_datamodule": 1,
     "datamodules.decode": 2,

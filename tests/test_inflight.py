@@ -6,7 +6,7 @@ import pickle
 import torch
 from torch.utils.data import DataLoader, IterableDataset
 
-from datamodules.order.crashes import Inflight, InflightMarkers
+from datamodules.order.failures import Inflight, InflightMarkers
 from datamodules.shards.shard_set import RawSample
 
 RAW = RawSample("d/s.tar", "a/ké", {}, 7)

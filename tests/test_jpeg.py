@@ -7,7 +7,7 @@ import pytest
 from data_fixtures import encode
 from PIL import Image
 
-from datamodules.decode.headers import cut_below, read_frame, read_pixels, reduction
+from datamodules.decode.codecs import cut_below, read_frame, read_pixels, reduction
 
 SIZE = (200, 160)
 

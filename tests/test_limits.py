@@ -11,7 +11,7 @@ import pytest
 from data_fixtures import encode, photo
 from PIL import Image
 
-from datamodules.decode.headers import MOST_SCANS, check_work
+from datamodules.decode.codecs import MOST_SCANS, check_work
 from datamodules.decode.mask_sources import FileMask, MaskRequest
 from datamodules.decode.reading import image_size, open_image
 from datamodules.decode.sample_decoder import SampleDecoder

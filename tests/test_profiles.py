@@ -12,7 +12,7 @@ from data_fixtures import encode, photo
 from icc_profiles import SRGB, adobe_rgb, display_p3, gamma, grey, make_profile, srgb, srgb_curve
 from PIL import Image, ImageCms
 
-from datamodules.decode.profiles import from_srgb, profile_fault, to_srgb
+from datamodules.decode.codecs import from_srgb, profile_fault, to_srgb
 from datamodules.decode.reading import open_image, to_rgb
 from datamodules.decode.sample_decoder import SampleDecoder
 from datamodules.shards.shard_set import RawSample

@@ -10,9 +10,9 @@ import torch
 from data_fixtures import encode, json_lines, photo, write_tar
 
 from datamodules.decode.sample_decoder import SampleDecoder
-from datamodules.order.crashes import InflightMarkers, WatchedDecoder
+from datamodules.order.failures import BadSample, InflightMarkers, Quarantine, WatchedDecoder, append_line
 from datamodules.order.order import SampleOrder
-from datamodules.order.quarantine import BadSample, BadShareLimit, Quarantine, SubstitutingDecoder, append_line
+from datamodules.order.sample_stream import BadShareLimit, SubstitutingDecoder
 from datamodules.shards.shard_set import ShardSet
 from datamodules.shards.shard_specs import open_shards
 

@@ -12,8 +12,16 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from datamodules.decode.augmentations import Crop, centre_crop, crop_draws, random_crop
-from datamodules.decode.reading import has_alpha, open_image, open_upright, plan_view, read_view, to_rgb, upright_size
-from datamodules.shards.shard_set import image_bytes
+from datamodules.decode.reading import (
+    has_alpha,
+    image_bytes,
+    open_image,
+    open_upright,
+    plan_view,
+    read_view,
+    to_rgb,
+    upright_size,
+)
 from datamodules.shards.shard_specs import open_shards
 
 NEVER = 1e9  # a reducing gap that no crop has

@@ -10,6 +10,7 @@ from datamodules.decode.captions import (
     read_json,
 )
 from datamodules.decode.coco_masks import CocoMask
+from datamodules.decode.codecs import UnusableProfile, colour_mode, from_srgb, profile_of
 from datamodules.decode.conversion import (
     CMYK,
     ORIENTATION,
@@ -31,10 +32,10 @@ from datamodules.decode.mask_sources import (
     MaskSource,
     read_labels,
 )
-from datamodules.decode.profiles import UnusableProfile, colour_mode, from_srgb, profile_of
 from datamodules.decode.reading import (
     Turn,
     has_alpha,
+    image_bytes,
     image_size,
     open_image,
     open_upright,
@@ -44,7 +45,6 @@ from datamodules.decode.reading import (
     upright_size,
 )
 from datamodules.decode.sample_decoder import DecoderOptions, SampleDecoder
-from datamodules.shards.shard_set import image_bytes
 
 __all__ = [
     "CMYK",

@@ -9,8 +9,7 @@ from typing import Any
 
 import torch
 
-from datamodules.checks import check_at_least, check_share
-from inpaint_module.parsing import parse_json
+from inpaint_module.parsing import check_at_least, check_share, parse_json
 from inpaint_module.randomness import Stream, key, uniform
 
 _LARGEST_LABEL = 2**63 - 1

@@ -16,7 +16,7 @@ from typing import BinaryIO, NamedTuple
 import numpy as np
 from PIL import Image, PngImagePlugin, UnidentifiedImageError
 
-from datamodules.decode.profiles import UnusableProfile, colour_mode, from_srgb, profile_fault, profile_of, to_srgb
+from datamodules.decode.codecs import UnusableProfile, colour_mode, from_srgb, profile_fault, profile_of, to_srgb
 from datamodules.decode.reading import FORMATS, has_alpha, is_animated, open_image, to_rgb, upright
 
 HEIC_ADVICE = "pip install 'inpaint-module[heic]' reads it"

@@ -15,22 +15,24 @@ import numpy as np
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from datamodules.checks import check_at_least, check_share
 from datamodules.decode.augmentations import Crop, position_draws
 from datamodules.decode.mask_files import mask_turn, read_mask, turned
 from datamodules.decode.reading import (
     OpenedImage,
     Turn,
     crop_mask,
+    file_of,
     has_alpha,
+    image_bytes,
     naming,
     open_image,
     open_upright,
     read_turn,
     upright,
 )
-from datamodules.shards.shard_set import RawSample, image_bytes
+from datamodules.shards.shard_set import RawSample
 from datamodules.shards.tar_index import LABEL_FIELDS, MASK_FIELDS
+from inpaint_module.parsing import check_at_least, check_share
 from inpaint_module.randomness import Stream
 
 _GREY_STEPS = {2: 85, 4: 17}  # Pillow stretches grey PNGs of 2 and 4 bits to 0..255
@@ -75,10 +77,6 @@ def to_mask(mask: np.ndarray) -> Image.Image | None:
     return Image.fromarray(mask.astype(np.uint8) * 255) if mask.any() else None
 
 
-def _first(fields: dict[str, bytes], names: Sequence[str]) -> bytes | None:
-    return next((fields[name] for name in names if name in fields), None)
-
-
 class FileMask(MaskSource):
     """A picture beside the image: `mask.png`, `mask.webp`, `mask.jpg` or `mask.jpeg`, white = inpaint.
 
@@ -95,7 +93,7 @@ class FileMask(MaskSource):
 
     def __call__(self, request: MaskRequest) -> Image.Image | None:
         """See `MaskSource`; a picture without any white is an empty mask, not a missing one."""
-        data = _first(request.fields, MASK_FIELDS)
+        data = file_of(request.fields, MASK_FIELDS)
         if data is None:
             return None
         ways = {"inverted": self.inverted, "transparent": self.transparent}
@@ -149,7 +147,7 @@ class LabelMap(MaskSource):
 
     def __call__(self, request: MaskRequest) -> Image.Image | None:
         """See `MaskSource`."""
-        data = _first(request.fields, LABEL_FIELDS)
+        data = file_of(request.fields, LABEL_FIELDS)
         if data is None:
             return None
         labels = read_labels(data, request.max_pixels)

@@ -1,14 +1,14 @@
 """Images: bytes -> an upright picture in sRGB, cropped and resized.
 
 Files are opened by Pillow with the three formats named: no other codec is ever tried on a file that lies about its
-suffix. It decodes them too, but for the pixels of clean JPEGs, which `jpeg.read_pixels` has sooner. Colour profiles are
-applied before anything is resized, so that the pixels are those of a file that was converted beforehand.
+suffix. It decodes them too, but for the pixels of clean JPEGs, which `codecs.read_pixels` has sooner. Colour profiles
+are applied before anything is resized, so that the pixels are those of a file that was converted beforehand.
 """
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from io import BytesIO
 from typing import NamedTuple
@@ -19,9 +19,9 @@ import torch.nn.functional as F
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
+from datamodules.decode import codecs
 from datamodules.decode.augmentations import Box, Crop
-from datamodules.decode.headers import check_work, cut_below, read_pixels, reduction
-from datamodules.decode.profiles import colour_mode, pixels_to_srgb, profile_of, to_srgb
+from datamodules.shards.tar_index import IMAGE_FIELDS
 
 FORMATS = ("JPEG", "PNG", "WEBP")
 _ORIENTATION = 0x0112  # the EXIF tag
@@ -47,13 +47,23 @@ _TURNS = {  # the values of the EXIF tag
 }
 
 
+def file_of(fields: Mapping[str, bytes], names: Sequence[str]) -> bytes | None:
+    """The first of these files that a sample has, such as of MASK_FIELDS; None if it has none."""
+    return next((fields[name] for name in names if name in fields), None)
+
+
+def image_bytes(fields: Mapping[str, bytes]) -> bytes:
+    """The file of a sample's image; the index has made sure that there is one."""
+    return next(fields[name] for name in IMAGE_FIELDS if name in fields)
+
+
 def open_image(data: bytes, max_pixels: int) -> Image.Image:
     """Read the header of a JPEG, PNG or WEBP; no pixel is decoded yet.
 
     Raises:
-        ValueError: if the header announces more than `max_pixels` pixels, or none, or as `limits.check_work`.
+        ValueError: if the header announces more than `max_pixels` pixels, or none, or as `codecs.check_work`.
     """
-    check_work(data)
+    codecs.check_work(data)
     with warnings.catch_warnings():
         warnings.simplefilter("error")  # of a damaged EXIF Pillow only warns; the picture may then lie on its side
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the check below says more
@@ -134,14 +144,14 @@ def to_rgb(image: Image.Image, background: tuple[int, int, int] | None = (255, 2
 
     Without a background the colours hidden under transparent pixels come out as they are in the file.
     """
-    profile, mode = profile_of(image), colour_mode(image)
+    profile, mode = codecs.profile_of(image), codecs.colour_mode(image)
     if image.mode.startswith("I"):
         grey = np.asarray(image).astype(np.int64).clip(0, 65535)
         image = Image.fromarray(((grey + 128) // 257).astype(np.uint8))
     if not has_alpha(image):
-        return to_srgb(image if image.mode == mode else image.convert(mode), profile)
+        return codecs.to_srgb(image if image.mode == mode else image.convert(mode), profile)
     image = image.convert("RGBA")
-    colours = to_srgb(image.getchannel("R") if mode == "L" else image.convert("RGB"), profile)
+    colours = codecs.to_srgb(image.getchannel("R") if mode == "L" else image.convert("RGB"), profile)
     if background is None:
         return colours
     colours.putalpha(image.getchannel("A"))
@@ -173,14 +183,14 @@ def _stored_box(box: Box, upright: tuple[int, int], turn: Turn) -> Box:
 
 
 def plan_view(opened: OpenedImage, crop: Crop, size: tuple[int, int], reducing_gap: float = 2.0) -> View:
-    """How to read a crop for a target `size` (H, W); a JPEG is reduced as `jpeg.reduction` says.
+    """How to read a crop for a target `size` (H, W); a JPEG is reduced as `codecs.reduction` says.
 
     Less so where the crop would not lie on whole pixels any more: of a photo taken upside down, if its length is no
     multiple of 2, 4 or 8.
     """
     box = _stored_box(crop.box, opened.size, opened.turn)
     factor = min((crop.box[2] - crop.box[0]) / size[1], (crop.box[3] - crop.box[1]) / size[0])
-    scale = reduction(factor, reducing_gap) if opened.image.format == "JPEG" else 1
+    scale = codecs.reduction(factor, reducing_gap) if opened.image.format == "JPEG" else 1
     while any(side % scale for side in box):
         scale //= 2
     return View(box, scale, factor >= reducing_gap, opened.turn, crop.flip)
@@ -198,13 +208,13 @@ def _read_box(opened: OpenedImage, view: View, background: tuple[int, int, int] 
     image = opened.image
     left, top, right, bottom = (side // view.scale for side in view.box)
     if image.format == "JPEG":
-        shorter, height = cut_below(opened.data, view.box[3])
+        shorter, height = codecs.cut_below(opened.data, view.box[3])
         size = image.size if height is None else (image.width, height)
         # of a file that was cut, libjpeg warns that there is more
-        pixels = read_pixels(shorter, size, view.scale, coarse=view.coarse, strict=height is None)
+        pixels = codecs.read_pixels(shorter, size, view.scale, coarse=view.coarse, strict=height is None)
         if pixels is not None:
             pixels = np.ascontiguousarray(pixels[top:bottom, left:right])
-            return pixels_to_srgb(pixels, colour_mode(image), profile_of(image))
+            return codecs.pixels_to_srgb(pixels, codecs.colour_mode(image), codecs.profile_of(image))
         image = image if height is None else open_image(shorter, image.width * image.height)
     if view.scale > 1:
         image.draft(None, (image.width // view.scale, image.height // view.scale))

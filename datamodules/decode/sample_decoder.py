@@ -15,16 +15,17 @@ from typing import Any
 from PIL import Image
 from torch import Tensor, nn
 
-from datamodules.checks import check_at_least, check_colour, check_share
 from datamodules.decode.augmentations import Augmentations, Crop, centre_crop, crop_draws, random_crop
 from datamodules.decode.captions import CaptionOptions, parse_caption, parse_label
+from datamodules.decode.codecs import profile_fault
 from datamodules.decode.latent_cache import read_latents, read_sizes, read_tag
 from datamodules.decode.mask_sources import DataMasks, FileMask, MaskOptions
-from datamodules.decode.profiles import profile_fault
 from datamodules.decode.reading import (
     OpenedImage,
     View,
     check_pair,
+    file_of,
+    image_bytes,
     is_animated,
     naming,
     open_upright,
@@ -32,9 +33,10 @@ from datamodules.decode.reading import (
     plan_view,
     read_view,
 )
-from datamodules.shards.shard_set import RawSample, image_bytes, reference_bytes, target_bytes
-from datamodules.shards.tar_index import LATENTS_FIELD
+from datamodules.shards.shard_set import RawSample
+from datamodules.shards.tar_index import LATENTS_FIELD, REFERENCE_FIELDS, TARGET_FIELDS
 from inpaint_module.batch import LatentsTag
+from inpaint_module.parsing import check_at_least, check_share
 
 Size = tuple[int, int]
 
@@ -84,7 +86,8 @@ class DecoderOptions:
         check_share(part, min_scale=self.min_scale, flip=self.flip)
         check_at_least(1, part, max_pixels=self.max_pixels, reducing_gap=self.reducing_gap)
         check_at_least(0, part, max_caption_bytes=self.max_caption_bytes)
-        check_colour(part, background=self.background)
+        if len(self.background) != 3 or not all(0 <= each <= 255 for each in self.background):
+            raise ValueError(f"{part}.background: expected three numbers 0 to 255, got {self.background}")
         if not all(0 <= weight < math.inf for weight in self.loss_weights or ()):
             raise ValueError(f"{part}.loss_weights: expected finite numbers of at least 0, got {self.loss_weights}")
 
@@ -204,7 +207,7 @@ class SampleDecoder:
     def _is_pair(self, raw: RawSample) -> bool:
         """Whether the sample has a target, or cached latents of one."""
         cached = self.latents is not None and LATENTS_FIELD in raw.fields
-        return target_bytes(raw.fields) is not None or (cached and read_tag(raw.fields[LATENTS_FIELD]).target)
+        return file_of(raw.fields, TARGET_FIELDS) is not None or (cached and read_tag(raw.fields[LATENTS_FIELD]).target)
 
     def _mask(self, raw: RawSample, crop: Crop, size: Size, opened: OpenedImage) -> Tensor | None:
         """That of another sample's object or the sample's own mask; None to paint one."""
@@ -217,7 +220,7 @@ class SampleDecoder:
 
     def _open(self, raw: RawSample) -> list[OpenedImage]:
         """The image, and its target if it has one that is to be read."""
-        target = target_bytes(raw.fields)
+        target = file_of(raw.fields, TARGET_FIELDS)
         image = open_upright(image_bytes(raw.fields), self.options.max_pixels)
         if target is None or self.latents is not None:
             return [image]
@@ -236,7 +239,7 @@ class SampleDecoder:
 
     def _reference(self, raw: RawSample, size: Size) -> dict[str, Tensor]:
         """The reference picture's middle at the image's size (H, W), never mirrored; nothing if there is none."""
-        data = reference_bytes(raw.fields)
+        data = file_of(raw.fields, REFERENCE_FIELDS)
         if data is None:
             return {}
         with naming("reference"):

@@ -16,8 +16,8 @@ from torch import Tensor
 
 from datamodules.decode.mask_files import why_look
 from datamodules.decode.mask_sources import FileMask, MaskRequest, MaskSource
-from datamodules.decode.reading import open_upright
-from datamodules.shards.shard_set import Contents, RawSample, ShardSet, image_bytes, look_into
+from datamodules.decode.reading import image_bytes, open_upright
+from datamodules.shards.shard_set import Contents, RawSample, ShardSet, look_into
 from datamodules.shards.tar_index import MASK_FIELDS
 from inpaint_module.batch import Batch
 from inpaint_module.pixels import to_unit_float

@@ -1,17 +1,20 @@
-"""Aspect-ratio buckets: image shapes of nearly the same number of pixels, and which one suits an image."""
+"""Aspect-ratio buckets: image shapes of about as many pixels each; batches of one shape; which order a config means."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
+from itertools import accumulate, pairwise
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from datamodules.order.order import Order, permutation
+from datamodules.order.order import MixedOrder, Order, SampleOrder, permutation
 from datamodules.shards.shard_set import ShardSet
+from inpaint_module.parsing import check_at_least
 from inpaint_module.randomness import Stream, fork, key
 from inpaint_module.redaction import redact
 
@@ -148,12 +151,8 @@ class BucketOrder(Order):
         seed: int,
         group: int = 64,
     ) -> None:
-        self.order = order
-        self.aspects = aspects
-        self.buckets = buckets
-        self.batch_size = batch_size
-        self.seed = seed
-        self.group = group
+        self.order, self.aspects, self.buckets = order, aspects, buckets
+        self.batch_size, self.seed, self.group = batch_size, seed, group
         self.shard_count = order.shard_count
         self._shapes = torch.tensor(buckets.shapes)
         self._make_caches()
@@ -218,3 +217,81 @@ class BucketOrder(Order):
         buckets = {"image_size": list(self.buckets.image_size), "step": self.buckets.step}
         buckets |= {"max_aspect": self.buckets.max_aspect, "group": self.group}
         return {**self.order.plan(), "buckets": buckets, "batch_size": self.batch_size}
+
+
+@dataclass(frozen=True)
+class OrderOptions:
+    """How training samples are mixed, and in which shapes they come.
+
+    Args:
+        window: Shards whose samples are mixed with each other.
+        source_weights: How often each entry of train_shards is drawn from, such as [3, 1]; null draws every sample
+            equally often.
+        repeats: How often each sample of an entry of train_shards comes while one of 1 comes once, such as [10, 1] for
+            few photos beside many others. With source_weights it must be null, and the other way round.
+        bucket_step: Train in batches of one shape each, of about the pixels of image_size, sides multiples of this;
+            null crops all to image_size. The index must hold image sizes, as make_shards and index_shards write it.
+        bucket_max_aspect: Longest side of a bucket, in times its shortest.
+
+    Raises:
+        ValueError: naming the argument, if one is out of range.
+    """
+
+    window: int = 8
+    source_weights: list[float] | None = None
+    repeats: list[float] | None = None
+    bucket_step: int | None = None
+    bucket_max_aspect: float = 2.0
+
+    def __post_init__(self) -> None:
+        check_at_least(1, "data.order", window=self.window)
+        if self.repeats is not None and self.source_weights is not None:
+            raise ValueError(
+                f"data.order.repeats: expected null with source_weights {self.source_weights}, which say how often "
+                f"each source is drawn from whatever it holds, got {self.repeats}"
+            )
+        if not all(0 < number < math.inf for number in self.repeats or ()):
+            raise ValueError(f"data.order.repeats: expected positive finite numbers, got {self.repeats}")
+
+    def buckets(self, image_size: tuple[int, int]) -> Buckets | None:
+        """The shapes of the batches, near the pixels of `image_size` (H, W); None for that size alone."""
+        if self.bucket_step is None:
+            return None
+        return Buckets(image_size, step=self.bucket_step, max_aspect=self.bucket_max_aspect)
+
+
+def stream_order(
+    shards: ShardSet,
+    sources: Sequence[int],
+    *,
+    options: OrderOptions,
+    batch_size: int,
+    seed: int,
+    buckets: Buckets | None,
+) -> Order:
+    """The order of a training stream: plain, mixed or in buckets.
+
+    Args:
+        shards: all of them.
+        sources: shards of each source.
+        options: window and weights.
+        batch_size: samples of one batch.
+        seed: of the order.
+        buckets: shapes of the batches, of `options.buckets`; None for one shape.
+    """
+    window, weights = options.window, options.source_weights
+    order: Order = SampleOrder(shards.counts, seed=seed, window=window)
+    if options.repeats is not None and len(options.repeats) != len(sources):
+        raise ValueError(
+            f"data.order.repeats: expected one number for each of the {len(sources)} entries of data.train_shards, got "
+            f"{options.repeats}"
+        )
+    if weights is not None or options.repeats is not None:
+        ends = accumulate(sources, initial=0)
+        parts = [SampleOrder(shards.counts[first:last], seed=seed, window=window) for first, last in pairwise(ends)]
+        if weights is None:
+            weights = [number * len(part) for number, part in zip(options.repeats or (), parts, strict=True)]
+        order = MixedOrder(parts, weights, seed=seed)
+    if buckets is None:
+        return order
+    return BucketOrder(order, AspectRatios(shards), buckets, batch_size=batch_size, seed=seed)

@@ -11,13 +11,12 @@ from typing import Any
 import torch
 import webdataset as wds
 
-from datamodules.checks import check_at_least, check_share
-from datamodules.order.crashes import CrashLog, InflightMarkers, WatchedDecoder
-from datamodules.order.quarantine import BadShareLimit, Decoder, Quarantine, SubstitutingDecoder
-from datamodules.order.sample_stream import SampleStream
+from datamodules.order.failures import CrashLog, InflightMarkers, Quarantine, WatchedDecoder
+from datamodules.order.sample_stream import BadShareLimit, Decoder, SampleStream, SubstitutingDecoder
 from datamodules.shards import ShardCache
 from inpaint_module.batch import Batch
 from inpaint_module.masks import MaskGenerator
+from inpaint_module.parsing import check_at_least, check_share
 from inpaint_module.randomness import Stream, key
 
 

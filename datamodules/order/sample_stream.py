@@ -1,19 +1,20 @@
-"""Stream: one endless stream with one integer of state, in the order asked for, split over ranks and workers."""
+"""Stream: one endless stream with one integer of state, split over ranks and workers; other samples for bad ones."""
 
 from __future__ import annotations
 
-import math
+import logging
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from itertools import accumulate, count, pairwise
+from itertools import count
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils.data import IterableDataset, get_worker_info
 
-from datamodules.checks import check_at_least
-from datamodules.order.bucket_order import AspectRatios, BucketOrder, Buckets
-from datamodules.order.order import MixedOrder, Order, SampleOrder
+from datamodules.order.failures import BadSample, Quarantine
+from datamodules.order.order import Order
 from datamodules.shards.shard_set import RawSample, ShardSet
 from inpaint_module.randomness import Stream, draw, key
 
@@ -42,84 +43,6 @@ def worker_steps(steps: int | None, worker: int = 0, workers: int = 1) -> Iterab
     The DataLoader asks its workers in turn, so that the batches come in the order of their steps.
     """
     return count(worker, workers) if steps is None else range(worker, steps, workers)
-
-
-@dataclass(frozen=True)
-class OrderOptions:
-    """How training samples are mixed, and in which shapes they come.
-
-    Args:
-        window: Shards whose samples are mixed with each other.
-        source_weights: How often each entry of train_shards is drawn from, such as [3, 1]; null draws every sample
-            equally often.
-        repeats: How often each sample of an entry of train_shards comes while one of 1 comes once, such as [10, 1] for
-            few photos beside many others. With source_weights it must be null, and the other way round.
-        bucket_step: Train in batches of one shape each, of about the pixels of image_size, sides multiples of this;
-            null crops all to image_size. The index must hold image sizes, as make_shards and index_shards write it.
-        bucket_max_aspect: Longest side of a bucket, in times its shortest.
-
-    Raises:
-        ValueError: naming the argument, if one is out of range.
-    """
-
-    window: int = 8
-    source_weights: list[float] | None = None
-    repeats: list[float] | None = None
-    bucket_step: int | None = None
-    bucket_max_aspect: float = 2.0
-
-    def __post_init__(self) -> None:
-        check_at_least(1, "data.order", window=self.window)
-        if self.repeats is not None and self.source_weights is not None:
-            raise ValueError(
-                f"data.order.repeats: expected null with source_weights {self.source_weights}, which say how often "
-                f"each source is drawn from whatever it holds, got {self.repeats}"
-            )
-        if not all(0 < number < math.inf for number in self.repeats or ()):
-            raise ValueError(f"data.order.repeats: expected positive finite numbers, got {self.repeats}")
-
-    def buckets(self, image_size: tuple[int, int]) -> Buckets | None:
-        """The shapes of the batches, near the pixels of `image_size` (H, W); None for that size alone."""
-        if self.bucket_step is None:
-            return None
-        return Buckets(image_size, step=self.bucket_step, max_aspect=self.bucket_max_aspect)
-
-
-def stream_order(
-    shards: ShardSet,
-    sources: Sequence[int],
-    *,
-    options: OrderOptions,
-    batch_size: int,
-    seed: int,
-    buckets: Buckets | None,
-) -> Order:
-    """The order of a training stream: plain, mixed or in buckets.
-
-    Args:
-        shards: all of them.
-        sources: shards of each source.
-        options: window and weights.
-        batch_size: samples of one batch.
-        seed: of the order.
-        buckets: shapes of the batches, of `options.buckets`; None for one shape.
-    """
-    window, weights = options.window, options.source_weights
-    order: Order = SampleOrder(shards.counts, seed=seed, window=window)
-    if options.repeats is not None and len(options.repeats) != len(sources):
-        raise ValueError(
-            f"data.order.repeats: expected one number for each of the {len(sources)} entries of data.train_shards, got "
-            f"{options.repeats}"
-        )
-    if weights is not None or options.repeats is not None:
-        ends = accumulate(sources, initial=0)
-        parts = [SampleOrder(shards.counts[first:last], seed=seed, window=window) for first, last in pairwise(ends)]
-        if weights is None:
-            weights = [number * len(part) for number, part in zip(options.repeats or (), parts, strict=True)]
-        order = MixedOrder(parts, weights, seed=seed)
-    if buckets is None:
-        return order
-    return BucketOrder(order, AspectRatios(shards), buckets, batch_size=batch_size, seed=seed)
 
 
 class RemovalMasks:
@@ -207,3 +130,139 @@ class SampleStream(IterableDataset[RawSample]):
             if ahead != (ahead := self.order.shards_ahead(int(positions[0]))):
                 self.shards.prefetch(ahead)
             yield from self._batch(positions)
+
+
+_RECENT = 10_000
+_AT_LEAST = 1_000  # a share of fewer says little: the first bad sample of a run is not 100 %
+_REASONS = 3
+_log = logging.getLogger(__name__)
+
+
+class BadShareLimit:
+    """Counts the bad samples among the last 10,000 of this process, and raises above a share.
+
+    Fewer samples count as 1,000, so that a limit of .01 needs 11 bad ones, be they the first 11.
+
+    Args:
+        max_share: the limit, 0..1.
+        path: the quarantine file, for messages.
+    """
+
+    def __init__(self, max_share: float, *, path: Path | None = None) -> None:
+        self.max_share = max_share
+        self.where = f"{path} names all" if path else "no file, since there is no run folder"
+        self.samples = self.bad = 0
+        self._batches: deque[tuple[int, int]] = deque()
+        self._reasons: deque[str] = deque(maxlen=_REASONS)
+        self._told = False
+
+    def __call__(self, bad: Sequence[str], samples: int) -> None:
+        """Count a batch: the reasons of its bad samples, and its size. The first bad one is told of.
+
+        Raises:
+            ValueError: naming share, limit, file and the last reasons.
+        """
+        self._batches.append((samples, len(bad)))
+        self.samples, self.bad = self.samples + samples, self.bad + len(bad)
+        while self.samples - self._batches[0][0] >= _RECENT:
+            old = self._batches.popleft()
+            self.samples, self.bad = self.samples - old[0], self.bad - old[1]
+        if bad:
+            self._reasons.extend(bad)
+            self._check()
+
+    def _check(self) -> None:
+        if not self._told:
+            self._told = True
+            _log.warning("substituted a bad sample: %s (%s)", self._reasons[-1], self.where)
+        if self.bad > self.max_share * max(self.samples, _AT_LEAST):
+            raise ValueError(
+                f"data.loading.max_bad_share: expected at most {self.max_share:.2%} bad samples, got {self.bad} among "
+                f"the last {self.samples} ({self.where}); the last: {'; '.join(self._reasons)}"
+            )
+
+
+Decoder = Callable[[RawSample], dict[str, Any]]
+
+
+class SubstitutingDecoder:
+    """A decoder that puts another sample of the window in the place of one whose content is bad.
+
+    The substitute is a function of (seed, position); crop, flip, mask and noise stay those of the position, and
+    `__key__` is its own. Where the sample of `removal` is bad, its mask is not used. What happened is in the sample's
+    "notes", a list of (kind, text), kinds "bad" and "substituted"; a clean sample has none.
+
+    Args:
+        decoder: raw sample -> sample, or ValueError for bad content.
+        shards: where substitutes are read.
+        order: of the stream.
+        seed: seeds the choice.
+        attempts: how many substitutes are tried; 0 raises at the first bad sample.
+        quarantine: where bad samples are written down.
+    """
+
+    def __init__(
+        self,
+        decoder: Decoder,
+        *,
+        shards: ShardSet,
+        order: Order,
+        seed: int,
+        attempts: int,
+        quarantine: Quarantine,
+    ) -> None:
+        self.decoder = decoder
+        self.shards = shards
+        self.order = order
+        self.seed = seed
+        self.attempts = attempts
+        self.quarantine = quarantine
+
+    def _decode_without_bad_removal(self, raw: RawSample, notes: list[tuple[str, str]]) -> dict[str, Any]:
+        try:
+            return self.decoder(raw)
+        except ValueError as error:
+            if raw.removal is None or isinstance(error.__cause__, MemoryError):
+                raise
+            sample = self.decoder(raw._replace(removal=None))
+            self._note(raw.removal, raw.position, error, notes)
+            return sample
+
+    def _note(self, bad: RawSample, position: int, error: ValueError, notes: list[tuple[str, str]]) -> None:
+        self.quarantine.add(BadSample(bad.shard, bad.key, position, str(error)))
+        notes.append(("bad", str(error)))
+
+    def _substitute(self, raw: RawSample, attempt: int) -> RawSample | None:
+        """Another sample, to be decoded as this one; None if the window has no other."""
+        position = torch.tensor([raw.position])
+        words = draw(key(self.seed, position, Stream.SUBSTITUTE), 1, offset=attempt)[:, 0]
+        number = int(self.order.another(position, words))
+        if number < 0:
+            return None
+        other = self.shards.read(number)
+        its_own = raw.removal is not None and (raw.removal.shard, raw.removal.key) == (other.shard, other.key)
+        return other._replace(position=raw.position, size=raw.size, removal=None if its_own else raw.removal)
+
+    def __call__(self, raw: RawSample) -> dict[str, Any]:
+        """Decode the sample, else a substitute.
+
+        Raises:
+            ValueError: naming shard and key, if no substitute may be tried or all tried are bad.
+        """
+        notes: list[tuple[str, str]] = []
+        candidate: RawSample | None = raw
+        for attempt in range(self.attempts + 1):
+            if candidate is None:
+                raise ValueError(f"{notes[0][1]}; its window has no other sample to substitute")
+            try:
+                sample = self._decode_without_bad_removal(candidate, notes)
+            except ValueError as error:
+                if self.attempts == 0 or isinstance(error.__cause__, MemoryError):
+                    raise
+                self._note(candidate, raw.position, error, notes)
+                candidate = self._substitute(raw, attempt)
+                continue
+            if candidate is not raw:
+                notes.append(("substituted", f"{raw.key} by {candidate.key}"))
+            return {**sample, "notes": [*sample.get("notes", ()), *notes]} if notes else sample
+        raise ValueError(f"{notes[0][1]}; the {self.attempts} substitutes tried are bad too, the last: {notes[-1][1]}")

@@ -18,7 +18,7 @@ from datamodules.account import Account
 from datamodules.shards.local_files import release
 from datamodules.shards.manifest import Shard, load_index
 from datamodules.shards.shard_cache import CacheFullError, ShardCache
-from datamodules.shards.tar_index import IMAGE_FIELDS, REFERENCE_FIELDS, TARGET_FIELDS, ShardIndex, account_of
+from datamodules.shards.tar_index import ShardIndex, account_of
 from datamodules.shards.transports import RemoteError, file_name, is_remote
 from inpaint_module.redaction import redact
 
@@ -45,21 +45,6 @@ class RawSample(NamedTuple):
     size: tuple[int, int] | None = None
     fault: str = ""
     source: int = 0
-
-
-def image_bytes(fields: dict[str, bytes]) -> bytes:
-    """The file of a sample's image; the index has made sure that there is one."""
-    return next(fields[name] for name in IMAGE_FIELDS if name in fields)
-
-
-def target_bytes(fields: dict[str, bytes]) -> bytes | None:
-    """The file of the picture that a sample's image should become; None if it has none."""
-    return next((fields[name] for name in TARGET_FIELDS if name in fields), None)
-
-
-def reference_bytes(fields: dict[str, bytes]) -> bytes | None:
-    """The file of the reference picture that an edit model is shown; None if a sample has none."""
-    return next((fields[name] for name in REFERENCE_FIELDS if name in fields), None)
 
 
 class OpenFiles:

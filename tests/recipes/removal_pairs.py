@@ -24,7 +24,7 @@ import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFilter, ImageFont
 
-from datamodules.shards.shard_set import image_bytes
+from datamodules.decode.reading import image_bytes
 from datamodules.shards.shard_specs import open_shards
 from inpaint_module.fills import smooth_fill
 from inpaint_module.inpaint_image import inpaint_image

@@ -1,13 +1,18 @@
-"""Workers that die: which sample each was decoding; the next start of the run takes other samples in their place."""
+"""What fails, in files of the run folder: bad samples, and samples whose decoding has killed a worker.
+
+The next start of the run takes other samples in the place of those that killed one.
+"""
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import signal
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,9 +20,10 @@ from typing import Any, NamedTuple
 import torch
 from torch.utils.data import get_worker_info
 
-from datamodules.order.quarantine import append_line
 from datamodules.shards.shard_set import RawSample
+from inpaint_module.files import append_lines
 from inpaint_module.parsing import parse_json
+from inpaint_module.redaction import redact
 
 _SLOT_BYTES = 16384
 _HEAD = 3  # one byte "in use", two bytes of length
@@ -144,7 +150,7 @@ class CrashLog:
         self.refused = _read_refused(self.path) if self.path and self.path.exists() else set()
         if self.refused:
             names = ", ".join(f"{shard}: {key}" for shard, key in sorted(self.refused))
-            _log.warning("%s: left out, since they have killed workers: %s", self.path, names)
+            _warn_once(f"{self.path}: left out, since they have killed workers: {names}")
 
     def explain(self, error: BaseException, markers: InflightMarkers) -> None:
         """Write down what workers that died were decoding, and add it to the error as a note.
@@ -178,6 +184,12 @@ class CrashLog:
         return f"{self.path} names it: {when} takes another sample in its place. Run the same command again"
 
 
+@lru_cache(maxsize=32)
+def _warn_once(text: str) -> None:
+    """Training and validation read the same file."""
+    _log.warning("%s", text)
+
+
 def _read_refused(path: Path) -> set[tuple[str, str]]:
     """The samples to leave out; lines that are cut short or of another kind are passed over, and said once."""
     counts: Counter[tuple[str, str]] = Counter()
@@ -192,7 +204,7 @@ def _read_refused(path: Path) -> set[tuple[str, str]]:
             wrong.append(f"line {number}: expected a sample that killed a worker, passed over: {line[:80]!r}")
     if wrong:
         more = f", and {len(wrong) - 1} other lines" if wrong[1:] else ""
-        _log.warning("%s, %s%s", path, wrong[0], more)
+        _warn_once(f"{path}, {wrong[0]}{more}")
     return {sample for sample, count in counts.items() if count >= _ENOUGH}
 
 
@@ -229,3 +241,46 @@ class WatchedDecoder:
             return self.decoder(raw)
         finally:
             self.markers.clear()
+
+
+QUARANTINE = "quarantine.jsonl"
+_REASON_CHARACTERS = 1000
+
+
+class BadSample(NamedTuple):
+    """A sample whose content cannot be used, the position in the stream that met it, and why."""
+
+    shard: str
+    key: str
+    position: int
+    reason: str
+
+
+def append_line(path: Path, **content: Any) -> None:
+    """Append one JSON line; several processes may share the file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    append_lines(path, json.dumps(content) + "\n")
+
+
+class Quarantine:
+    """Writes bad samples to `quarantine.jsonl`, each once per process; nothing reads the file but people.
+
+    Args:
+        folder: of the file, made when the first line is written; None writes none.
+        rank: of this process and its workers, for the line.
+    """
+
+    def __init__(self, folder: Path | None, *, rank: int = 0) -> None:
+        self.path = None if folder is None else Path(folder) / QUARANTINE
+        self.rank = rank
+        self._written: set[tuple[str, str]] = set()
+
+    def add(self, bad: BadSample) -> None:
+        """Write shard, key, position, reason, time (seconds since 1970), rank and worker (null: no worker)."""
+        if self.path is None or (bad.shard, bad.key) in self._written:
+            return
+        self._written.add((bad.shard, bad.key))
+        info = get_worker_info()
+        reason = redact(bad.reason)[:_REASON_CHARACTERS]
+        place = {"time": round(time.time(), 3), "rank": self.rank, "worker": info.id if info else None}
+        append_line(self.path, **bad._replace(reason=reason)._asdict(), **place)
