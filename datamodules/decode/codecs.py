@@ -269,9 +269,9 @@ def _open(profile: bytes, mode: str) -> tuple[ImageCms.ImageCmsProfile, str]:
     return opened, "L" if space == "GRAY" else space
 
 
-def _build(source: Any, target: Any, *modes: str) -> ImageCms.ImageCmsTransform:
+def _build(source: Any, target: Any, before: str, after: str) -> ImageCms.ImageCmsTransform:
     try:
-        return ImageCms.buildTransform(source, target, *modes)
+        return ImageCms.buildTransform(source, target, before, after)
     except ImageCms.PyCMSError as error:
         raise UnusableProfile(f"expected a colour profile that can be used: {error}") from error
 
