@@ -15,6 +15,7 @@ if TYPE_CHECKING:
         MaskSource,
     )
     from datamodules.order import LoadingOptions, OrderOptions
+    from datamodules.samples import Samples
     from datamodules.stream_datamodule import DataCounters
     from datamodules.webdataset_datamodule import WebDatasetDataModule
 
@@ -30,6 +31,7 @@ _HOMES = {
     "MaskOptions": "decode",
     "MaskSource": "decode",
     "OrderOptions": "order",
+    "Samples": "samples",
     "WebDatasetDataModule": "webdataset_datamodule",
 }
 __all__ = [
@@ -44,6 +46,7 @@ __all__ = [
     "MaskOptions",
     "MaskSource",
     "OrderOptions",
+    "Samples",
     "WebDatasetDataModule",
 ]
 

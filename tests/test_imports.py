@@ -50,7 +50,7 @@ FLOORS = {
     "datamodules.decode": 2,
     "datamodules.order": 3,
     "datamodules.webdataset_datamodule": 5,
-    "datamodules": 6,
+    "datamodules": 11,
     "datamodules.writing": 4,
     "datamodules.cache_latents": 7,
     "datamodules.cache_text": 7,

@@ -212,6 +212,8 @@ def test_a_setting_that_moved_has_not_changed() -> None:
         ("datamodules.own_masks.FileMask", "datamodules.decode.FileMask"),
         ("datamodules.own_masks.coco_masks.CocoMask", "datamodules.decode.CocoMask"),
         ("datamodules.data_counters.DataCounters", "datamodules.DataCounters"),
+        ("datamodules.samples.Samples", "datamodules.Samples"),
+        ("datamodules.samples.FileMask", "datamodules.decode.FileMask"),
         ("inpaint_module.checkpoints.VerifiedCheckpointIO", "inpaint_module.training.VerifiedCheckpointIO"),
         ("inpaint_module.checkpoints.resume.ExactResume", "inpaint_module.training.ExactResume"),
         ("inpaint_module.callbacks.ema.EMA", "inpaint_module.training.EMA"),

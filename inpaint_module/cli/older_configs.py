@@ -20,6 +20,7 @@ _PRESENT_HOMES = {  # by package or module that is no more, or has its classes e
     **dict.fromkeys(
         (f"inpaint_module.{name}" for name in ("callbacks", "checkpoints", "schedules")), "inpaint_module.training"
     ),
+    "datamodules.samples.Samples": "datamodules",  # of the module of today, not of the package of then
     **dict.fromkeys((f"datamodules.{name}" for name in ("own_masks", "images", "samples")), "datamodules.decode"),
     "datamodules.stream": "datamodules.order",
 }
@@ -231,7 +232,7 @@ def _present(path: str) -> str:
     *above, name = path.split(".")
     if above[:1] not in (["inpaint_module"], ["datamodules"]) or above[-1][:1].isupper():  # a method of a class
         return path
-    module = next((now for old, now in _PRESENT_HOMES.items() if f"{'.'.join(above)}.".startswith(f"{old}.")), None)
+    module = next((now for old, now in _PRESENT_HOMES.items() if f"{path}.".startswith(f"{old}.")), None)
     above = module.split(".") if module else above
     while not (_ROOT.joinpath(*above).is_dir() or _ROOT.joinpath(*above[:-1], f"{above[-1]}.py").is_file()):
         above.pop()
