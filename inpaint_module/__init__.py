@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from inpaint_module.training.averages import EMA
     from inpaint_module.training.inpaint_diffusion import InpaintDiffusion
     from inpaint_module.training.watch import ValidationLoss
-    from inpaint_module.vae.diffusers_vae import load_vae
+    from inpaint_module.vae import load_vae
 
 __all__ = [
     "EMA",
@@ -95,7 +95,7 @@ _HOMES = {
     "load_denoiser": "base_models",
     "load_scheduler": "base_models",
     "load_text": "base_models",
-    "load_vae": "vae.diffusers_vae",
+    "load_vae": "vae",
     "padding_mask_crop": "pixels",
     "preset": "masks",
     "reduce_mask": "morphology",

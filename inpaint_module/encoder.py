@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from inpaint_module import morphology, randomness
 from inpaint_module.fills import smooth_fill
 from inpaint_module.pixels import SIZINGS, checked_mask, checked_pixels, to_unit_float
-from inpaint_module.vae.diffusers_vae import FrozenVAE, as_vae
+from inpaint_module.vae import FrozenVAE, as_vae
 
 KERNELS: dict[str, Callable[[int], Tensor]] = {
     "square": morphology.square,

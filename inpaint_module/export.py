@@ -41,7 +41,7 @@ from inpaint_module.files import atomic_folder, atomic_write_text
 from inpaint_module.parsing import read_json
 from inpaint_module.trained import load_weights, module_from_configs
 from inpaint_module.training.inpaint_diffusion import InpaintDiffusion
-from inpaint_module.vae.diffusers_vae import DiffusersVAE
+from inpaint_module.vae import DiffusersVAE
 
 LORA_FILE = "pytorch_lora_weights.safetensors"
 COMFYUI_FILE = exported_files.LORA

@@ -12,7 +12,7 @@ from tiny_models import tiny_vae
 from tiny_vaes import dc_of_patches
 
 from datamodules import WebDatasetDataModule
-from inpaint_module.vae.diffusers_vae import load_vae
+from inpaint_module.vae import load_vae
 
 pytestmark = QUIET
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from inpaint_module.encoder import InpaintEncoder
-from inpaint_module.vae.diffusers_vae import ComfyVAE, as_vae
+from inpaint_module.vae import ComfyVAE, as_vae
 
 
 def image(batch: int = 1) -> Tensor:

@@ -22,7 +22,7 @@ from vaes_by_hand import (
     unpatchify,
 )
 
-from inpaint_module.vae.diffusers_vae import as_vae
+from inpaint_module.vae import as_vae
 
 
 def column(values: list[float]) -> Tensor:

@@ -15,7 +15,7 @@ from inpaint_module.cli.errors import GOES_ON, exit_code_of, message_of, parser_
 from inpaint_module.cli.parser import device_of
 from inpaint_module.cli.training import check_extras
 from inpaint_module.training.nonfinite_guard import NonFiniteGuard
-from inpaint_module.vae.diffusers_vae import load_vae
+from inpaint_module.vae import load_vae
 
 
 @pytest.mark.parametrize(

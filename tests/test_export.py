@@ -41,13 +41,13 @@ from inpaint_module.base_models import (
 )
 from inpaint_module.export import COMFYUI_FILE, LORA_FILE, RECORD, export, main
 from inpaint_module.exported_files import run_of
+from inpaint_module.frozen_vae import FrozenVAE
 from inpaint_module.trained import load_weights, module_from_configs
 from inpaint_module.training.averages import EMA
 from inpaint_module.training.checkpoints import VerifiedCheckpointIO
 from inpaint_module.training.inpaint_diffusion import InpaintDiffusion
 from inpaint_module.training.run_folder import METRICS, MetricRow, write_metrics
 from inpaint_module.training.run_folder import RECORD as RUN_RECORD
-from inpaint_module.vae.frozen_vae import FrozenVAE
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*does not have many workers.*"),

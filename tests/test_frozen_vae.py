@@ -11,7 +11,7 @@ from torch import nn
 from vaes_by_hand import families, image_of, latents_of, pixels
 
 from inpaint_module.encoder import InpaintEncoder
-from inpaint_module.vae.diffusers_vae import as_vae
+from inpaint_module.vae import as_vae
 
 
 @families

@@ -25,6 +25,7 @@ FLOORS = {
     "inpaint_module.training.run_folder": 2,
     "inpaint_module.masks": 2,
     "inpaint_module.objectives": 1,
+    "inpaint_module.frozen_vae": 0,
     "inpaint_module.vae": 1,
     "inpaint_module.encoder": 2,
     "inpaint_module.clean_latents": 3,

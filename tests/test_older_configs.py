@@ -227,6 +227,7 @@ def test_a_setting_that_moved_has_not_changed() -> None:
         ("inpaint_module.training.leftovers.Leftovers", "inpaint_module.training.Leftovers"),
         ("inpaint_module.training.run_record.RunRecord", "inpaint_module.training.run_record.RunRecord"),
         ("inpaint_module.vae.comfy_vae.ComfyVAE", "inpaint_module.vae.ComfyVAE"),
+        ("inpaint_module.vae.diffusers_vae.load_vae", "inpaint_module.vae.load_vae"),
         ("inpaint_module.masks.Boxes", "inpaint_module.masks.Boxes"),
         ("my.inpaint_module.callbacks.EMA", "my.inpaint_module.callbacks.EMA"),
     ],

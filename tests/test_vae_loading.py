@@ -14,7 +14,7 @@ from tiny_vaes import MEAN_6
 from torch import nn
 from vaes_by_hand import image_of
 
-from inpaint_module.vae.diffusers_vae import DiffusersVAE, as_vae, load_vae
+from inpaint_module.vae import DiffusersVAE, as_vae, load_vae
 
 
 def test_deepcopy_shares_and_as_vae_keeps() -> None:

@@ -27,9 +27,9 @@ from inpaint_module.base_models import NoConditioning
 from inpaint_module.batch import Batch, LatentsTag
 from inpaint_module.clean_latents import check_clean
 from inpaint_module.cli.errors import cause_of
+from inpaint_module.frozen_vae import VAEOverflowError
 from inpaint_module.trained import module_from_configs
 from inpaint_module.training.inpaint_diffusion import InpaintDiffusion
-from inpaint_module.vae.frozen_vae import VAEOverflowError
 
 T = TypeVar("T")
 _ENCODED = 32  # at most so many images go through the VAE

@@ -22,7 +22,7 @@ from inpaint_module.base_models.loading import load_denoiser, load_scheduler, pi
 from inpaint_module.base_models.lora import LoRA
 from inpaint_module.base_models.single_file import folder_of
 from inpaint_module.encoder import Fill, InpaintEncoder
-from inpaint_module.vae.diffusers_vae import load_vae
+from inpaint_module.vae import load_vae
 
 
 class ModelParts:

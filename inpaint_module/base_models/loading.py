@@ -92,7 +92,8 @@ def load_denoiser(
     denoiser.train()
     if in_channels is not None:
         grow_input_channels(denoiser, in_channels)
-    put_into_bits(denoiser, quantize)
+    if quantize is not None:
+        put_into_bits(denoiser, quantize)
     if lora is not None:
         add_lora(denoiser, lora)
     freeze_unread(denoiser)

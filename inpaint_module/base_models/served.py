@@ -13,7 +13,7 @@ from inpaint_module.base_models.layout import Layout, ReferenceLayout
 from inpaint_module.base_models.stable_diffusion import StableDiffusionText
 from inpaint_module.base_models.text import TextConditioning
 from inpaint_module.encoder import InpaintEncoder
-from inpaint_module.vae.diffusers_vae import DiffusersVAE
+from inpaint_module.vae import DiffusersVAE
 
 
 def pipeline_class(name: str) -> Any:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from inpaint_module.base_models.conditioning import Conditioning
 from inpaint_module.base_models.text_cache import TextCache, sent
 from inpaint_module.batch import Batch
-from inpaint_module.vae.frozen_vae import sha256_of_weights
+from inpaint_module.frozen_vae import sha256_of_weights
 
 
 class FrozenTextEncoder:

@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from inpaint_module import InpaintEncoder, morphology
-from inpaint_module.vae.frozen_vae import FrozenVAE, Posterior
+from inpaint_module.frozen_vae import FrozenVAE, Posterior
 from tests.benchmarks import machine, reference_node
 from tests.benchmarks.markdown import table
 from tests.benchmarks.peak_memory import MEBIBYTE, in_fresh_process, rise

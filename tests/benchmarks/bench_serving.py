@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from inpaint_module import InpaintEncoder, load_vae
 from inpaint_module.masks import preset
 from inpaint_module.randomness import Stream, key
-from inpaint_module.vae.diffusers_vae import DiffusersVAE
+from inpaint_module.vae import DiffusersVAE
 from inpaint_module.weights import ASSETS
 from tests.benchmarks import machine
 from tests.benchmarks.markdown import table

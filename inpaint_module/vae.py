@@ -10,9 +10,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from inpaint_module.vae.frozen_vae import ComfyVAE, FrozenVAE, Posterior, VAEOverflowError, sha256_of_weights
+from inpaint_module.frozen_vae import ComfyVAE, FrozenVAE, Posterior, VAEOverflowError, sha256_of_weights
 from inpaint_module.weights import config_model, loading_options, local_folder, runnable, weightless
 
+__all__ = ["ComfyVAE", "DiffusersVAE", "FrozenVAE", "Posterior", "as_vae", "load_vae"]
 EMBEDDED = "embedded:vae"
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
