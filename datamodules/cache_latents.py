@@ -32,8 +32,7 @@ from torch import Tensor
 from torchvision.transforms.v2.functional import to_pil_image
 from tqdm import tqdm
 
-from datamodules.decode.captions import CaptionOptions
-from datamodules.decode.latent_cache import DTYPES, KEPT_SIZES, pack_latents
+from datamodules.decode.fields import DTYPES, KEPT_SIZES, CaptionOptions, pack_latents
 from datamodules.decode.sample_decoder import SampleDecoder
 from datamodules.order.failures import QUARANTINE
 from datamodules.order.loaders import StreamLoader

@@ -34,7 +34,6 @@ from jsonargparse import Namespace
 from tqdm import tqdm
 
 from datamodules.account import Account, RefusedError, tell
-from datamodules.decode.captions import check_encoding
 from datamodules.shards.manifest import Shard, read_manifest
 from datamodules.shards.tar_index import ScannedTar
 from datamodules.writing.ordered_pool import ordered_map
@@ -83,6 +82,21 @@ def _write(
         note(writer.finish())
     account.refused += bad
     return bad
+
+
+def check_encoding(name: str) -> str:
+    """The name of an encoding, as given.
+
+    Raises:
+        ValueError: if Python knows no such encoding of texts.
+    """
+    try:
+        b"a".decode(name)
+    except UnicodeError:  # one letter may be half of one
+        return name
+    except LookupError as error:
+        raise ValueError(f"caption_encoding: expected one that Python knows, such as latin-1, got {error}") from error
+    return name
 
 
 def _arguments(sources: Sequence[Source], **arguments: Any) -> dict[str, Any]:

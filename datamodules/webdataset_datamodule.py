@@ -16,7 +16,6 @@ from datamodules.decode import (
     InvertedMasksWarning,
     MaskOptions,
     SampleDecoder,
-    check_use,
     find_tag,
 )
 from datamodules.order import LoadingOptions, OrderOptions
@@ -148,10 +147,8 @@ class WebDatasetDataModule(StreamDataModule, DescribedData):
         Raises:
             ValueError: if they are not in all sources, or of images of another size.
         """
-        tag = find_tag(self.train_set, list(map(len, self.train_sources)))
-        if tag is not None:
-            check_use(tag, self.train_decoder.image_size, bucketed=self.buckets is not None)
-        return tag
+        sources, bucketed = list(map(len, self.train_sources)), self.buckets is not None
+        return find_tag(self.train_set, sources, self.train_decoder.image_size, bucketed=bucketed)
 
     def paint_by_graphs(self) -> bool:
         """See `DescribedData`; a generator of another package may wait for the GPU, which no graph can."""

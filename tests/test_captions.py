@@ -5,7 +5,7 @@ import codecs
 import pytest
 from data_fixtures import encode, photo, sample_decoder
 
-from datamodules.decode.captions import decode_text, parse_caption, parse_label
+from datamodules.decode.fields import decode_text, parse_caption, parse_label
 from datamodules.shards.shard_set import RawSample
 
 

@@ -21,7 +21,7 @@ from torch import Tensor
 from datamodules import LoadingOptions
 from datamodules import cache_latents as latents_command
 from datamodules.cache_latents import cache_latents
-from datamodules.decode.latent_cache import pack_latents, read_tag
+from datamodules.decode.fields import pack_latents, read_header
 from datamodules.decode.sample_decoder import SampleDecoder
 from datamodules.make_shards import make_shards
 from datamodules.shards.shard_set import RawSample
@@ -209,7 +209,7 @@ def test_old_caches_train_alone_and_beside_new_ones(tmp_path: Path) -> None:
 def test_a_cached_sample_without_sizes_among_others_is_refused() -> None:
     latents, of = torch.zeros(4, 8, 8), {"vae_sha256": "ab" * 32, "image_size": (64, 64)}
     whole = pack_latents(latents, **of, sizes={"original_size": (90, 80), "crop": (1, 2)})
-    cached = decoder().for_cache(read_tag(whole))
+    cached = decoder().for_cache(read_header(whole)[0])
     sample = raw(photo(1, 64, 64))
     given = cached(sample._replace(fields={**sample.fields, LATENTS_FIELD: whole}))
     assert (given["original_size"], given["crop"]) == ((90, 80), (1, 2))

@@ -1,14 +1,6 @@
 """One sample: bytes to an upright, cropped image, its caption, its mask, its cached latents."""
 
 from datamodules.decode.annotations import RunLengths, check_runs, parse_annotations
-from datamodules.decode.captions import (
-    CaptionOptions,
-    check_encoding,
-    decode_text,
-    parse_caption,
-    parse_label,
-    read_json,
-)
 from datamodules.decode.coco_masks import CocoMask
 from datamodules.decode.codecs import UnusableProfile, colour_mode, from_srgb, profile_of
 from datamodules.decode.conversion import (
@@ -20,7 +12,17 @@ from datamodules.decode.conversion import (
     suffix_of,
     why_unread,
 )
-from datamodules.decode.latent_cache import DTYPES, KEPT_SIZES, check_use, find_tag, pack_latents
+from datamodules.decode.fields import (
+    DTYPES,
+    KEPT_SIZES,
+    CaptionOptions,
+    decode_text,
+    find_tag,
+    pack_latents,
+    parse_caption,
+    parse_label,
+    read_json,
+)
 from datamodules.decode.mask_files import InvertedMasksWarning, look_inverted, mask_of, mask_turn, why_look
 from datamodules.decode.mask_sources import (
     AlphaMask,
@@ -67,9 +69,7 @@ __all__ = [
     "StoredPicture",
     "Turn",
     "UnusableProfile",
-    "check_encoding",
     "check_runs",
-    "check_use",
     "colour_mode",
     "decode_text",
     "find_tag",

@@ -16,9 +16,8 @@ from PIL import Image
 from torch import Tensor, nn
 
 from datamodules.decode.augmentations import Augmentations, Crop, centre_crop, crop_draws, random_crop
-from datamodules.decode.captions import CaptionOptions, parse_caption, parse_label
 from datamodules.decode.codecs import profile_fault
-from datamodules.decode.latent_cache import read_latents, read_sizes, read_tag
+from datamodules.decode.fields import CaptionOptions, parse_caption, parse_label, read_header, read_latents
 from datamodules.decode.mask_sources import DataMasks, FileMask, MaskOptions
 from datamodules.decode.reading import (
     OpenedImage,
@@ -156,7 +155,7 @@ class SampleDecoder:
                 f"expected an image of (H, W) {self.latents.image_size} for its latents, got {frame[::-1]}"
             )
         latents = read_latents(raw.fields, self.latents)
-        return {"latents": latents, **(read_sizes(raw.fields[LATENTS_FIELD]) if self.latents.has_sizes else {})}
+        return {"latents": latents, **(read_header(raw.fields[LATENTS_FIELD])[1] if self.latents.has_sizes else {})}
 
     def _sizes(self, frame: Size, crop: Crop, size: Size) -> dict[str, Size]:
         """Rows, then columns, of what was cut from the upright frame (width, height); see `Batch`."""
@@ -207,7 +206,9 @@ class SampleDecoder:
     def _is_pair(self, raw: RawSample) -> bool:
         """Whether the sample has a target, or cached latents of one."""
         cached = self.latents is not None and LATENTS_FIELD in raw.fields
-        return file_of(raw.fields, TARGET_FIELDS) is not None or (cached and read_tag(raw.fields[LATENTS_FIELD]).target)
+        return file_of(raw.fields, TARGET_FIELDS) is not None or (
+            cached and read_header(raw.fields[LATENTS_FIELD])[0].target
+        )
 
     def _mask(self, raw: RawSample, crop: Crop, size: Size, opened: OpenedImage) -> Tensor | None:
         """That of another sample's object or the sample's own mask; None to paint one."""

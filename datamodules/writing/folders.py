@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from datamodules.account import HIDDEN, Account, is_hidden
-from datamodules.decode.captions import decode_text
 from datamodules.decode.conversion import suffix_of, why_unread
+from datamodules.decode.fields import decode_text
 from datamodules.writing.sidecars import TWICE, MaskPlaces, masks_by_name, sort_folder
 from inpaint_module.files import check_replaceable
 

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from datamodules.account import Account
-from datamodules.decode.captions import decode_text
 from datamodules.decode.conversion import is_picture, why_unread
+from datamodules.decode.fields import decode_text
 from datamodules.writing.folders import find_photos, is_metadata, walk, why_left
 from datamodules.writing.sidecars import MaskPlaces, folded, list_names, sort_folder
 from datamodules.writing.source_tables import Cell, Columns, Row, has_images, is_table, read_rows

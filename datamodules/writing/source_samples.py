@@ -13,8 +13,8 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from datamodules.decode.annotations import RunLengths, check_runs, parse_annotations
-from datamodules.decode.captions import decode_text, parse_caption, parse_label, read_json
 from datamodules.decode.conversion import ORIENTATION, StoredPicture, stored_picture
+from datamodules.decode.fields import decode_text, parse_caption, parse_label, read_json
 from datamodules.decode.mask_files import mask_of, mask_turn, why_look
 from datamodules.decode.mask_sources import read_labels
 from datamodules.decode.reading import Turn, check_pair, image_size, read_turn, to_rgb, upright, upright_size

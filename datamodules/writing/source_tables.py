@@ -11,8 +11,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from datamodules.decode.captions import decode_text
 from datamodules.decode.conversion import is_picture, why_unread
+from datamodules.decode.fields import decode_text
 from inpaint_module.parsing import parse_json
 
 _BYTES = "bytes"  # of Hugging Face's image columns, struct<bytes: binary, path: string>

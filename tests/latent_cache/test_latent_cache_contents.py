@@ -16,7 +16,7 @@ from quiet_trainer import QUIET
 from datamodules import FileMask
 from datamodules import cache_latents as latents_command
 from datamodules.cache_latents import cache_latents, main, parts_from_configs
-from datamodules.decode.latent_cache import DTYPES, pack_latents, read_latents, read_tag
+from datamodules.decode.fields import DTYPES, pack_latents, read_header, read_latents
 from datamodules.shards.manifest import MANIFEST
 from datamodules.shards.shard_specs import open_shards
 from datamodules.shards.tar_index import LATENTS_FIELD
@@ -32,7 +32,7 @@ pytestmark = QUIET
 def test_latents_come_back_as_they_are(dtype: str) -> None:
     latents = torch.randn(4, 2, 3, generator=torch.Generator().manual_seed(0)).to(getattr(torch, dtype))
     data = pack_latents(latents, vae_sha256="ab" * 32, image_size=(16, 24))
-    tag = read_tag(data)
+    tag = read_header(data)[0]
     assert tag == tags(dtype=dtype)
     assert read_latents({LATENTS_FIELD: data}, tag).equal(latents)
     assert str(tag) == f"{dtype} (4, 2, 3) of 16 x 24 pixels by VAE abababababababab..."
@@ -41,7 +41,7 @@ def test_latents_come_back_as_they_are(dtype: str) -> None:
 @pytest.mark.parametrize("data", [b"", b"\x02\0\0\0\0\0\0\0[]", b"\xff" * 9, b"\x02\0\0\0\0\0\0\0{}"])
 def test_another_file_is_refused(data: bytes) -> None:
     with pytest.raises(ValueError, match=r"expected latents.safetensors as datamodules.cache_latents writes it, got b"):
-        read_tag(data)
+        read_header(data)[0]
 
 
 @pytest.mark.parametrize("size", [[-1, 5], [2**40, 5], [1.5, 5], [5], "ab", [True, 5], [1e400, 5]])
@@ -50,7 +50,7 @@ def test_sizes_that_are_none_are_refused(name: str, size: Any) -> None:
     sizes = {"original_size": (90, 80), "crop": (0, 0), name: size}
     data = pack_latents(torch.zeros(4, 2, 3), vae_sha256="ab" * 32, image_size=(16, 24), sizes=sizes)
     with pytest.raises(ValueError, match=rf"expected latents.safetensors as .* its metadata: ({name}|expected JSON)"):
-        read_tag(data)
+        read_header(data)[0]
 
 
 def test_a_sample_without_latents_or_with_others_is_refused() -> None:
@@ -99,7 +99,10 @@ def test_half_precision_is_half_the_size_and_nearly_the_same(cache: Path, tmp_pa
         assert len(half) == sum(shard.count for shard in shards) == COUNT
         for number in range(COUNT):
             a, b = (s.read(number).fields[LATENTS_FIELD] for s in (whole, half))
-            full, short = read_latents({LATENTS_FIELD: a}, read_tag(a)), read_latents({LATENTS_FIELD: b}, read_tag(b))
+            full, short = (
+                read_latents({LATENTS_FIELD: a}, read_header(a)[0]),
+                read_latents({LATENTS_FIELD: b}, read_header(b)[0]),
+            )
             assert ((short.float() - full).abs() <= tolerance * full.abs() + 1e-6).all()
             assert len(b) < 0.6 * len(a)  # headers stay
 
