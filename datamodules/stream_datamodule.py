@@ -1,4 +1,4 @@
-"""StreamDataModule: an endless stream whose checkpoint is one position; DataCounters: totals of it in the log."""
+"""StreamDataModule: an endless stream whose checkpoint is one position; masks for its batches; totals in the log."""
 
 from __future__ import annotations
 
@@ -13,6 +13,10 @@ from lightning.pytorch.callbacks import EarlyStopping, GradientAccumulationSched
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor
+
+from inpaint_module.batch import Batch
+from inpaint_module.masks.generator import MaskGenerator
+from inpaint_module.randomness import Stream, key
 
 
 class StreamDataModule(LightningDataModule, ABC):
@@ -117,7 +121,6 @@ def check_trainer(trainer: Trainer) -> None:
     """
     _check_end(trainer)
     _check_steps(trainer)
-    _check_accumulation(trainer)
 
 
 def check_batch(batch_size: int, samples: int, size: tuple[int, int], memory: int) -> None:
@@ -170,6 +173,12 @@ def _check_end(trainer: Trainer) -> None:
 
 
 def _check_steps(trainer: Trainer) -> None:
+    """An epoch that ends inside an accumulation window steps early, and positions could not be counted."""
+    limit, window = trainer.limit_train_batches, trainer.accumulate_grad_batches
+    if isinstance(limit, int) and limit % window:
+        raise ValueError(
+            f"trainer.limit_train_batches: expected a multiple of accumulate_grad_batches ({window}), got {limit}"
+        )
     if _has_callback(trainer, GradientAccumulationScheduler):
         raise ValueError(
             "trainer.callbacks: expected no GradientAccumulationScheduler, got one: positions in the stream are "
@@ -182,22 +191,7 @@ def _check_steps(trainer: Trainer) -> None:
         )
 
 
-def _check_accumulation(trainer: Trainer) -> None:
-    """An epoch that ends inside an accumulation window steps early, and positions could not be counted."""
-    limit, window = trainer.limit_train_batches, trainer.accumulate_grad_batches
-    if isinstance(limit, int) and limit % window:
-        raise ValueError(
-            f"trainer.limit_train_batches: expected a multiple of accumulate_grad_batches ({window}), got {limit}"
-        )
-
-
-_NOTED = {
-    "bad": "bad",
-    "substituted": "substituted",
-    "animated": "animated",
-    "upscaled": "upscaled",
-    "bad_profile": "bad_profiles",
-}
+_NOTED = {name: name for name in ("bad", "substituted", "animated", "upscaled")} | {"bad_profile": "bad_profiles"}
 _NAMES = ("samples", *_NOTED.values(), "other_notes", "empty_masks", "full_masks")
 _CHECKPOINT = "data_counters"
 
@@ -270,3 +264,30 @@ class DataCounters(Callback):
         found = [f"{count} {name.replace('_', ' ')}" for name, count in totals.items() if count and name != "samples"]
         if found:
             rank_zero_info(f"\ndata: of {totals['samples']} samples: {', '.join(found)}")
+
+
+def add_masks(batch: Batch, mask_generator: MaskGenerator, seed: int, step: int | None = None) -> Batch:
+    """Give every sample of a batch a mask, on the device of its positions; a mask from the shard wins.
+
+    Args:
+        batch: of `collate`.
+        mask_generator: keys int64 (B,) -> bool (B, 1, H, W).
+        seed: seeds the masks.
+        step: of a curriculum, in optimizer steps; None for the one that it is at.
+
+    Returns:
+        The batch with "mask" bool (B, 1, H, W), without "has_mask".
+    """
+    has_mask = batch.get("has_mask")
+    if "mask" in batch and has_mask is None:
+        return batch
+    height, width = batch["image"].shape[-2:]
+    keys = key(seed, batch["position"], Stream.MASK)
+    if step is not None:
+        mask_generator.set_step(step)
+    mask = mask_generator(keys, height, width)
+    if has_mask is not None:
+        mask = torch.where(has_mask[:, None, None, None], batch["mask"], mask)
+    masked: Batch = {**batch, "mask": mask}
+    masked.pop("has_mask", None)
+    return masked

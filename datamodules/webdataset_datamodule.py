@@ -11,16 +11,10 @@ from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info
 
 from datamodules import order as orders
-from datamodules.decode import (
-    DecoderOptions,
-    InvertedMasksWarning,
-    MaskOptions,
-    SampleDecoder,
-    find_tag,
-)
+from datamodules.decode import DecoderOptions, InvertedMasksWarning, MaskOptions, SampleDecoder, find_tag
 from datamodules.order import LoadingOptions, OrderOptions
 from datamodules.shards import Shard, ShardSet, aside_line, find_shards, look_into
-from datamodules.stream_datamodule import StreamDataModule, check_batch, check_trainer, memory_of
+from datamodules.stream_datamodule import StreamDataModule, add_masks, check_batch, check_trainer, memory_of
 from datamodules.writing.folder_shards import PictureFolders
 from inpaint_module.batch import DescribedData, LatentsTag
 from inpaint_module.cli.older_configs import takes_older_arguments
@@ -278,9 +272,10 @@ class WebDatasetDataModule(StreamDataModule, DescribedData):
         """
         if self.mask_generator is None:
             return batch
+        step = None  # in a loop without a trainer, the one that its author has set
         if self.trainer is not None:
-            self.mask_generator.set_step(self.global_step() if self.trainer.training else LAST_STEP)
-        masked = orders.add_masks(batch, self.mask_generator, self.seed)
+            step = self.global_step() if self.trainer.training else LAST_STEP
+        masked = add_masks(batch, self.mask_generator, self.seed, step)
         padding = self.masks.padding_mask_crop
         return masked if padding is None else padding_mask_crop(masked, padding)
 

@@ -6,7 +6,8 @@ import torch
 from data_fixtures import Halves
 from torch import Tensor
 
-from datamodules.order.loaders import add_masks, collate
+from datamodules.order.loaders import collate
+from datamodules.stream_datamodule import add_masks
 from inpaint_module.randomness import Stream, key
 
 

@@ -47,7 +47,7 @@ FLOORS = {
     "inpaint_module.report": 8,
     "datamodules.account": 0,
     "datamodules.shards": 1,
-    "datamodules.stream_datamodule": 1,
+    "datamodules.stream_datamodule": 3,
     "datamodules.decode": 2,
     "datamodules.order": 3,
     "datamodules.webdataset_datamodule": 5,

@@ -15,7 +15,7 @@ from tiny_models import ClassConditioning, tiny_batch, tiny_denoiser, tiny_modul
 from torch import Tensor
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 
-from datamodules.order.loaders import add_masks
+from datamodules.stream_datamodule import add_masks
 from inpaint_module import InpaintEncoder
 from inpaint_module.clean_latents import encode_clean
 from inpaint_module.objectives.loss import LossWeights

@@ -2,7 +2,7 @@
 
 from datamodules.order.bucket_order import AspectRatios, BucketOrder, Buckets, OrderOptions, stream_order
 from datamodules.order.failures import QUARANTINE, BadSample, Quarantine
-from datamodules.order.loaders import BatchLoader, EvaluationLoader, LoadingOptions, StreamLoader, add_masks
+from datamodules.order.loaders import BatchLoader, EvaluationLoader, LoadingOptions, StreamLoader
 from datamodules.order.order import PLAN_VERSION, MixedOrder, Order, SampleOrder
 from datamodules.order.sample_stream import RemovalMasks, SampleStream, evaluation_steps
 
@@ -24,7 +24,6 @@ __all__ = [
     "SampleOrder",
     "SampleStream",
     "StreamLoader",
-    "add_masks",
     "evaluation_steps",
     "stream_order",
 ]

@@ -15,9 +15,7 @@ from datamodules.order.failures import CrashLog, InflightMarkers, Quarantine, Wa
 from datamodules.order.sample_stream import BadShareLimit, Decoder, SampleStream, SubstitutingDecoder
 from datamodules.shards import ShardCache
 from inpaint_module.batch import Batch
-from inpaint_module.masks import MaskGenerator
 from inpaint_module.parsing import check_at_least, check_share
-from inpaint_module.randomness import Stream, key
 
 
 def collate(samples: list[dict[str, Any]]) -> Batch:
@@ -64,29 +62,6 @@ def _notes(samples: list[dict[str, Any]]) -> dict[str, list[str]]:
     for kind, text in (note for sample in samples for note in sample.get("notes", ())):
         notes.setdefault(kind, []).append(text)
     return notes
-
-
-def add_masks(batch: Batch, mask_generator: MaskGenerator, seed: int) -> Batch:
-    """Give every sample of a batch a mask, on the device of its positions; a mask from the shard wins.
-
-    Args:
-        batch: of `collate`.
-        mask_generator: keys int64 (B,) -> bool (B, 1, H, W).
-        seed: seeds the masks.
-
-    Returns:
-        The batch with "mask" bool (B, 1, H, W), without "has_mask".
-    """
-    has_mask = batch.get("has_mask")
-    if "mask" in batch and has_mask is None:
-        return batch
-    height, width = batch["image"].shape[-2:]
-    mask = mask_generator(key(seed, batch["position"], Stream.MASK), height, width)
-    if has_mask is not None:
-        mask = torch.where(has_mask[:, None, None, None], batch["mask"], mask)
-    masked: Batch = {**batch, "mask": mask}
-    masked.pop("has_mask", None)
-    return masked
 
 
 @dataclass(frozen=True)
