@@ -18,8 +18,7 @@ from datamodules.stream_datamodule import StreamDataModule, add_masks, check_bat
 from datamodules.writing.folder_shards import PictureFolders
 from inpaint_module.batch import DescribedData, LatentsTag
 from inpaint_module.cli.older_configs import takes_older_arguments
-from inpaint_module.masks.cuda_graphed import graph_masks, has_graphs, is_ours
-from inpaint_module.masks.generator import LAST_STEP, MaskGenerator
+from inpaint_module.masks.generator import LAST_STEP, MaskGenerator, graph_masks, has_graphs, is_ours
 from inpaint_module.parsing import check_at_least
 from inpaint_module.pixels import padding_mask_crop
 from inpaint_module.training.run_folder import run_folder

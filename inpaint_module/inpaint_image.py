@@ -148,7 +148,7 @@ def inpaint_image(
     given = seen.image, seen.mask
     filled = _fill(module, *given, position, caption, tile, tile // 4 if overlap is None else overlap)
     if blend and module.encoder.fill == "smooth":
-        filled = filled - _round_trip(module, *given)
+        filled = filled - module.encoder.decode(module.encoder(*given).samples)  # the VAE's own error
     filled = filled[..., : size[0], : size[1]]
     if blend:
         filled = _blended(filled, pixels, hole, module.encoder.fill == "smooth")
@@ -206,11 +206,6 @@ def _blended(filled: Tensor, pixels: Tensor, hole: Tensor, adds: bool) -> Tensor
     """
     size = _within(pixels, max(_JOINED, *filled.shape[-2:]))
     return seamless(resized(filled, size), *shrunk(pixels, hole, size), **(_ADDED if adds else {}))
-
-
-def _round_trip(module: InpaintDiffusion, image: Tensor, mask: Tensor) -> Tensor:
-    """What the VAE makes of the smooth fill, by which its own error is taken off the model's fill."""
-    return module.encoder.decode(module.encoder(image, mask).samples)
 
 
 def _fill(

@@ -12,8 +12,7 @@ from inpaint_module.masks.composition import (
     Mixture,
     Union,
 )
-from inpaint_module.masks.cuda_graphed import CudaGraphed, graph_masks
-from inpaint_module.masks.generator import MaskGenerator
+from inpaint_module.masks.generator import CudaGraphed, MaskGenerator, graph_masks
 from inpaint_module.masks.presets import preset, presets
 from inpaint_module.masks.shapes import FreeForm, Lines, Polygon
 from inpaint_module.masks.smooth import Blob, Cloud
