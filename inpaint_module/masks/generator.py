@@ -1,5 +1,7 @@
-"""What every mask generator is: a pure function from integer keys to masks, on the keys' device; and one by CUDA graphs,
-for models so small that starting the painter's kernels takes a visible part of the step."""
+"""What every mask generator is: a pure function from integer keys to masks, on the keys' device.
+
+And one that replays another's kernels by CUDA graphs, for models so small that starting them takes a part of the step.
+"""
 
 from __future__ import annotations
 
