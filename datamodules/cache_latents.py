@@ -50,8 +50,7 @@ from inpaint_module.cli.errors import GOES_ON, exit_code_of
 from inpaint_module.cli.older_configs import data_settings_of_before
 from inpaint_module.cli.parser import device_of, make_parts, read_parts
 from inpaint_module.encoder import InpaintEncoder
-from inpaint_module.files import atomic_write_text
-from inpaint_module.redaction import redacted
+from inpaint_module.files import atomic_write_text, redacted
 
 RECORD = "latents.json"
 _FORMAT = 3  # 1 had no sizes and crops, 2 no targets; an unfinished cache is not gone on with in another

@@ -45,8 +45,8 @@ from datamodules.writing.ordered_pool import ordered_map
 from datamodules.writing.sidecars import masks_by_name
 from inpaint_module.cli import options
 from inpaint_module.cli.errors import GOES_ON, exit_code_of
+from inpaint_module.files import redact
 from inpaint_module.parsing import read_json
-from inpaint_module.redaction import redact
 
 UNUSABLE = "with a mask that cannot be used, or an image that cannot be read"
 _LOOKED_AT = 64  # masks of a tar: to look at all of them would take many times as long as all else

@@ -18,8 +18,7 @@ from jsonargparse import Namespace
 from inpaint_module.cli import options
 from inpaint_module.cli.errors import exit_code_of
 from inpaint_module.cli.parser import read_config
-from inpaint_module.files import atomic_write_text, check_replaceable
-from inpaint_module.redaction import redacted
+from inpaint_module.files import atomic_write_text, check_replaceable, redacted
 from inpaint_module.report import pages
 from inpaint_module.report.pages import Line, smoothed
 from inpaint_module.report.report_page import COLUMNS, SMOOTHING, Column, chart, gain_over, number, points

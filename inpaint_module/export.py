@@ -28,10 +28,10 @@ from inpaint_module.base_models import (
     DTYPES,
     TextConditioning,
     dequantize,
+    families,
     has_lora,
     lora_weights,
     remove_lora,
-    served,
     trains_first_layer,
 )
 from inpaint_module.cli import options
@@ -84,7 +84,7 @@ def export(
     _check(module, out, fuse, lora_only, dtype)
     denoiser = module.denoiser
     name = module.base.pipeline
-    pipeline = None if name is None else served.pipeline_class(name)
+    pipeline = None if name is None else families.pipeline_class(name)
     base, trained = base_dtype(denoiser), _dtypes(module)
     lora = has_lora(denoiser) and not fuse
     with atomic_folder(out) as folder:
@@ -139,19 +139,19 @@ def _record(module: InpaintDiffusion, pipeline: Any, out: Path, trained: dict[st
     encoder, denoiser = module.encoder, module.denoiser
     record: dict[str, Any] = {"dtypes": {"trained": trained, "written": _dtypes(module)}}
     if pipeline is not None:
-        differ = served.mask_differences(encoder, module.layout)
-        asked = [served.scaling_difference(encoder, pipeline), served.decode_difference(encoder, pipeline)]
-        asked.append(served.config_difference(module.denoiser, pipeline) if module.control is None else None)
-        differ += [told for told in [*asked, served.clip_skip_difference(module.conditioning)] if told]
+        differ = families.mask_differences(encoder, module.layout)
+        asked = [families.scaling_difference(encoder, pipeline), families.decode_difference(encoder, pipeline)]
+        asked.append(families.config_difference(module.denoiser, pipeline) if module.control is None else None)
+        differ += [told for told in [*asked, families.clip_skip_difference(module.conditioning)] if told]
         for each in differ:
             warnings.warn(each, stacklevel=3)
-        differ += [told] if (told := served.posterior_difference(encoder)) else []
-        differ += [served.dtype_difference(encoder), *served.reference_call(module.layout)]
+        differ += [told] if (told := families.posterior_difference(encoder)) else []
+        differ += [families.dtype_difference(encoder), *families.reference_call(module.layout)]
         if module.control is None:
             files = exported_files.comfyui_places(out, _folder(pipeline))
             notes = exported_files.comfyui_limits(denoiser, module.scheduler)
         else:
-            differ += served.controlnet_call(module.control, pipeline)
+            differ += families.controlnet_call(module.control, pipeline)
             files = {"diffusion_pytorch_model.safetensors": "models/controlnet"}
             notes = ["ControlNets of this package have not been run in it"]
         record |= {"pipeline": pipeline.__name__, "differences": differ, "comfyui": {"files": files, "limits": notes}}

@@ -21,8 +21,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from inpaint_module.cli.parser import read_config
-from inpaint_module.files import atomic_write_text
-from inpaint_module.redaction import redacted, redacted_command
+from inpaint_module.files import atomic_write_text, redacted, redacted_command
 from inpaint_module.training.run_folder import RECORD, config_path, metrics_path, read_metrics, read_record
 
 CARD, PICTURES = "README.md", "pictures"

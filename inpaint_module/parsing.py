@@ -15,7 +15,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from inpaint_module.redaction import redact, redacted
+from inpaint_module.files import redact, redacted
 
 LARGEST = 2**63 - 1
 MAX_BYTES = 1 << 28

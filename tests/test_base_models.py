@@ -34,7 +34,7 @@ from inpaint_module.base_models import (
     load_text,
     unpack,
 )
-from inpaint_module.base_models.served import clip_skip_difference
+from inpaint_module.base_models.families import clip_skip_difference
 from inpaint_module.encoder import InpaintLatents
 from inpaint_module.export import export
 from inpaint_module.masks import Boxes

@@ -9,13 +9,12 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 FLOORS = {
-    "inpaint_module.redaction": -2,
+    "inpaint_module.files": -2,
     "inpaint_module.parsing": -1,
     "inpaint_module.batch": -1,
     "inpaint_module.report.pages": 1,
     "inpaint_module.cli": 0,
     "inpaint_module.weights": 0,
-    "inpaint_module.files": 0,
     "inpaint_module.fills": 1,
     "inpaint_module.morphology": 0,
     "inpaint_module.randomness": 0,

@@ -20,8 +20,8 @@ from tiny_models import tiny_batch
 from torch import Tensor
 
 from inpaint_module.base_models import BaseModel, PlainLayout, family_of, unpack
+from inpaint_module.base_models.families import config_difference, reference_call
 from inpaint_module.base_models.family import TextOptions
-from inpaint_module.base_models.served import config_difference, reference_call
 from inpaint_module.export import export
 from inpaint_module.randomness import Stream, key, normal
 from inpaint_module.sampling import inpaint_latents

@@ -14,7 +14,7 @@ from data_fixtures import photo_shards
 
 import train
 from inpaint_module import compare_runs
-from inpaint_module.redaction import is_secret, permissions_for, redact, redacted, redacted_command
+from inpaint_module.files import is_secret, permissions_for, redact, redacted, redacted_command
 
 ROOT = Path(__file__).parents[1]
 S = "SECRET"

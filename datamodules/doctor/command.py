@@ -36,9 +36,8 @@ from datamodules.webdataset_datamodule import WebDatasetDataModule
 from inpaint_module.cli import options
 from inpaint_module.cli.errors import exit_code_of
 from inpaint_module.cli.parser import device_of
-from inpaint_module.files import atomic_write_picture, atomic_write_text, check_replaceable
+from inpaint_module.files import atomic_write_picture, atomic_write_text, check_replaceable, permissions_for, redact
 from inpaint_module.pixels import to_unit_float
-from inpaint_module.redaction import permissions_for, redact
 from inpaint_module.report.pages import SheetRow, fitted, masked_in_red, sheet, to_pil
 
 _MAKER = "inpaint doctor"

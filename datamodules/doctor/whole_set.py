@@ -18,7 +18,7 @@ from datamodules.decode import MaskRequest, SampleDecoder, image_bytes, open_upr
 from datamodules.order import Buckets
 from datamodules.shards.shard_set import RawSample, ShardSet
 from datamodules.webdataset_datamodule import WebDatasetDataModule
-from inpaint_module.redaction import redact
+from inpaint_module.files import redact
 from inpaint_module.report import pages
 from inpaint_module.report.pages import fitted, masked_in_red
 

@@ -14,9 +14,9 @@ from torch import Tensor
 
 from datamodules.order.order import MixedOrder, Order, SampleOrder, permutation
 from datamodules.shards.shard_set import ShardSet
+from inpaint_module.files import redact
 from inpaint_module.parsing import check_at_least
 from inpaint_module.randomness import Stream, fork, key
-from inpaint_module.redaction import redact
 
 
 def bucket_shapes(pixels: int, *, step: int, max_aspect: float) -> list[tuple[int, int]]:

@@ -21,9 +21,8 @@ import torch
 from torch.utils.data import get_worker_info
 
 from datamodules.shards.shard_set import RawSample
-from inpaint_module.files import append_lines
+from inpaint_module.files import append_lines, redact
 from inpaint_module.parsing import parse_json
-from inpaint_module.redaction import redact
 
 _SLOT_BYTES = 16384
 _HEAD = 3  # one byte "in use", two bytes of length

@@ -17,8 +17,8 @@ from io import FileIO
 from typing import NamedTuple, TypeVar
 
 from datamodules.shards.transports import Body, RemoteError, transport
+from inpaint_module.files import redact
 from inpaint_module.parsing import MAX_BYTES
-from inpaint_module.redaction import redact
 
 _LOG = logging.getLogger(__name__)
 _LONGEST_PAUSE = 30.0

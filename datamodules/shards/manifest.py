@@ -32,9 +32,8 @@ from datamodules.shards.tar_index import (
     scan_tar,
 )
 from datamodules.shards.tar_members import begins_as_tar
-from inpaint_module.files import atomic_write_text
+from inpaint_module.files import atomic_write_text, permissions_for
 from inpaint_module.parsing import Parsed, parse_json
-from inpaint_module.redaction import permissions_for
 
 VERSION = 1
 MANIFEST = "manifest.json"

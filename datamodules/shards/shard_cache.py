@@ -31,8 +31,7 @@ from datamodules.shards.local_files import (
 from datamodules.shards.manifest import Shard, parse_index
 from datamodules.shards.tar_index import ShardIndex
 from datamodules.shards.transports import ProgressLine, file_name, with_path
-from inpaint_module.files import atomic_write_text
-from inpaint_module.redaction import redact
+from inpaint_module.files import atomic_write_text, redact
 
 _OURS = re.compile(r"[0-9a-f]{40}-.*")  # never touch what else lies in the folder
 _PART = re.compile(r".*\.(\d+)\.part")

@@ -20,7 +20,7 @@ from datamodules.shards.manifest import Shard, load_index
 from datamodules.shards.shard_cache import CacheFullError, ShardCache
 from datamodules.shards.tar_index import ShardIndex, account_of
 from datamodules.shards.transports import RemoteError, file_name, is_remote
-from inpaint_module.redaction import redact
+from inpaint_module.files import redact
 
 _OPEN_SHARDS = 64
 _OPEN_REMOTE = 8  # until a window says how many: an open shard cannot leave the cache

@@ -21,7 +21,7 @@ from datamodules.shards.shard_cache import ShardCache
 from datamodules.shards.shard_set import ShardSet
 from datamodules.shards.tar_index import index_shard
 from datamodules.shards.transports import SCHEMES, MissingError, file_name, is_remote, scheme, with_path
-from inpaint_module.redaction import redact, redacted
+from inpaint_module.files import redact, redacted
 
 OfFolder = Callable[[Path, list[Shard]], list[Shard]]
 _EMBEDDED = Path(__file__).parents[1] / "assets"

@@ -30,7 +30,7 @@ from urllib.request import (
     Request,
 )
 
-from inpaint_module.redaction import redact
+from inpaint_module.files import redact
 
 SCHEMES = ("http", "https", "s3", "gs")
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):")

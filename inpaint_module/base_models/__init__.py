@@ -30,7 +30,6 @@ from inpaint_module.base_models.flux import (
     FluxText,
     token_places,
 )
-from inpaint_module.base_models.from_fill import FromFill, SmoothFillLayout, WholeImageLayout
 from inpaint_module.base_models.layout import (
     Condition,
     DenoiserLayout,
@@ -48,11 +47,14 @@ from inpaint_module.base_models.quantize import dequantize, quantize, quantized_
 from inpaint_module.base_models.qwen_image import QwenImageControlNetLayout
 from inpaint_module.base_models.stable_diffusion import (
     BrushNetLayout,
+    FromFill,
     LatentDiffusionLayout,
     PixelCondition,
     PowerPaintLayout,
+    SmoothFillLayout,
     StableDiffusionLayout,
     StableDiffusionText,
+    WholeImageLayout,
 )
 from inpaint_module.base_models.stable_diffusion_3 import (
     StableDiffusion3Call,

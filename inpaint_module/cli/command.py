@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, NoReturn, TextIO, cast
 
 from inpaint_module.cli.errors import GOES_ON, closest, exit_code_of, take_debug
-from inpaint_module.redaction import redact
+from inpaint_module.files import redact
 
 
 class Command(NamedTuple):

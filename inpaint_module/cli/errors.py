@@ -16,7 +16,7 @@ from contextlib import suppress
 from importlib import import_module
 from typing import Any
 
-from inpaint_module.redaction import redact
+from inpaint_module.files import redact
 
 FAILED, STOPPED = 1, 130
 GOES_ON = "stopped; the same command goes on from here"

@@ -18,7 +18,7 @@ from jsonargparse import ArgumentParser, Namespace
 
 from inpaint_module.cli.errors import DEBUG, parser_message, take_debug
 from inpaint_module.cli.older_configs import class_of_data, today, today_options
-from inpaint_module.redaction import redact
+from inpaint_module.files import redact
 
 if TYPE_CHECKING:
     import torch

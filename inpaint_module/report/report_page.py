@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 
 from PIL import Image
 
+from inpaint_module.files import redacted_command
 from inpaint_module.metrics.scores import PLAIN_FILLS, FillScores, ScoredPhoto, ScoredPreset, mean_scores
-from inpaint_module.redaction import redacted_command
 from inpaint_module.report import pages
 from inpaint_module.report.pages import Line, line_chart, smoothed
 from inpaint_module.training.run_folder import MetricRow

@@ -16,7 +16,7 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor
 
-from inpaint_module.base_models.served import decode_difference, pipeline_class
+from inpaint_module.base_models.families import decode_difference, pipeline_class
 from inpaint_module.masks import preset
 from inpaint_module.metrics.perceptual import LPIPS
 from inpaint_module.metrics.scores import ScoredPhoto, ScoredPreset, flat_scores, score_fills

@@ -12,7 +12,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from inpaint_module.cli.older_configs import settings_today
-from inpaint_module.redaction import redacted
+from inpaint_module.files import redacted
 from inpaint_module.training.optimization import ScheduledModule
 
 # how it is started, and what is shown

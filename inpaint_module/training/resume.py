@@ -15,8 +15,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint, WeightAveraging
 from lightning.pytorch.strategies import ModelParallelStrategy
 from lightning.pytorch.utilities import rank_zero_info
 
-from inpaint_module.files import set_aside
-from inpaint_module.redaction import redact
+from inpaint_module.files import redact, set_aside
 from inpaint_module.training.changes import Change, adapt, changes, check_sharded, lines_of
 from inpaint_module.training.checkpoints import (
     newest_valid_checkpoint,

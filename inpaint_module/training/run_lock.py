@@ -18,8 +18,8 @@ from typing import NamedTuple
 
 from lightning.pytorch.utilities import rank_zero_info
 
+from inpaint_module.files import redacted_command
 from inpaint_module.parsing import parse_json
-from inpaint_module.redaction import redacted_command
 
 LOCK = "run.lock"
 _BEGUN = (LOCK, "events.out.tfevents.*", "hparams.yaml")  # before Lightning has looked at data and checkpoint

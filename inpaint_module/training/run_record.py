@@ -18,8 +18,7 @@ from lightning.pytorch.loggers import CometLogger, MLFlowLogger, TensorBoardLogg
 from lightning.pytorch.utilities import rank_zero_info
 from PIL import Image, ImageDraw, ImageFont
 
-from inpaint_module.files import atomic_write_picture, atomic_write_text
-from inpaint_module.redaction import permissions_for, redacted, redacted_command
+from inpaint_module.files import atomic_write_picture, atomic_write_text, permissions_for, redacted, redacted_command
 from inpaint_module.report.pages import to_pil
 from inpaint_module.sampling import InpaintedImages
 from inpaint_module.training.optimization import step_of
