@@ -65,19 +65,22 @@ def t5_tokenizer() -> T5TokenizerFast:
     )
 
 
-def clip(width: int = WIDTH, projected: bool = False, seed: int = 0) -> PreTrainedModel:
-    """A CLIP text model, its hidden states `width` wide."""
+def clip(
+    width: int = WIDTH, projected: bool = False, seed: int = 0, projection: int = WIDTH, **changes: object
+) -> PreTrainedModel:
+    """A CLIP text model, its hidden states `width` wide, the pooled text `projection`."""
     torch.manual_seed(seed)
     config = CLIPTextConfig(
         vocab_size=len(CLIP_WORDS),
         hidden_size=width,
         intermediate_size=2 * width,
-        projection_dim=WIDTH,
+        projection_dim=projection,
         num_hidden_layers=3,
         num_attention_heads=2,
         bos_token_id=len(CLIP_WORDS) - 2,
         eos_token_id=len(CLIP_WORDS) - 1,
         pad_token_id=len(CLIP_WORDS) - 1,
+        **changes,
     )
     return (CLIPTextModelWithProjection if projected else CLIPTextModel)(config).eval()
 
@@ -232,10 +235,10 @@ def chroma() -> ChromaInpaintPipeline:
     )
 
 
-def ddim() -> DDIMScheduler:
+def ddim(**changes: object) -> DDIMScheduler:
     """With the betas of Stable Diffusion."""
     betas = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
-    return DDIMScheduler(**betas, steps_offset=1, clip_sample=False, set_alpha_to_one=False)
+    return DDIMScheduler(**betas, steps_offset=1, clip_sample=False, set_alpha_to_one=False, **changes)
 
 
 def saved(pipeline: DiffusionPipeline, folder: Path) -> str:

@@ -31,7 +31,8 @@ _PARTS = {  # what names begin with in a file that holds the part
 }
 _T5 = ("text_encoders.t5xxl.",)
 _OTHER = ("first_stage_model.", "vae.", "cond_stage_model.", "conditioner.", "text_encoders.", "model_ema.")
-_SCALED = ("scaled_fp8", ".scale_weight", ".weight_scale", ".scale_input", ".input_scale")
+_SCALED = ("scaled_fp8", ".scale_weight", ".weight_scale", ".scale_input", ".input_scale", ".absmax", ".wscales")
+_PROJECTION = "text_encoders.clip_l.transformer.text_projection.weight"
 _DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
 
@@ -47,7 +48,11 @@ def folder_of(path: str, config: str | None = None) -> str:
         ValueError: no such file, no folder beside it, or one that is not of its base model; weights that cannot be
             read.
     """
-    if not path.lower().endswith(ENDINGS):
+    if not path.endswith(ENDINGS):
+        if os.path.isfile(path):
+            raise ValueError(
+                f"base.path: expected a folder, or a file that ends in {' or '.join(ENDINGS)}, got {path!r}"
+            )
         if config is not None:
             raise ValueError(f"base.config: expected null with {path!r}, which has configs of its own, got {config!r}")
         return path
@@ -84,6 +89,11 @@ def _convert(path: str, config: str, made: Path) -> None:
     import diffusers
 
     names = _names(path)
+    if lora := [name for name in names if "lora_" in name]:
+        raise ValueError(
+            f"base.path: expected a base model in {path!r}, got a LoRA with {lora[0]!r}; name its base model here, and "
+            "the file as base.lora.start"
+        )
     index = parse_json((Path(config) / "model_index.json").read_text(), "model_index.json").value
     kind = getattr(diffusers, str(index.get("_class_name")), None)
     if kind is None or not hasattr(kind, "from_single_file"):
@@ -98,9 +108,26 @@ def _convert(path: str, config: str, made: Path) -> None:
             f"base.path: cannot read {path!r} as a {kind.__name__} with the configs in {config!r}; is the folder of "
             f"the same base model, and does it hold the weights that the file lacks? {type(error).__name__}: {error}"
         ) from error
+    _complete(pipeline, path, names)
     _check(pipeline, names, path, config)
     with atomic_folder(made) as folder:
         pipeline.save_pretrained(folder)
+
+
+def _complete(pipeline: Any, path: str, names: Collection[str]) -> None:
+    """What the file says and diffusers 0.42 does not read."""
+    import transformers
+    from safetensors import safe_open
+
+    for part in pipeline.components.values():
+        if isinstance(part, transformers.PreTrainedModel):
+            part.tie_weights()  # a T5 stands in files with one of its two names for the same weights
+    if _PROJECTION in names and "text_projection.weight" in pipeline.text_encoder.state_dict():
+        with safe_open(path, "pt") as file, torch.no_grad():
+            pipeline.text_encoder.text_projection.weight.copy_(file.get_tensor(_PROJECTION))
+    if "v_pred" in names:  # by these two empty tensors those who share such models say how they were trained
+        changes = {"prediction_type": "v_prediction", **({"rescale_betas_zero_snr": True} if "ztsnr" in names else {})}
+        pipeline.scheduler = type(pipeline.scheduler).from_config(pipeline.scheduler.config, **changes)
 
 
 def _lacking(index: Mapping[str, Any], names: Collection[str], config: str, dtype: torch.dtype) -> dict[str, Any]:
@@ -126,7 +153,7 @@ def _names(path: str) -> dict[str, tuple[str, int]]:
         ValueError: naming the file, if it holds no weights, or more than weights.
     """
     try:
-        if path.lower().endswith(".safetensors"):
+        if path.endswith(".safetensors"):
             return _header(path)
         state = torch.load(path, map_location="meta", weights_only=True, mmap=True)
         while "state_dict" in state:
@@ -161,8 +188,8 @@ def _dtype(path: str, names: Mapping[str, tuple[str, int]]) -> torch.dtype:
     """What most values of the file are kept in; float8, in which nothing is computed, becomes bfloat16."""
     if scaled := [name for name in names if name.endswith(_SCALED)]:
         raise ValueError(
-            f"base.path: expected plain weights in {path!r}, got float8 with scales beside them, such as {scaled[0]!r}"
-            "; take the file in bfloat16 or float16"
+            f"base.path: expected plain weights in {path!r}, got numbers of few bits with scales beside them, such as "
+            f"{scaled[0]!r}; take the file in bfloat16 or float16"
         )
     values: Counter[str] = Counter()
     for dtype, count in names.values():
