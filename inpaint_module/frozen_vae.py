@@ -40,6 +40,8 @@ class FrozenVAE(ABC):
 
     ratio: int
     channels: int
+    free_dtype = False  # whether a run may choose in what it computes
+    offloaded = False  # whether its weights are on the CPU between uses
 
     @property
     def name(self) -> str:
@@ -82,6 +84,15 @@ class FrozenVAE(ABC):
         The fingerprint stays: it says which weights these are, not in what they are computed.
         """
         return False
+
+    def offload(self) -> bool:
+        """Keep the weights on the CPU between uses, from the next move on; whether they are. ComfyUI moves its own."""
+        self.offloaded = bool(self.models())
+        return self.offloaded
+
+    def offloaded_models(self) -> list[nn.Module]:
+        """Those of `models` whose weights are on the CPU between uses."""
+        return self.models() if self.offloaded else []
 
     @abstractmethod
     def fingerprint(self) -> bytes:

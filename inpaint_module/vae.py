@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from functools import cached_property
 from pathlib import Path
 from typing import Any, cast
@@ -11,7 +12,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from inpaint_module.frozen_vae import ComfyVAE, FrozenVAE, Posterior, VAEOverflowError, sha256_of_weights
-from inpaint_module.weights import config_model, loading_options, local_folder, runnable, weightless
+from inpaint_module.weights import (
+    brought_to,
+    config_model,
+    frozen,
+    kept_on_cpu,
+    loading_options,
+    local_folder,
+    runnable,
+    weightless,
+)
 
 __all__ = ["ComfyVAE", "DiffusersVAE", "FrozenVAE", "Posterior", "as_vae", "load_vae"]
 EMBEDDED = "embedded:vae"
@@ -33,8 +43,6 @@ class DiffusersVAE(FrozenVAE):
         ValueError: float16 weights of a VAE that overflows in float16 (`force_upcast`), a ratio that is not in its
             config or that one test encode contradicts, or latent statistics of another number of channels.
     """
-
-    free_dtype = False  # whether a run may choose it
 
     def __init__(self, module: nn.Module):
         self.module = cast(Any, module.eval().requires_grad_(False))
@@ -83,7 +91,7 @@ class DiffusersVAE(FrozenVAE):
             VAEOverflowError: naming the class, if latents in float16 are infinite or NaN.
         """
         images = (pixels * 2 - 1).to(self.dtype)
-        with self._undisturbed(pixels.device):
+        with self._undisturbed(pixels.device), self._here(pixels.device):
             out = self.module.encode(self._enter(images), return_dict=False)[0]
         std = None if isinstance(out, Tensor) else getattr(out, "std", None)  # some distributions have a mode only
         mean = self._leave(out if isinstance(out, Tensor) else out.mode())
@@ -100,7 +108,7 @@ class DiffusersVAE(FrozenVAE):
         if not self.is_video:
             return self.posterior(pixels).mean
         frames = (pixels * 2 - 1).to(self.dtype).movedim(0, 1).unsqueeze(0)
-        with self._undisturbed(pixels.device):
+        with self._undisturbed(pixels.device), self._here(pixels.device):
             return self.module.encode(frames, return_dict=False)[0].mode().float()
 
     def decode(self, latents: Tensor) -> Tensor:
@@ -108,7 +116,7 @@ class DiffusersVAE(FrozenVAE):
         if self._patch > 1:
             latents = F.pixel_shuffle(latents, self._patch)
         options = {"force_not_quantize": True} if self._is_movq else {}
-        with self._undisturbed(latents.device):
+        with self._undisturbed(latents.device), self._here(latents.device):
             images = self.module.decode(self._enter(latents.to(self.dtype)), return_dict=False, **options)[0]
         return self._one_frame(images).float().contiguous() / 2 + 0.5
 
@@ -148,9 +156,15 @@ class DiffusersVAE(FrozenVAE):
             self.module.eval()
         return torch.autocast(device.type, enabled=False)
 
+    def _here(self, device: torch.device) -> AbstractContextManager[None]:
+        return brought_to(self.module, device) if self.offloaded else nullcontext()
+
     def _move(self, device: torch.device) -> None:
         """In one step with the memory format, which the weights of 3-D convolutions keep."""
-        self.module.to(device, **({} if self.is_video else {"memory_format": _memory_format(device)}))
+        where = torch.device("cpu") if self.offloaded else device
+        self.module.to(where, **({} if self.is_video else {"memory_format": _memory_format(device)}))
+        if self.offloaded:
+            kept_on_cpu(frozen(self.module), device)
 
     def _enter(self, x: Tensor) -> Tensor:
         return x.unsqueeze(2) if self.is_video else x.contiguous(memory_format=_memory_format(x.device))
@@ -256,7 +270,9 @@ def load_vae(
     path = local_folder(path)
     options = loading_options(path, "VAE")
     if weightless():
-        return _loaded(runnable(config_model(path, subfolder, _DTYPES[dtype], **options)), free)
+        vae = as_vae(runnable(config_model(path, subfolder, _DTYPES[dtype], **options)))
+        vae.free_dtype = free
+        return vae
     try:
         # low_cpu_mem_usage needs accelerate, which a VAE does not
         module = AutoModel.from_pretrained(
@@ -267,14 +283,8 @@ def load_vae(
             f"no diffusers autoencoder at {str(Path(path) / (subfolder or ''))!r}: expected a folder with config.json "
             f"and weights, or a hub name ({error})"
         ) from error
-    vae = _loaded(module, free)
+    vae = as_vae(module)
+    vae.free_dtype = free
     if compiled:
         module.encode = torch.compile(module.encode)
-    return vae
-
-
-def _loaded(module: nn.Module, free_dtype: bool) -> FrozenVAE:
-    vae = as_vae(module)
-    if isinstance(vae, DiffusersVAE):
-        vae.free_dtype = free_dtype
     return vae

@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import re
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import cache
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -164,6 +165,42 @@ def config_model(path: str, subfolder: str | None, dtype: Any, **options: Any) -
     read = model_class.config_class.from_pretrained(path, subfolder=subfolder or "", **options)
     with torch.device("meta"):
         return model_class(read).to(dtype)
+
+
+def kept_on_cpu(weights: Iterable[Tensor], device: torch.device) -> None:
+    """Hold weights on the CPU, ready to be sent to a device by `brought_to`."""
+    for each in weights:
+        home = each.data.to("cpu")
+        each.data = home.pin_memory() if device.type == "cuda" and not home.is_pinned() else home
+
+
+@contextmanager
+def brought_to(module: nn.Module, device: torch.device) -> Iterator[None]:
+    """While this lasts, the frozen weights of a module on a device; what is there already stays.
+
+    What the backward pass needs of them there, autograd holds until then; nothing is sent back.
+    """
+    away = [(each, each.data) for each in frozen(module) if _is_away(each, device)]
+    try:
+        for each, home in away:
+            each.data = _sent(home, device)
+        yield
+    finally:
+        for each, home in away:
+            each.data = home
+
+
+def _sent(home: Tensor, device: torch.device) -> Tensor:
+    return home.to(device, non_blocking=True)
+
+
+def _is_away(weight: Tensor, device: torch.device) -> bool:
+    return weight.device.type == "cpu" and device.type != "cpu"
+
+
+def frozen(module: nn.Module, recurse: bool = True) -> Iterator[Tensor]:
+    """Parameters and buffers that do not train; of the module itself alone without `recurse`."""
+    return (each for each in chain(module.parameters(recurse), module.buffers(recurse)) if not each.requires_grad)
 
 
 class LiveBytes(TorchDispatchMode):

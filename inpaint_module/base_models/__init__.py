@@ -1,7 +1,13 @@
 """Base models: one file for each, and how they are loaded, grown, adapted and called. See README.md beside this."""
 
 from inpaint_module.base_models.base_model import BaseModel, EncoderOptions, ModelParts, VAEOptions, encoder_for
-from inpaint_module.base_models.compile_and_shard import CompiledForward, blocks, shard
+from inpaint_module.base_models.compile_and_shard import (
+    CompiledForward,
+    blocks,
+    offload_frozen,
+    offloaded_blocks,
+    shard,
+)
 from inpaint_module.base_models.conditioning import Conditioning, NoConditioning, check_captions, drop_mask
 from inpaint_module.base_models.controlnet import (
     CONDITION,
@@ -138,6 +144,8 @@ __all__ = [
     "load_text",
     "lora_weights",
     "new_model",
+    "offload_frozen",
+    "offloaded_blocks",
     "pack",
     "quantize",
     "quantized_state",

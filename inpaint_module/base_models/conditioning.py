@@ -48,6 +48,14 @@ class Conditioning(ABC):
     def to(self, device: torch.device) -> None:
         """Move the weights; their dtype stays."""
 
+    def offload(self) -> bool:
+        """Keep the weights on the CPU between uses, from the next move on; whether any are kept there."""
+        return False
+
+    def offloaded_models(self) -> list[nn.Module]:
+        """Those of `models` that are."""
+        return []
+
     @abstractmethod
     def fingerprint(self) -> bytes:
         """The sha256 of all weights, 32 bytes, computed once; device and memory format do not change it."""

@@ -112,6 +112,11 @@ def quantized_state(model: nn.Module) -> dict[str, Tensor]:
     return found
 
 
+def is_quantized(model: nn.Module) -> bool:
+    """Whether any of a model's layers is, or will be."""
+    return any(_is_quantized(layer) or isinstance(layer, CountedLinear) for layer in model.modules())
+
+
 def _is_quantized(layer: Any) -> bool:
     return type(layer).__module__.startswith("bitsandbytes.") and type(layer).__name__ in ("Linear4bit", "Linear8bitLt")
 

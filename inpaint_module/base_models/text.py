@@ -15,9 +15,11 @@ import torch
 from torch import Tensor, nn
 
 from inpaint_module.base_models.conditioning import Conditioning
+from inpaint_module.base_models.quantize import is_quantized
 from inpaint_module.base_models.text_cache import TextCache, sent
 from inpaint_module.batch import Batch
 from inpaint_module.frozen_vae import sha256_of_weights
+from inpaint_module.weights import brought_to, frozen, kept_on_cpu
 
 
 class FrozenTextEncoder:
@@ -35,6 +37,7 @@ class FrozenTextEncoder:
     def __init__(self, tokenizer: Any, model: nn.Module, length: int | None = None):
         self.tokenizer, self.length = tokenizer, length or tokenizer.model_max_length
         self.model = cast(Any, model.eval().requires_grad_(False))
+        self.offloaded: torch.device | None = None  # where it computes, if its weights are on the CPU between uses
 
     @property
     def dtype(self) -> torch.dtype:
@@ -43,8 +46,8 @@ class FrozenTextEncoder:
 
     @property
     def device(self) -> torch.device:
-        """Where the weights are."""
-        return next(self.model.parameters()).device
+        """Where it computes."""
+        return self.offloaded or next(self.model.parameters()).device
 
     @torch.no_grad()
     def __call__(self, captions: list[str]) -> Any:
@@ -54,16 +57,23 @@ class FrozenTextEncoder:
             self.model.eval()
         # T5 and CLIP read their padding, in the pipelines too; only some Stable Diffusion 2 say otherwise
         told = {"attention_mask": mask} if getattr(self.model.config, "use_attention_mask", False) else {}
-        return self.model(ids, output_hidden_states=True, **told)
+        with brought_to(self.model, ids.device):
+            return self.model(ids, output_hidden_states=True, **told)
 
     @torch.no_grad()
     def normalized(self, hidden: Tensor) -> Tensor:
         """Hidden states of any layer of a CLIP through its last norm, as those of the last layer."""
-        return getattr(self.model, "text_model", self.model).final_layer_norm(hidden)
+        norm = getattr(self.model, "text_model", self.model).final_layer_norm
+        with brought_to(norm, hidden.device):
+            return norm(hidden)
 
     def to(self, device: torch.device) -> None:
-        """Move the weights; their dtype stays."""
-        self.model.to(device)
+        """Move the weights, or only where it computes; their dtype stays."""
+        if self.offloaded is not None:
+            self.offloaded = device
+            kept_on_cpu(frozen(self.model), device)
+        else:
+            self.model.to(device)
 
     @cached_property
     def digest(self) -> bytes:
@@ -154,6 +164,17 @@ class TextConditioning(Conditioning):
         for encoder in self._present if self.cache is None else ():
             encoder.to(device)
 
+    def offload(self) -> bool:
+        """See `Conditioning.offload`; an encoder in 4 or 8 bits stays where it computes."""
+        away = [each for each in self._present if self.cache is None and not is_quantized(each.model)]
+        for encoder in away:
+            encoder.offloaded = encoder.device
+        return bool(away)
+
+    def offloaded_models(self) -> list[nn.Module]:
+        """See `Conditioning.offloaded_models`."""
+        return [encoder.model for encoder in self._present if encoder.offloaded is not None]
+
     def fingerprint(self) -> bytes:
         """See `Conditioning.fingerprint`."""
         if self.cache is not None:
@@ -236,7 +257,8 @@ class PipelineText(TextConditioning):
             **shown,
         }
         self.encoder.model.eval()
-        return self.named(self.reader.encode_prompt(prompt=list(captions), **arguments))
+        with brought_to(self.encoder.model, self.encoder.device):
+            return self.named(self.reader.encode_prompt(prompt=list(captions), **arguments))
 
     def components(self) -> dict[str, Any]:
         """See `TextConditioning.components`."""

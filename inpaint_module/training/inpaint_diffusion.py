@@ -19,6 +19,7 @@ from inpaint_module.base_models import (
     check_captions,
     check_image_sizes,
     drop_mask,
+    offload_frozen,
     shard,
 )
 from inpaint_module.batch import Batch, DescribedData, of_all_samples, without_sizes
@@ -48,6 +49,8 @@ class InpaintDiffusion(ScheduledModule):
         compile: true compiles the denoiser and the VAE's encode for the training steps, by torch.compile; or how the
             denoiser is: default, reduce-overhead (CUDA graphs: for small models on a GPU), max-autotune. The first
             step of each shape waits for it, and needs a C compiler.
+        offload: true keeps VAE and text encoders on the CPU between uses; blocks also the frozen weights of the
+            denoiser's blocks, which then needs its gradient_checkpointing. Each use waits for them.
         caption_dropout: share of samples that train without their caption, 0..1; 0.1 is usual.
         optimizer: the optimizer, given the parameters that train.
         lr_scheduler: learning rate per step, given the optimizer; null for a constant one.
@@ -71,6 +74,7 @@ class InpaintDiffusion(ScheduledModule):
         objective: ObjectiveCallable | None = None,
         loss_weights: LossWeights | None = None,
         compile: bool | str = False,
+        offload: bool | str = False,
         caption_dropout: float = 0.0,
         optimizer: OptimizerCallable = torch.optim.AdamW,
         lr_scheduler: LRSchedulerCallable | None = None,
@@ -88,6 +92,7 @@ class InpaintDiffusion(ScheduledModule):
         self.loss_weights, self.caption_dropout = loss_weights, caption_dropout
         self.compiled = CompiledForward("default" if compile is True else compile or None)
         self.compiled_vae = CompiledForward(self.compiled.mode and "default", "encode")
+        offload_frozen(base, offload, compiled=bool(compile))
         self.optimizer, self.lr_scheduler, self.stretch_schedule = optimizer, lr_scheduler, stretch_schedule
         self.sampling_steps, self.guidance_scale, self.seed = sampling_steps, guidance_scale, seed
         self.metrics = FillMetrics()

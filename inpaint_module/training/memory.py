@@ -17,11 +17,11 @@ from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-from inpaint_module.base_models import quantized_state
+from inpaint_module.base_models import offloaded_blocks, quantized_state
 from inpaint_module.base_models.quantize import CountedLinear
 from inpaint_module.batch import Batch, DescribedData
 from inpaint_module.training.inpaint_diffusion import InpaintDiffusion
-from inpaint_module.weights import NEEDS_CONTENT, FakeTensorMode, LiveBytes, no_content, runnable
+from inpaint_module.weights import NEEDS_CONTENT, FakeTensorMode, LiveBytes, frozen, no_content, runnable
 
 GIB = 2**30
 Kind = tuple[tuple[int, ...], torch.dtype]
@@ -38,6 +38,8 @@ class Memory(NamedTuple):
         average: the second copy that EMA keeps of what trains.
         vae: its weights.
         text: the weights of all text encoders.
+        visiting: the largest of the VAE and text encoders that are sent from the CPU for each use (`offload`), while
+            no activations are held; of blocks that are, `weights` has the largest.
     """
 
     weights: int
@@ -46,6 +48,7 @@ class Memory(NamedTuple):
     average: int
     vae: int
     text: int
+    visiting: int = 0
 
     @property
     def held(self) -> int:
@@ -54,7 +57,7 @@ class Memory(NamedTuple):
 
     def parts(self) -> dict[str, int]:
         """What there is of it, by the words that a table shows."""
-        words = {"average": "average (EMA)", "vae": "VAE", "text": "text encoders"}
+        words = {"average": "average (EMA)", "vae": "VAE", "text": "text encoders", "visiting": "visiting from the CPU"}
         return {words.get(name, name): part for name, part in self._asdict().items() if part}
 
     def __str__(self) -> str:
@@ -81,13 +84,18 @@ def held_memory(module: InpaintDiffusion, trainer: Trainer | None = None) -> Mem
         averages = any(isinstance(each, WeightAveraging) for each in trainer.callbacks)  # type: ignore[attr-defined]
         average = gradients if averages else 0
         gradients *= 2 if isinstance(trainer.strategy, DDPStrategy) and trainer.world_size > 1 else 1
+    blocks = [bytes_of(chain(*map(frozen, each))) for each in offloaded_blocks(_networks(module))] or [0]
+    vae, text = module.encoder.vae, module.conditioning
+    away = {id(each) for part in (vae, text) for each in part.offloaded_models()}
+    sizes = [{id(each): model_bytes(each) for each in part.models()} for part in (vae, text)]
     return Memory(
-        weights=sum(map(model_bytes, _networks(module))),
+        weights=sum(map(model_bytes, _networks(module))) - sum(blocks) + max(blocks),
         gradients=gradients,
         optimizer=optimizer_bytes(module.optimizer, trained),
         average=average,
-        vae=sum(map(model_bytes, module.encoder.vae.models())),
-        text=sum(map(model_bytes, module.conditioning.models())),
+        vae=sum(size for each, size in sizes[0].items() if each not in away),
+        text=sum(size for each, size in sizes[1].items() if each not in away),
+        visiting=max((size for part in sizes for each, size in part.items() if each in away), default=0),
     )
 
 
@@ -228,7 +236,7 @@ def estimate_table(memory: Memory, peak: int | None, batch: Batch, precision: st
     rows = dict(memory.parts())
     if peak is not None:
         rows["activations"] = max(0, peak - memory.gradients)
-        rows["peak"] = memory.held + rows["activations"]
+        rows["peak"] = memory.held - memory.visiting + max(rows["activations"], memory.visiting)
     lines = [f"Memory of a step, batch {count} of {height} x {width} pixels, {precision}, computed, in GiB"]
     lines += [f"  {name:16}{gib(size):>8}" for name, size in rows.items()]
     if memory.optimizer is None:
