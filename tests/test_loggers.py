@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import sys
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,7 +14,7 @@ from typing import cast
 import pytest
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint
-from lightning.pytorch.loggers import CSVLogger, Logger, MLFlowLogger, TensorBoardLogger, WandbLogger
+from lightning.pytorch.loggers import CometLogger, CSVLogger, Logger, MLFlowLogger, TensorBoardLogger, WandbLogger
 from PIL import Image
 from quiet_trainer import QUIET, quiet_trainer
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -41,17 +42,21 @@ MAKERS: dict[str, Callable[[Path], list[Logger]]] = {
     "tensorboard": lambda folder: [TensorBoardLogger(folder, "run", version="")],
     "mlflow": lambda folder: [MLFlowLogger(save_dir=str(folder / "mlruns"))],
     "wandb": lambda folder: [WandbLogger(save_dir=folder, offline=True)],
+    "comet": lambda folder: [CometLogger(offline_directory=str(folder / "comet"), project="run")],
 }
 MAKERS["all"] = lambda folder: [
     logger for name in ("wandb", "mlflow", "csv", "tensorboard") for logger in MAKERS[name](folder)
 ]
-FOLDERS = {"none": "root", "mlflow": "root", "wandb": "."}  # the others' is "run"
+FOLDERS = {"none": "root", "mlflow": "root", "wandb": ".", "comet": "comet"}  # the others' is "run"
 
 
 @pytest.fixture(autouse=True)
 def offline(monkeypatch: pytest.MonkeyPatch) -> None:
     """Neither a network nor a word."""
-    for name, value in {"WANDB_MODE": "offline", "WANDB_SILENT": "true", "MLFLOW_ALLOW_FILE_STORE": "true"}.items():
+    settings = {"WANDB_MODE": "offline", "WANDB_SILENT": "true", "MLFLOW_ALLOW_FILE_STORE": "true"}
+    # not CometLogger's `online: false`, with which Lightning 2.6 disables the experiment, so that nothing is written
+    settings |= {"COMET_START_ONLINE": "0", "COMET_LOGGING_CONSOLE": "CRITICAL"}
+    for name, value in settings.items():
         monkeypatch.setenv(name, value)
 
 
@@ -78,14 +83,22 @@ def fit(folder: Path, loggers: list[Logger], steps: int, ckpt_path: Path | None 
     trainer.fit(tiny_module(), data, ckpt_path=ckpt_path, weights_only=True)
     if wandb := sys.modules.get("wandb"):
         wandb.finish()  # as at the end of a process
+    for logger in loggers:
+        if isinstance(logger, CometLogger):
+            logger.experiment.end()
     return run_folder(trainer)
 
 
-LATER = {"mlflow", "wandb", "tensorboard"}  # alone; "all" has them, and the quickstart's runs the last
+LATER = {"mlflow", "wandb", "comet", "tensorboard"}  # alone; "all" has most, and the quickstart's runs the last
+COMETS_SOCKET = pytest.mark.filterwarnings("ignore:unclosed <socket:ResourceWarning")  # that Comet leaves open
 
 
 @pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=[pytest.mark.slow] if name in LATER else []) for name in MAKERS]
+    "name",
+    [
+        pytest.param(name, marks=[pytest.mark.slow] * (name in LATER) + [COMETS_SOCKET] * (name == "comet"))
+        for name in MAKERS
+    ],
 )
 def test_a_logger_goes_with_all_callbacks_through_two_starts(name: str, tmp_path: Path) -> None:
     fit(tmp_path, MAKERS[name](tmp_path), 2)
@@ -132,6 +145,21 @@ def test_pictures_reach_weights_and_biases(tmp_path: Path) -> None:
     sys.modules["wandb"].finish()
     (kept,) = tmp_path.rglob("media/images/samples*.png")
     assert Image.open(kept).getpixel((0, 0)) == (15, 0, 0)
+
+
+@COMETS_SOCKET
+@pytest.mark.slow
+def test_pictures_reach_comet(tmp_path: Path) -> None:
+    loggers = MAKERS["comet"](tmp_path)
+    log_picture(cast("Trainer", SimpleNamespace(loggers=loggers)), "samples", picture(15), 15)
+    cast("CometLogger", loggers[0]).experiment.end()  # as at the end of a process
+    (kept,) = (tmp_path / "comet").glob("*.zip")
+    with zipfile.ZipFile(kept) as archive:
+        files = [archive.read(name) for name in archive.namelist()]
+        pictures = [Image.open(io.BytesIO(file)) for file in files if file.startswith(b"\x89PNG")]
+        said = archive.read("messages.json").decode()
+    assert [each.getpixel((0, 0)) for each in pictures] == [(15, 0, 0)]
+    assert "samples" in said
 
 
 def picture(red: int) -> Image.Image:
