@@ -169,6 +169,31 @@ def test_options_of_flat_data() -> None:
     assert today_options(["--data.batch_size=2", "--data.flipped=1"]) == ["--data.batch_size=2", "--data.flipped=1"]
 
 
+@pytest.mark.parametrize("equals", [False, True])
+@pytest.mark.parametrize("named", [False, True])
+def test_a_file_of_flat_data_as_an_option(tmp_path: Path, equals: bool, named: bool) -> None:
+    arguments: dict[str, Any] = {"train_shards": "a", "flip": 0.25, "window": 4}
+    content = {"class_path": "datamodules.WebDatasetDataModule", "init_args": arguments} if named else arguments
+    now: dict[str, Any] = {"train_shards": "a", "order": {"window": 4}, "decoder": {"flip": 0.25}}
+    wanted = content | {"init_args": now} if named else now
+    (tmp_path / "old.yaml").write_text(yaml.safe_dump(content))
+    option = [f"--data={tmp_path / 'old.yaml'}"] if equals else ["--data", str(tmp_path / "old.yaml")]
+    found = today_options([*option, "--data.min_scale=1"], "datamodules.WebDatasetDataModule")
+    assert found[-1] == "--data.decoder.min_scale=1"
+    assert yaml.safe_load(found[-2].removeprefix("--data=")) == wanted
+    assert found[:-2] == [] if equals else ["--data"]
+    (tmp_path / "new.yaml").write_text(yaml.safe_dump(wanted))
+    for same in ([f"--data={tmp_path / 'new.yaml'}"], ["--data", "missing.yaml"], ["--data", "mine.Data"], ["--data"]):
+        assert today_options(same, "datamodules.WebDatasetDataModule") == same
+
+
+def test_a_model_of_before_in_a_file_as_an_option(tmp_path: Path) -> None:
+    (tmp_path / "model.yaml").write_text(yaml.safe_dump(yaml.safe_load(OLD)["model"]))
+    (option, found) = today_options(["--model", str(tmp_path / "model.yaml")])
+    assert option == "--model"
+    assert yaml.safe_load(found) == yaml.safe_load(NEW)["model"]
+
+
 def test_calls_with_flat_arguments(caplog: pytest.LogCaptureFixture) -> None:
     settings: dict[str, Any] = {"batch_size": 1, "image_size": 8, "mask_generator": Boxes()}
     with caplog.at_level("INFO"):

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import json
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -12,6 +13,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, TypeVar
 
+import yaml
 from jsonargparse import Namespace
 
 _HOME = "inpaint_module.base_models"
@@ -193,12 +195,15 @@ def today_options(arguments: Sequence[str], data_class: str | None = None) -> li
         data_class: of the configs, if they name one.
     """
     found, moved = [], []
-    arguments = [_OUR_PATH.sub(lambda path: _present(path[0]), each) for each in arguments]
-    named = [
+    arguments = [
+        _OUR_PATH.sub(lambda path: _present(path[0]), each) for each in _with_files_today(arguments, data_class)
+    ]
+    given = [
         value.partition("=")[2] or following
         for value, following in zip(arguments, [*arguments[1:], ""], strict=False)
         if value.partition("=")[0] in ("--data", "--data.class_path")
     ]
+    named = [path for each in given if (path := _class_in(each))]
     options = [option for each in arguments if (option := _OF_DATA.match(each))]
     moving = _moving(dict.fromkeys(option["name"] for option in options), next(iter([*named[::-1], data_class])))
     for each in arguments:
@@ -213,6 +218,39 @@ def today_options(arguments: Sequence[str], data_class: str | None = None) -> li
         found.append(each)
     _say_moved(*dict.fromkeys(moved))
     return found
+
+
+def _with_files_today(arguments: Sequence[str], data_class: str | None) -> list[str]:
+    """In the place of a file of before, as in `--data FILE.yaml`, what it says as it is written now, as JSON."""
+    found = list(arguments)
+    for at, each in enumerate(arguments):
+        option, equals, value = each.partition("=")
+        place = at if equals else at + 1
+        content = _content(value if equals else "".join(arguments[place : place + 1]))
+        if option in ("--data", "--model") and isinstance(content, dict):
+            part = option.removeprefix("--")
+            now = today({part: content}, data_class)[part]
+            if now != content:
+                found[place] = f"{option}={json.dumps(now)}" if equals else json.dumps(now)
+    return found
+
+
+def _content(value: str) -> Any:
+    """What a YAML file holds, or a text of JSON; the value itself where it is neither, or cannot be read."""
+    try:
+        if value.endswith((".yaml", ".yml")):
+            value = Path(value).expanduser().read_text(encoding="utf-8")
+        elif not value.startswith("{"):
+            return value
+        return yaml.safe_load(value)
+    except (OSError, ValueError, yaml.YAMLError):  # the parser says what is wrong with it
+        return value
+
+
+def _class_in(value: str) -> str | None:
+    """The class that the value of `--data` names, by itself, in a file or in JSON; None if none."""
+    content = _content(value)
+    return content.get("class_path") if isinstance(content, dict) else value
 
 
 def _renamed(value: Any) -> Any:
