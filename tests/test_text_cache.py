@@ -4,22 +4,30 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 from unittest import mock
 
 import pytest
 import torch
-from quiet_trainer import QUIET
+from quiet_trainer import QUIET, quiet_trainer
 from tiny_folders import CONFIGS, config_over
 from tiny_models import tiny_batch
+from torch.utils.data import DataLoader
+from two_ranks import Batches, equal, weights
 
 from datamodules import cache_text
 from inpaint_module.base_models import TextOptions, text_of
 from inpaint_module.base_models.text import FrozenTextEncoder
 from inpaint_module.base_models.text_cache import TextCache, describe, write_text_cache
 from inpaint_module.trained import module_from_configs
+from inpaint_module.training.checkpoints import VerifiedCheckpointIO, read_plain
 from inpaint_module.training.inpaint_diffusion import InpaintDiffusion
 
-pytestmark = [*QUIET, pytest.mark.filterwarnings("ignore:a caption fills all 77 tokens")]
+pytestmark = [
+    *QUIET,
+    pytest.mark.filterwarnings("ignore:a caption fills all 77 tokens"),
+    pytest.mark.filterwarnings("ignore:.*your dataloader is not resumable.*"),
+]
 CAPTIONS = ["the cat", "a dog"]
 FAMILIES = ["sd15", "sdxl", "sd3", "flux_fill"]
 
@@ -78,6 +86,28 @@ def test_the_loss_is_that_without_the_cache(name: str, folder: Path, tmp_path: P
     for key, part in whole.items():
         if isinstance(part, torch.nn.Module):
             assert all(a.equal(b) for a, b in zip(part.parameters(), again[key].parameters(), strict=True))
+
+
+def test_a_resumed_run_ends_with_the_same_bits(folder: Path, tmp_path: Path) -> None:
+    write("sd15", folder, tmp_path / "text", dtype="bfloat16")
+
+    def fit(steps: int, start: int = 0) -> tuple[InpaintDiffusion, Any]:
+        torch.manual_seed(0)
+        model = module("sd15", folder, f"--model.base.text.cache={tmp_path / 'text'}")
+        trainer = quiet_trainer(steps, plugins=[VerifiedCheckpointIO()], limit_val_batches=0, num_sanity_val_steps=0)
+        batches = DataLoader(Batches(start, 0, 1), batch_size=None)
+        trainer.fit(model, batches, batches, ckpt_path=tmp_path / "2.ckpt" if start else None)
+        return model, trainer
+
+    fit(2)[1].save_checkpoint(tmp_path / "2.ckpt")
+    assert equal(weights(fit(4)[0]), weights(fit(4, start=2)[0]))
+    kept = read_plain(tmp_path / "2.ckpt")
+    assert kept["conditioning_sha256"] == module("sd15", folder).conditioning.fingerprint().hex()
+    # a cache of other encoders does not go on
+    record = json.loads((tmp_path / "text" / "text.json").read_text())
+    (tmp_path / "text" / "text.json").write_text(json.dumps(record | {"fingerprint": "0" * 64}))
+    with pytest.raises(ValueError, match="conditioning"):
+        fit(4, start=2)
 
 
 def test_bfloat16_is_read_by_a_denoiser_in_float32(folder: Path, tmp_path: Path) -> None:

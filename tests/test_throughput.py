@@ -16,7 +16,7 @@ from tiny_models import tiny_batch, tiny_module
 from torch.utils.data import DataLoader, IterableDataset
 
 from inpaint_module.batch import DescribedData
-from inpaint_module.training.watch import SHARES, HostTimer, Stopwatch, Throughput
+from inpaint_module.training.speed import SHARES, HostTimer, Stopwatch, Throughput
 
 pytestmark = [
     *QUIET,

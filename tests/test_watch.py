@@ -201,3 +201,42 @@ def test_the_norm_is_that_of_all_ranks_and_of_unscaled_gradients() -> None:
     fused, plain = torch.optim.AdamW([weight], fused=True), torch.optim.AdamW([weight])
     assert whole_norm(trainer, fused, torch.tensor(50.0)) == 5
     assert whole_norm(trainer, plain, torch.tensor(5.0)) == 5
+
+
+class Encoded(Callback):
+    """How often the VAE encoded, and what was painted."""
+
+    def __init__(self) -> None:
+        self.images, self.painted = 0, []
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        module = cast(InpaintDiffusion, pl_module)
+        plain = module.encoder.vae.posterior
+
+        def counted(pixels: Tensor) -> Any:
+            self.images += len(pixels)
+            return plain(pixels)
+
+        module.encoder.vae.posterior = counted  # type: ignore[method-assign]
+
+    def on_validation_batch_end(self, *arguments: Any) -> None:
+        self.painted.append(arguments[2]["inpainted"].clone())
+
+
+@pytest.mark.parametrize("posterior", ["mode", "sample"])
+@pytest.mark.parametrize("max_batch", [None, 3])
+def test_a_validation_batch_is_encoded_once(posterior: str, max_batch: int | None) -> None:
+    found = []
+    for callbacks in ([], [ValidationLoss()]):
+        module, encoded = tiny_module(), Encoded()
+        module.encoder.posterior, module.encoder.max_batch = posterior, max_batch
+        trainer = quiet_trainer(1, callbacks=[*callbacks, encoded], limit_val_batches=2, num_sanity_val_steps=0)
+        trainer.validate(module, loader(100), verbose=False)
+        assert module.encoded is None
+        found.append((encoded, trainer.callback_metrics["val/psnr_inside"]))
+    (plain, without), (watched, with_loss) = found
+    assert len(plain.painted) == 2
+    assert all(map(torch.equal, plain.painted, watched.painted))
+    assert without == with_loss
+    # the whole images in addition; in passes of another size bits might differ, so that all is encoded again
+    assert watched.images == (2 if max_batch is None else 3) * plain.images

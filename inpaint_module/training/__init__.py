@@ -12,7 +12,8 @@ if TYPE_CHECKING:
     from inpaint_module.training.optimization import DiffusersSchedule, LearningRate
     from inpaint_module.training.resume import ExactResume
     from inpaint_module.training.run_record import ImageGrid, PredictionWriter, RunRecord
-    from inpaint_module.training.watch import Throughput, ValidationLoss
+    from inpaint_module.training.speed import Throughput
+    from inpaint_module.training.watch import ValidationLoss
 
 __all__ = [
     "EMA",
@@ -42,7 +43,7 @@ _HOMES = {
     "NonFiniteGuard": "nonfinite_guard",
     "PredictionWriter": "run_record",
     "RunRecord": "run_record",
-    "Throughput": "watch",
+    "Throughput": "speed",
     "ValidationLoss": "watch",
     "VerifiedCheckpointIO": "checkpoints",
     "newest_valid_checkpoint": "checkpoints",

@@ -7,7 +7,7 @@ from typing import Any, cast
 
 import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
-from torch import Tensor, nn
+from torch import Tensor
 
 from inpaint_module.base_models import (
     CONDITION,
@@ -66,6 +66,7 @@ class InpaintDiffusion(ScheduledModule):
     """
 
     conditioning: Conditioning
+    encoded: tuple[Batch, InpaintLatents] | None = None  # a batch that a callback has encoded, as without `target`
 
     def __init__(
         self,
@@ -108,16 +109,13 @@ class InpaintDiffusion(ScheduledModule):
             check_masks(data)
             if stage == "fit" and data.latents is not None:
                 check_clean(data.latents, self.encoder)
-            check_image_sizes(self._sized(), self.layout, self.encoder.vae.ratio, data.image_sizes(stage))
+            sized = self.denoiser if self.control is None else self.control.base.model  # which is frozen beside one
+            check_image_sizes(sized, self.layout, self.encoder.vae.ratio, data.image_sizes(stage))
 
     def _frozen(self) -> list[tuple[str, Any]]:
         """All that has a fingerprint, by name."""
         found = [("VAE", self.encoder.vae), ("conditioning", self.conditioning)]
         return found if self.control is None else [*found, ("base model", self.control.base)]
-
-    def _sized(self) -> nn.Module:
-        """The denoiser; beside a ControlNet it is frozen."""
-        return self.denoiser if self.control is None else self.control.base.model
 
     def configure_model(self) -> None:
         """Under a sharding strategy, split the denoiser's weights over the ranks."""
@@ -197,6 +195,8 @@ class InpaintDiffusion(ScheduledModule):
         With `target` these are of the batch's targets if it has such. They may be in the batch as `latents`, which
         only a `target` is taken from.
         """
+        if not target and self.encoded is not None and self.encoded[0] is batch:
+            return self.encoded[1]
         images, masks, clean = batch["image"], batch["mask"], batch.get("latents") if target else None
         wanted = batch.get("target") if target else None
         keys = key(self.seed, batch["position"], Stream.POSTERIOR) if clean is None else None
