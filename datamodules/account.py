@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 WIDTH = 80  # columns of a terminal
-FOUND = ("captions", "masks", "labels", "json")  # told even where there are none; targets only where there are some
+FOUND = ("captions", "masks", "labels", "json")  # counted even where there are none; targets only where there are some
 HIDDEN = "hidden or of the system"
 _SYSTEM = {"thumbs.db", "ehthumbs.db", "ehthumbs_vista.db", "desktop.ini", "icon\r", "picasa.ini", "lost+found"}
 _SYSTEM |= {"__macosx", "@eadir", "@__thumb", "@tmp", "#recycle", "@recycle", "#snapshot", "@recently-snapshot"}
@@ -94,7 +94,7 @@ class Account:
         return "\n".join(map(_wrapped, lines)) + "\n"
 
     def left(self) -> str:
-        """The part of the text that tells what was left aside; "" if nothing was."""
+        """The part of the text about what was left aside; "" if nothing was."""
         return "".join(f"{_wrapped(line)}\n" for line in self._left())
 
     def _left(self) -> list[str]:
@@ -102,7 +102,7 @@ class Account:
         return [f"{total} left aside", *_tallies(self.aside)] if total else []
 
 
-def tell(text: str) -> None:
+def write_out(text: str) -> None:
     """Write to stdout, with escapes for what the terminal's encoding does not have."""
     encoding = sys.stdout.encoding or "utf-8"
     sys.stdout.write(text.encode(encoding, "backslashreplace").decode(encoding))
@@ -128,9 +128,9 @@ def _tallies(kinds: Mapping[str, tuple[int, list[str]]]) -> list[str]:
 
 def first_names(names: Iterable[str], count: int) -> str:
     """The first few of `count` names, short enough for a line, and how many more there are."""
-    shown = [shortened(name) for name in list(names)[:SHOWN]]
-    more = count - len(shown)
-    return ", ".join(shown) + (f" and {more} more" if more > 0 else "")
+    first = [shortened(name) for name in list(names)[:SHOWN]]
+    more = count - len(first)
+    return ", ".join(first) + (f" and {more} more" if more > 0 else "")
 
 
 def shortened(name: str) -> str:

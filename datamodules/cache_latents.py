@@ -6,7 +6,7 @@ pair those of its target. Train
 from them with data.train_shards=runs/latents and the same model: masks are painted anew at every step, and the VAE
 encodes the masked images alone, half of its work. With --crops 4 every image is there four times, in other crops.
 
-A run that was stopped or killed goes on when the same command is given again. latents.json tells what the shards are.
+A run that was stopped or killed goes on when the same command is given again. latents.json says what the shards are.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 SHARDS is a folder of tars, a tar, a brace pattern or glob such as 'data/{000..099}.tar', a text file with one of
 these a line, or the URL (http, https, s3, gs; with braces) of tars. The tars are read once, hashed and checked, and
-never touched. An account at the end tells what the samples have, what is odd about masks (the first 64 of each local
+never touched. An account at the end says what the samples have, what is odd about masks (the first 64 of each local
 tar), and which members are no part of a sample and left aside: folders, hidden files, files without an image of their
 name, and files of a kind without a use here.
 
@@ -31,7 +31,7 @@ import numpy as np
 from jsonargparse import Namespace
 from tqdm import tqdm
 
-from datamodules.account import Account, RefusedError, tell
+from datamodules.account import Account, RefusedError, write_out
 from datamodules.decode.mask_files import why_look
 from datamodules.decode.mask_sources import FileMask, MaskRequest
 from datamodules.decode.reading import image_bytes, image_size, open_upright
@@ -72,7 +72,7 @@ class IndexedTar(NamedTuple):
 
 
 def _state(place: TarPlace) -> dict[str, Any]:
-    """What tells that a tar is the same as before; a URL's size is all that every server knows."""
+    """By what a tar is known to be the same as before; a URL's size is all that every server knows."""
     if is_remote(place.address):
         with closing(RemoteStream(place.address)) as stream:
             return {"size": stream.size, "mtime_ns": None}
@@ -278,13 +278,13 @@ def run(given: Namespace, overrides: Sequence[str] = ()) -> int:
     try:
         report = index_shards(**chosen, progress=True)
     except RefusedError as error:
-        tell(error.account.text("samples in the tars that can be used"))
+        write_out(error.account.text("samples in the tars that can be used"))
         raise
     for sample in report.unreadable:
         sys.stderr.write(f"no image size: {sample}\n")
     count = len(report.shards)
     head = f"samples in {count} shard{'s' * (count != 1)}, {count - report.fresh} of them indexed before"
-    tell(report.account.text(head))
+    write_out(report.account.text(head))
     return 0
 
 

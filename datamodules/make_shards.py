@@ -6,13 +6,13 @@ instructions, references and class numbers. Paths in a list are relative to its 
 
 Beside an image NAME.jpg may lie its caption NAME.txt or NAME.caption, its mask NAME.mask.png (white = inpaint), the
 picture that it should become NAME.target.png, the text of that pair NAME.instruction.txt (else its caption), a
-picture that an edit model is shown NAME.reference.png, class numbers NAME.label.png or NAME.seg.png, its class
+reference picture of an edit model NAME.reference.png, class numbers NAME.label.png or NAME.seg.png, its class
 NAME.cls, and NAME.json with annotations of COCO or LabelMe; a table metadata.csv or
 metadata.jsonl in the folder may say more. Names fit in any case, and what a table says wins. Masks with other names are
 taken with --masks.
 
 JPEG, PNG and WEBP are copied byte for byte; TIFF, BMP, GIF, AVIF, HEIC and others become PNG without loss. An account
-at the end tells what was taken and found, what was left aside and why, and what cannot be used.
+at the end says what was taken and found, what was left aside and why, and what cannot be used.
 
 The same input gives the same bytes, for any number of workers: sorted keys, no times, no owners. A run that was
 stopped or killed goes on when the same command is given again, and ends with the same bytes.
@@ -33,7 +33,7 @@ import PIL
 from jsonargparse import Namespace
 from tqdm import tqdm
 
-from datamodules.account import Account, RefusedError, tell
+from datamodules.account import Account, RefusedError, write_out
 from datamodules.shards.manifest import Shard, read_manifest
 from datamodules.shards.tar_index import ScannedTar
 from datamodules.writing.ordered_pool import ordered_map
@@ -193,12 +193,12 @@ def run(given: Namespace, overrides: Sequence[str] = ()) -> int:
     try:
         report = make_shards(**chosen, columns=columns, resize=resize, progress=True)
     except RefusedError as error:
-        tell(error.account.text("photos can be taken"))
+        write_out(error.account.text("photos can be taken"))
         raise
     for reason in report.skipped:
         sys.stderr.write(f"skipped: {reason}\n")
     count = len(report.shards)
-    tell(report.account.text(f"photos taken, in {count} shard{'s' * (count != 1)}"))
+    write_out(report.account.text(f"photos taken, in {count} shard{'s' * (count != 1)}"))
     return 0
 
 

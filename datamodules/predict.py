@@ -24,7 +24,7 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
-from datamodules.account import Account, first_names, tell
+from datamodules.account import Account, first_names, write_out
 from datamodules.decode import mask_files
 from datamodules.decode.conversion import GivenPicture, filled, read_given, stored_picture, write_png
 from datamodules.decode.reading import Turn, read_turn
@@ -120,7 +120,7 @@ class Predicted:
 
 
 def predict(options: Namespace, overrides: Sequence[str], account: Account) -> Predicted:
-    """Inpaint them all; results that are written stay, whatever comes after them. `account` tells what was found.
+    """Inpaint them all; results that are written stay, whatever comes after them. `account` gets what was found.
 
     Raises:
         ValueError: a picture that cannot be inpainted, or scores of holes whose truth nobody knows.
@@ -196,7 +196,7 @@ def run(given: Namespace, overrides: Sequence[str]) -> int:
     """The command, with what `options.predict` parsed."""
     account = Account()
     done = predict(given, overrides, account)
-    tell(f"{done.total} pictures in {given.out}\n{account.left()}")
+    write_out(f"{done.total} pictures in {given.out}\n{account.left()}")
     for kind, (count, names) in account.noted.items():
         sys.stdout.write(f"{count} {kind}: {first_names(names, count)}\n")
     if done.shrunk:

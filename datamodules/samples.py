@@ -1,4 +1,4 @@
-"""Samples: pictures of the user's, painted at the start of a training and at every validation, with the same draws."""
+"""Samples: pictures of the user's, painted at the start of a training and at every validation, with the same noise."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ class Samples(Callback):
 
     `NAME.jpg`, its mask `NAME.mask.png` (white = paint) and its prompt `NAME.txt` lie side by side, as in the data. In
     the run folder: `samples/NAME/step_NNNNNN.png`, the hole with its surroundings, and `samples/over_time.png`, all of
-    them side by side, which `report.html` shows too; in the loggers `samples`. Noise is a function of (the module's
+    them side by side, in `report.html` too; in the loggers `samples`. Noise is a function of (the module's
     seed, the picture's place by name), so that steps and runs compare. The weights are those that validation uses.
     Training's own random numbers are left alone; rank 0 paints while the others wait.
 
@@ -135,10 +135,10 @@ class Samples(Callback):
                     write_sample(self._run, sample.name, sample.prompt, step, hole, fill)
         painted = painted_samples(self._run, step)
         names = {sample.name for sample in self._samples}
-        shown = [each for each in painted if each.name in names]
-        if not shown:
+        ours = [each for each in painted if each.name in names]
+        if not ours:
             return False
-        newest = samples_sheet(shown)
+        newest = samples_sheet(ours)
         atomic_write_picture(self._run / SAMPLES / "over_time.png", newest)
         log_picture(trainer, SAMPLES, newest, step)
         return True

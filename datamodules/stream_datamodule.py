@@ -114,7 +114,7 @@ def check_plan(here: dict[str, Any], checkpoint: dict[str, Any]) -> None:
 
 
 def check_trainer(trainer: Trainer) -> None:
-    """Refuse a training that would never end, or whose steps do not tell how many samples they used.
+    """Refuse a training that would never end, or whose steps do not say how many samples they used.
 
     Raises:
         ValueError: naming the trainer's argument.

@@ -174,9 +174,9 @@ class WebDatasetDataModule(StreamDataModule, DescribedData):
         return self._opened("data.val_shards", find_shards(self.val_shards, self.cache, self._folders["val"]))
 
     def _opened(self, name: str, shards: list[Shard], sources: list[int] | None = None) -> ShardSet:
-        """Shards to read from; members of their tars that are left aside are told."""
-        if told := aside_line(shards, name):
-            rank_zero_info(told)
+        """Shards to read from; says how many members of their tars are left aside."""
+        if line := aside_line(shards, name):
+            rank_zero_info(line)
         return ShardSet(shards, self.cache, sources)
 
     def setup(self, stage: str) -> None:
@@ -248,7 +248,7 @@ class WebDatasetDataModule(StreamDataModule, DescribedData):
         """See `StreamDataModule`; names the files of a folder of pictures that have changed since."""
         trainer, folders = self.trainer, self._folders["train"]
         if trainer is not None and trainer.state.fn == TrainerFn.FITTING and self.plan() and folders.states:
-            folders.tell_changes(run_folder(trainer))
+            folders.name_changes(run_folder(trainer))
         super().load_state_dict(state_dict)
 
     def on_exception(self, exception: BaseException) -> None:

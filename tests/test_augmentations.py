@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import v2
 
-from datamodules.decode.augmentations import Augmentations, augment, position_draws, position_seed
+from datamodules.decode.augmentations import Augmentations, augment, position_seed, random_numbers
 from datamodules.shards.shard_set import RawSample
 from inpaint_module.randomness import Stream, fork, key, uniform
 
@@ -198,4 +198,4 @@ def test_numbers_of_a_position_are_its_row_of_the_batchs() -> None:
     positions = torch.tensor([-1, 0, 63, 64, 10**12])
     for stream, count in ((Stream.CROP, 3), (Stream.OWN_MASK, 2), (Stream.REMOVAL_MASK, 5)):
         rows = uniform(key(9, positions, stream), count).tolist()
-        assert [position_draws(9, int(position), stream, count) for position in positions] == rows
+        assert [random_numbers(9, int(position), stream, count) for position in positions] == rows

@@ -1,4 +1,4 @@
-"""What shards hold besides images, and that masks of their own are told of when training begins."""
+"""What shards hold besides images, and that masks of their own are named when training begins."""
 
 from __future__ import annotations
 

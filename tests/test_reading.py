@@ -11,7 +11,7 @@ from photo_mosaics import as_jpeg, mosaic
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from datamodules.decode.augmentations import Crop, centre_crop, crop_draws, random_crop
+from datamodules.decode.augmentations import Crop, centre_crop, crop_numbers, random_crop
 from datamodules.decode.reading import (
     has_alpha,
     image_bytes,
@@ -105,7 +105,7 @@ def test_forty_decibels_to_the_full_decode(quality: int, subsampling: str) -> No
         data = as_jpeg(mosaic(number), quality, subsampling=subsampling)
         for position, side in enumerate((96, 112, 128, 160, 224)):
             size = (side, side)
-            crop = random_crop(1536, 1024, size, crop_draws(number, position), 0.6, 0.5)
+            crop = random_crop(1536, 1024, size, crop_numbers(number, position), 0.6, 0.5)
             reduced += plan_view(open_upright(data, 10**8), crop, size).scale > 1
             values.append(psnr(read(data, crop, size), whole(data, crop, size)))
     assert min(values) > 40
@@ -118,7 +118,7 @@ def test_forty_decibels_of_small_sharp_photos() -> None:
     for number in range(0, 160, 4):
         data = image_bytes(photos.read(number).fields)
         frame = upright_size(open_image(data, 10**8))
-        crop = random_crop(*frame, (64, 64), crop_draws(0, number), 0.6, 0.5)
+        crop = random_crop(*frame, (64, 64), crop_numbers(0, number), 0.6, 0.5)
         coarse += plan_view(open_upright(data, 10**8), crop, (64, 64)).coarse
         values.append(psnr(read(data, crop, (64, 64)), whole(data, crop, (64, 64))))
     assert min(values) > 40
@@ -143,7 +143,7 @@ def test_reduced_and_cut_photos_stand_upright(orientation: int) -> None:
         data = as_jpeg(mosaic(3, 512, 512).crop((0, 0, width, height)), 90, exif=exif)
         frame = upright_size(open_image(data, 10**8))
         for position in range(4):
-            crop = random_crop(*frame, (40, 32), crop_draws(orientation, position), 0.5, 0.5)
+            crop = random_crop(*frame, (40, 32), crop_numbers(orientation, position), 0.5, 0.5)
             scales.append(plan_view(open_upright(data, 10**8), crop, (40, 32), 1.5).scale)
             assert psnr(read(data, crop, (40, 32), 1.5), whole(data, crop, (40, 32))) > 32
             assert psnr(read(data, crop, (40, 32), NEVER), whole(data, crop, (40, 32))) > 50

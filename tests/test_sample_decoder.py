@@ -12,7 +12,7 @@ from data_fixtures import encode, exif_turned, photo, sample_decoder
 from PIL import Image, ImageOps
 
 from datamodules.decode import reading
-from datamodules.decode.augmentations import crop_draws, random_crop
+from datamodules.decode.augmentations import crop_numbers, random_crop
 from datamodules.decode.coco_masks import CocoMask
 from datamodules.decode.mask_sources import AlphaMask, FileMask, LabelMap
 from datamodules.decode.reading import crop_mask, open_image, upright_size
@@ -73,7 +73,7 @@ def test_jpeg_shortcut_keeps_the_picture() -> None:
 def test_train_sample_is_the_crop() -> None:
     image = photo(1, 48, 40)
     sample = decoder(augment=True)(raw(5, image=image))
-    crop = random_crop(48, 40, (16, 16), crop_draws(0, 5), 0.5, 0.5)
+    crop = random_crop(48, 40, (16, 16), crop_numbers(0, 5), 0.5, 0.5)
     expected = image.crop(crop.box).resize((16, 16), Image.Resampling.BICUBIC)
     expected = np.asarray(ImageOps.mirror(expected) if crop.flip else expected).astype(int)
     assert abs(sample["image"].permute(1, 2, 0).numpy() - expected).max() <= 1

@@ -95,7 +95,7 @@ def test_what_is_left_aside_is_told_at_the_start(tmp_path: Path, caplog: pytest.
         f"{told}: 2 hidden or of the system, 1 not used, ending in .npy"
     )
     write_manifest(tmp_path)
-    assert aside_line(find_shards(str(tmp_path)), "data.x") == f"{told}; inpaint shards index tells which"
+    assert aside_line(find_shards(str(tmp_path)), "data.x") == f"{told}; inpaint shards index names them"
     assert aside_line(find_shards(str(tmp_path / "2.tar")), "data.x") == ""
     data = WebDatasetDataModule(str(tmp_path), batch_size=1, image_size=32, mask_generator=Halves())
     with caplog.at_level("INFO"):

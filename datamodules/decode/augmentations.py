@@ -38,7 +38,7 @@ def _seeds(seed: int, block: int, stream: Stream, branch: int) -> list[int]:
     return fork(key(seed, _positions(block), stream), branch).tolist()
 
 
-def position_draws(seed: int, position: int, stream: Stream, count: int) -> list[float]:
+def random_numbers(seed: int, position: int, stream: Stream, count: int) -> list[float]:
     """`count` numbers in [0, 1): row `position` of `uniform(key(seed, positions, stream), count)`."""
     return _block(seed, position // _BLOCK, stream, count)[position % _BLOCK]
 
@@ -73,12 +73,12 @@ def _on_grid(
 ) -> Crop:
     """A crop of about that width and height, at a share (0..1) of the places on its grid that it can have."""
     step = grid_of(crop[0], size)
-    cells = [max(1, int(side / step + 1e-6)) for side in crop]
+    counts = [max(1, int(side / step + 1e-6)) for side in crop]
     left, top = (
         int(share * (length // step - count + 1)) * step
-        for share, length, count in zip(place, frame, cells, strict=True)
+        for share, length, count in zip(place, frame, counts, strict=True)
     )
-    return Crop((left, top, left + cells[0] * step, top + cells[1] * step), flip)
+    return Crop((left, top, left + counts[0] * step, top + counts[1] * step), flip)
 
 
 def centre_crop(width: int, height: int, size: tuple[int, int]) -> Crop:
@@ -92,7 +92,7 @@ def centre_crop(width: int, height: int, size: tuple[int, int]) -> Crop:
 
 
 def random_crop(
-    width: int, height: int, size: tuple[int, int], draws: Sequence[float], min_scale: float, flip: float
+    width: int, height: int, size: tuple[int, int], numbers: Sequence[float], min_scale: float, flip: float
 ) -> Crop:
     """A rectangle of the aspect of `size` (H, W), placed anywhere in the image.
 
@@ -102,19 +102,19 @@ def random_crop(
         width: of the image, in pixels.
         height: of the image, in pixels.
         size: the target, (H, W) pixels.
-        draws: four numbers in [0, 1): scale, left, top, flip.
+        numbers: four in [0, 1): scale, left, top, flip.
         min_scale: the smallest side, as a share of the largest that fits.
         flip: the probability of a mirrored crop.
     """
     w, h = largest_box(width, height, size[1] / size[0])
     low = min(1.0, max(min_scale, size[1] / w))
-    scale = low + draws[0] * (1 - low)
-    return _on_grid((width, height), (w * scale, h * scale), size, draws[1:3], flip=draws[3] < flip)
+    scale = low + numbers[0] * (1 - low)
+    return _on_grid((width, height), (w * scale, h * scale), size, numbers[1:3], flip=numbers[3] < flip)
 
 
-def crop_draws(seed: int, position: int) -> list[float]:
+def crop_numbers(seed: int, position: int) -> list[float]:
     """The four numbers in [0, 1) of `random_crop` for one position."""
-    return position_draws(seed, position, Stream.CROP, 3) + position_draws(seed, position, Stream.FLIP, 1)
+    return random_numbers(seed, position, Stream.CROP, 3) + random_numbers(seed, position, Stream.FLIP, 1)
 
 
 _BRANCH = 1  # of the crop's key: the crop itself uses the unforked one
@@ -212,7 +212,7 @@ class Augmentations:
             return augment(image, mask, self.transforms)
 
     def target(self, target: Tensor, mask: Tensor | None, position: int) -> Tensor:
-        """What the image of this position should become, uint8 (3, H, W), with the image's draws.
+        """What the image of this position should become, uint8 (3, H, W), with the image's random numbers.
 
         Raises:
             ValueError: as `augment` and `check_pairs`.
@@ -237,9 +237,9 @@ class Augmentations:
                 if _differs(transform, size, seed=number):
                     raise ValueError(
                         f"data.decoder.transforms: {type(transform).__name__} changes an image and its target in "
-                        "different ways where both are alike, as what it does depends on the whole picture or draws of "
-                        "its own; the model would learn that as its task. Leave it out with pairs (of ColorJitter the "
-                        "contrast)"
+                        "different ways where both are alike, as what it does depends on the whole picture or on "
+                        "numbers of its own; the model would learn that as its task. Leave it out with pairs (of "
+                        "ColorJitter the contrast)"
                     )
         self._alike.add(size)
 

@@ -166,9 +166,9 @@ class CaptionOptions:
         first, rest = tags[: self.keep_tags], tags[self.keep_tags :]
         if not rest:
             return caption
-        draws = uniform(key(seed, torch.tensor([position]), Stream.TAGS), 2 * len(rest))[0].tolist()
-        places = sorted(range(len(rest)), key=draws.__getitem__) if self.shuffle_tags else range(len(rest))
-        kept = [rest[place] for place in places if draws[len(rest) + place] >= self.tag_dropout]
+        numbers = uniform(key(seed, torch.tensor([position]), Stream.TAGS), 2 * len(rest))[0].tolist()
+        places = sorted(range(len(rest)), key=numbers.__getitem__) if self.shuffle_tags else range(len(rest))
+        kept = [rest[place] for place in places if numbers[len(rest) + place] >= self.tag_dropout]
         joint = self.separator if self.separator.isspace() else f"{self.separator} "
         return joint.join([*first, *kept])
 

@@ -38,7 +38,7 @@ def read_mask(
         turn: what the photo's EXIF says.
         max_pixels: refuse larger masks.
         inverted: black = inpaint.
-        transparent: the hole is where the file is transparent, as ComfyUI saves it, whatever colours it shows.
+        transparent: the hole is where the file is transparent, as ComfyUI saves it, whatever its colours.
 
     Raises:
         ValueError: if it cannot be opened, is not of the photo's shape, or does not say clearly what is masked.
@@ -122,13 +122,13 @@ def _grey(image: Image.Image, data: bytes, lossy: bool) -> Image.Image:
         return _of_sixteen_bits(np.asarray(image))
     if image.mode == "CMYK":
         image = image.convert("RGB")
-    shown = _over_black(image) if has_alpha(image) else image
-    if image.mode == "P" and len(image.getcolors() or ()) > 1 and _is_flat(shown.convert("RGB")):
+    opaque = _over_black(image) if has_alpha(image) else image
+    if image.mode == "P" and len(image.getcolors() or ()) > 1 and _is_flat(opaque.convert("RGB")):
         _refuse("a palette whose colours are all the same")
-    if shown.mode in ("1", "L"):
-        grey = shown.convert("L")
+    if opaque.mode in ("1", "L"):
+        grey = opaque.convert("L")
     else:
-        grey = _of_colours(shown if shown.mode == "RGB" else shown.convert("RGB"), lossy)
+        grey = _of_colours(opaque if opaque.mode == "RGB" else opaque.convert("RGB"), lossy)
     if image.format == "PNG" and data[24] == 16 and grey.getextrema() == (0, 0):
         _refuse("a colour PNG of 16 bits whose largest value is below 256 of 65535, which cannot be read")
     values = _values(grey)
@@ -247,7 +247,7 @@ def why_look(mask: np.ndarray) -> str | None:
 
 
 def how_often_line(contents: Contents, share: float) -> str | None:
-    """What to tell of masks in the shards, which a mask generator is not asked for; None if there are none.
+    """What to say of masks in the shards, which a mask generator is not asked for; None if there are none.
 
     Args:
         contents: of the training shards.
@@ -276,12 +276,12 @@ class InvertedMasksWarning:
         if not self._begun and share:
             from lightning.pytorch.utilities import rank_zero_info  # as below
 
-            if told := how_often_line(look_into(shards), share):
-                rank_zero_info(told)
+            if line := how_often_line(look_into(shards), share):
+                rank_zero_info(line)
         self._begun = True
 
     def __call__(self, batch: dict[str, Any]) -> None:
-        """Note the masks of a batch of `collate`, in which `has_mask` tells the painted from the own ones."""
+        """Note the masks of a batch of `collate`, whose `has_mask` is true of those from the data."""
         if "mask" not in batch or len(self.coverages) >= _ENOUGH:
             return
         own = batch["mask"][batch["has_mask"]] if "has_mask" in batch else batch["mask"]

@@ -15,7 +15,7 @@ import numpy as np
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from datamodules.decode.augmentations import Crop, position_draws
+from datamodules.decode.augmentations import Crop, random_numbers
 from datamodules.decode.mask_files import mask_turn, read_mask, turned
 from datamodules.decode.reading import (
     OpenedImage,
@@ -84,7 +84,7 @@ class FileMask(MaskSource):
 
     Args:
         inverted: Black = inpaint.
-        transparent: Inpaint where the file is transparent, whatever colours it shows, as ComfyUI saves masks.
+        transparent: Inpaint where the file is transparent, whatever its colours, as ComfyUI saves masks.
     """
 
     def __init__(self, inverted: bool = False, transparent: bool = False) -> None:
@@ -270,7 +270,7 @@ class DataMasks:
             opened: its image.
             always: whatever the share.
         """
-        use, draw = position_draws(self.seed, raw.position, Stream.OWN_MASK, 2)
+        use, draw = random_numbers(self.seed, raw.position, Stream.OWN_MASK, 2)
         own = self._find(raw, crop, size, opened, draw) if always or use < self.share else None
         return own if own is not None and (self.allow_empty or own.any()) else None
 
@@ -281,7 +281,7 @@ class DataMasks:
             other: the sample whose mask it is.
             position: of the sample that gets it.
             size: the target, (H, W) pixels.
-            choose_crop: frame (width, height), size, four draws -> crop.
+            choose_crop: frame (width, height), size, four random numbers -> crop.
 
         Raises:
             ValueError: naming that sample, if its mask cannot be used.
@@ -289,10 +289,10 @@ class DataMasks:
         try:
             if other.fault:
                 raise ValueError(other.fault)
-            draws = position_draws(self.seed, position, Stream.REMOVAL_MASK, 5)
+            numbers = random_numbers(self.seed, position, Stream.REMOVAL_MASK, 5)
             opened = open_upright(image_bytes(other.fields), self.max_pixels)
-            crop = choose_crop(opened.size, size, draws[:4])
-            found = self._find(other, crop, size, opened, draws[4])
+            crop = choose_crop(opened.size, size, numbers[:4])
+            found = self._find(other, crop, size, opened, numbers[4])
         except Exception as error:  # as in SampleDecoder
             raise ValueError(f"mask of {other.shard}: sample {other.key!r}: {error}") from error
         return found if found is not None and found.any() else None

@@ -15,7 +15,7 @@ from typing import Any
 from PIL import Image
 from torch import Tensor, nn
 
-from datamodules.decode.augmentations import Augmentations, Crop, centre_crop, crop_draws, random_crop
+from datamodules.decode.augmentations import Augmentations, Crop, centre_crop, crop_numbers, random_crop
 from datamodules.decode.codecs import profile_fault
 from datamodules.decode.fields import CaptionOptions, parse_caption, parse_label, read_header, read_latents
 from datamodules.decode.mask_sources import DataMasks, FileMask, MaskOptions
@@ -166,11 +166,11 @@ class SampleDecoder:
         place = round(top * size[0] / (bottom - top)), round(before * size[1] / (right - left))
         return {"original_size": frame[::-1], "crop": place}
 
-    def _crop(self, frame: Size, size: Size, draws: Sequence[float]) -> Crop:
+    def _crop(self, frame: Size, size: Size, numbers: Sequence[float]) -> Crop:
         """A crop of an upright frame (width, height) for a target (H, W)."""
         if not self.augment:
             return centre_crop(*frame, size)
-        return random_crop(*frame, size, draws, self.options.min_scale, self.options.flip)
+        return random_crop(*frame, size, numbers, self.options.min_scale, self.options.flip)
 
     def _note(self, raw: RawSample, images: Sequence[Image.Image], frame: Size, size: Size) -> list[tuple[str, str]]:
         """What is worth counting, (kind, key): an animated image, one smaller than its size, an unusable profile."""
@@ -255,7 +255,7 @@ class SampleDecoder:
         files = self._open(raw)
         frame = files[0].size
         notes = self._note(raw, [file.image for file in files], frame, size)
-        crop = self._crop(frame, size, crop_draws(self.seed, raw.position) if self.augment else ())
+        crop = self._crop(frame, size, crop_numbers(self.seed, raw.position) if self.augment else ())
         views = plan_pair(files, crop, size, self.options.reducing_gap)
         mask = self._mask(raw, crop, size, files[0])
         pixels, *target = self._read(files, views, size)

@@ -25,8 +25,8 @@ from jsonargparse import Namespace
 from PIL import Image, ImageDraw
 from torch import Tensor, histc
 
-from datamodules.account import tell
-from datamodules.doctor.data_measures import Captions, Masks, Pixels, StoredSamples, told
+from datamodules.account import write_out
+from datamodules.doctor.data_measures import Captions, Masks, Pixels, StoredSamples, describe_pairs
 from datamodules.doctor.examination import Examination, examine
 from datamodules.doctor.findings import ERROR, Finding
 from datamodules.doctor.model_measures import Latents, Speeds, data_from_configs
@@ -42,7 +42,7 @@ from inpaint_module.report.pages import SheetRow, fitted, masked_in_red, sheet, 
 
 _MAKER = "inpaint doctor"
 _MOST_BAD = 10
-_ALL_BAD = ["--data.loading.max_bad_share=1.0"]  # tell all of them, instead of ending at the first few
+_ALL_BAD = ["--data.loading.max_bad_share=1.0"]  # name all of them, instead of ending at the first few
 
 _WIDTH, _LABEL = 110, 12
 _BARS = " ▁▂▃▄▅▆▇█"
@@ -67,7 +67,7 @@ def _rows(exam: Examination) -> Iterator[tuple[str, str]]:
         yield from _mask_rows(exam.masks)
         yield "captions", _captions(exam.captions)
         if exam.pairs is not None:
-            yield "pairs", told(exam.pairs)
+            yield "pairs", describe_pairs(exam.pairs)
         yield "samples", _samples(exam.pixels.total, exam.notes, exam.stored)
     if exam.latents is not None:
         yield from _latent_rows(exam.latents)
@@ -107,11 +107,11 @@ def _captions(captions: Captions) -> str:
 
 def _samples(count: int, notes: dict[str, list[str]], stored: StoredSamples | None) -> str:
     kinds = ["bad", "upscaled", "animated", *sorted(notes.keys() - {"bad", "upscaled", "animated", "substituted"})]
-    told = [f"{len(notes.get(kind, []))} {kind}" for kind in kinds]
+    counts = [f"{len(notes.get(kind, []))} {kind}" for kind in kinds]
     if stored is not None:
-        told.append(f"{sum(len(group) - 1 for group in stored.duplicates)} duplicates")
-        told.append(f"{len(stored.jpeg_masks)} masks in JPEG")
-    return f"{count} read: " + ", ".join(told)
+        counts.append(f"{sum(len(group) - 1 for group in stored.duplicates)} duplicates")
+        counts.append(f"{len(stored.jpeg_masks)} masks in JPEG")
+    return f"{count} read: " + ", ".join(counts)
 
 
 def _latent_rows(latents: Latents) -> Iterator[tuple[str, str]]:
@@ -189,8 +189,8 @@ def telling_first(keys: Sequence[str], findings: Sequence[Finding]) -> list[str]
 
 def _places(exam: Examination) -> Iterator[tuple[str, tuple[int, int]]]:
     """Each key with the numbers of its batch and of its row; of what went through the VAE, if anything did."""
-    shown = exam.encoded or exam.batches
-    for number, batch in enumerate(exam.batches[: len(shown)]):
+    looked_at = exam.encoded or exam.batches
+    for number, batch in enumerate(exam.batches[: len(looked_at)]):
         keys = exam.encoded[number].keys if exam.encoded else batch["__key__"]
         for index, key in enumerate(keys):
             yield key, (number, index)
@@ -258,7 +258,7 @@ def examined(given: Namespace, overrides: Sequence[str]) -> tuple[int, bool]:
         check_replaceable(given.out, _MAKER)
     chosen = {"batches": given.batches, "timeout": given.timeout, "step": not given.no_step, "device": device}
     exam = examine(given.config, overrides, **chosen)
-    tell(redact(table(exam)))
+    write_out(redact(table(exam)))
     if given.out is not None and (sheet := draw_sheet(exam, ", ".join(map(str, given.config)))) is not None:
         given.out.parent.mkdir(parents=True, exist_ok=True)
         atomic_write_picture(given.out, sheet, _MAKER)
@@ -284,8 +284,8 @@ def all_examined(given: Namespace, overrides: Sequence[str]) -> int:
     out.parent.mkdir(parents=True, exist_ok=True)
     text = page(found, redact(", ".join(shards)), _MAKER)
     atomic_write_text(out, text, permissions=permissions_for(text))
-    tell("".join(f"{name:17}{words}\n" for name, words in summary(found).items()))
-    tell("".join(f"bad: {redact(each.fault)}\n" for each in found.bad[:_MOST_BAD]))
+    write_out("".join(f"{name:17}{words}\n" for name, words in summary(found).items()))
+    write_out("".join(f"bad: {redact(each.fault)}\n" for each in found.bad[:_MOST_BAD]))
     sys.stdout.write(f"page: {out}\n")
     return int(bool(found.bad) or (given.strict and bool(found.alike)))
 

@@ -22,7 +22,7 @@ from datamodules.shards.tar_index import MASK_FIELDS
 from inpaint_module.batch import Batch
 from inpaint_module.pixels import to_unit_float
 
-_FLAT = 8 / 255  # a picture whose values differ by less shows nothing
+_FLAT = 8 / 255  # a picture whose values differ by less is blank
 _DARK = 16 / 255
 _GREY = slice(5, 251)  # neither black nor white
 _MAX_PIXELS = 50_000_000
@@ -74,7 +74,7 @@ class StoredSamples(NamedTuple):
 
 
 class Sizes(NamedTuple):
-    """(H, W) of the images seen, pixels per latent cell, and latents per cell of the denoiser's coarsest grid."""
+    """(H, W) of the images seen; along a side, pixels per latent, and latents per pixel of the denoiser's coarsest features."""
 
     seen: list[tuple[int, int]]
     ratio: int
@@ -97,7 +97,7 @@ def measure_pixels(batches: Sequence[Batch]) -> Pixels:
 
 
 def measure_masks(batches: Sequence[Batch], own: Sequence[Tensor]) -> Masks:
-    """Look at `mask` (B, 1, H, W) of each batch; `own` tells of each, bool (B,), which are from the data."""
+    """Look at `mask` (B, 1, H, W) of each batch; `own`, bool (B,), says of each which are from the data."""
     masks = [batch["mask"].detach().cpu() > 0.5 for batch in batches]
     coverage = torch.cat([mask.flatten(1).float().mean(1) for mask in masks])
     border = torch.cat([_border(mask[:, 0]).float().mean(1) for mask in masks])
@@ -125,7 +125,7 @@ def measure_captions(batches: Sequence[Batch], used: bool) -> Captions:
 
 
 def measure_stored(samples: Sequence[RawSample], decode: Callable[[RawSample], Any]) -> StoredSamples:
-    """Look at samples as they are in the shards; those that cannot be decoded are for the loader to tell."""
+    """Look at samples as they are in the shards; the loader names those that cannot be decoded."""
     names: dict[bytes, list[tuple[str, str]]] = {}
     grey: dict[str, float] = {}
     jpeg = []
@@ -156,7 +156,7 @@ def measure_contents(shards: ShardSet, samples: Sequence[RawSample], sources: Se
 
 
 def _grey_mask(raw: RawSample, source: FileMask) -> Image.Image | None:
-    """The mask of a sample's file, upright; None if there is none that can be read, which the loader tells."""
+    """The mask of a sample's file, upright; None if there is none that can be read: the loader names it."""
     try:
         opened = open_upright(image_bytes(raw.fields), _MAX_PIXELS)
         return source(MaskRequest(raw.fields, opened.size, max_pixels=_MAX_PIXELS, turn=opened.turn))
@@ -218,7 +218,7 @@ def measure_pairs(batches: Sequence[Batch], own: Sequence[Tensor]) -> Pairs | No
     return Pairs(list(keys), torch.tensor(outside), torch.tensor(inside), torch.tensor(masked), total)
 
 
-def told(pairs: Pairs) -> str:
+def describe_pairs(pairs: Pairs) -> str:
     """The figures in a line."""
     worst = pairs.outside.nan_to_num(0).max()
     return (

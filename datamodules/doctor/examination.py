@@ -70,12 +70,12 @@ class Examination:
         except _EXPECTED as failure:
             cause = cause_of(failure)
             title = "overflow in the VAE" if isinstance(cause, VAEOverflowError) else f"{where} fails"
-            finding = Finding(ERROR, title, where, expected, _told(cause), advice)
+            finding = Finding(ERROR, title, where, expected, _message(cause), advice)
         self.findings.append(finding)
         return None
 
 
-def _told(error: BaseException) -> str:
+def _message(error: BaseException) -> str:
     """A message with its notes, and the kind of error where that is half of it."""
     text = " ".join([str(error), *getattr(error, "__notes__", ())])
     plain = isinstance(error, (ValueError, OSError, ArgumentError)) and str(error)
@@ -102,11 +102,11 @@ def examine(
         step: also time a training step; it takes the memory of one.
     """
     exam, device = Examination(), torch.device(device)
-    told = {part: [each for each in overrides if each.startswith(f"--{part}.")] for part in ("model", "data")}
+    given = {part: [each for each in overrides if each.startswith(f"--{part}.")] for part in ("model", "data")}
     advice = "mend the config; the message names the key"
-    module = exam.attempt(lambda: module_from_configs(configs, told["model"]), "model", "a model that builds", advice)
+    module = exam.attempt(lambda: module_from_configs(configs, given["model"]), "model", "a model that builds", advice)
     data = exam.attempt(
-        lambda: model_measures.data_from_configs(configs, told["data"]), "data", "data that opens", advice
+        lambda: model_measures.data_from_configs(configs, given["data"]), "data", "data that opens", advice
     )
     if data is not None:
         examine_data(exam, data, module, batches=batches, timeout=timeout, device=device)

@@ -167,7 +167,7 @@ def check_sizes(sizes: Sizes) -> list[Finding]:
             expected = f"sides that are multiples of the VAE's ratio, {sizes.ratio}"
             found.append(Finding(ERROR, "wrong ratio", "data.image_size", expected, came, advice))
         elif height % step or width % step:
-            came += f", {height // sizes.ratio} x {width // sizes.ratio} latent cells"
+            came += f", {height // sizes.ratio} x {width // sizes.ratio} latents"
             expected = f"latent sides that are multiples of {sizes.factor}, by which the denoiser shrinks them"
             found.append(Finding(WARNING, "wrong ratio", "data.image_size", expected, came, advice))
     return found
@@ -215,7 +215,7 @@ _PAIRS = {  # what is expected, and what to do
     ),
     "pairs without their mask": (
         "a mask of what is to change, NAME.mask.png",
-        "without it a random mask is painted, and the model learns to change what it is shown outside of it as well",
+        "without it a random mask is painted, and the model learns to change what lies outside of it as well",
     ),
     "pairs with nothing to change": (
         "another picture inside of the mask",
@@ -288,7 +288,7 @@ def check_grid(grid: dict[str, Grid], reduce: str) -> list[Finding]:
     mine = grid.get(reduce)
     if mine is None or mine.leak <= _LEAK:
         return []
-    came = f"{mine.leak:.1%} of the masked pixels are in cells that say keep"
+    came = f"{mine.leak:.1%} of the masked pixels are in latents that the reduced mask keeps"
     advice = "set reduce: max, which forgets nothing, or paint wider masks"
     return [Finding(WARNING, "masks leak", "model.layout.reduce", f"at most {_LEAK:.0%}", came, advice)]
 

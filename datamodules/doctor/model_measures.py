@@ -42,7 +42,7 @@ class Encoded(NamedTuple):
 class Latents(NamedTuple):
     """Of latents in the denoiser's space: mean, std, the least and greatest std of a channel; PSNR of the round trip.
 
-    `lost` are the keys of samples with NaN or infinity, of which the figures know nothing.
+    `lost` are the keys of samples with NaN or infinity, which the figures leave out.
     """
 
     total: int
@@ -110,7 +110,7 @@ def measure_latents(encoded: Sequence[Encoded], dtype: str) -> Latents:
         figures += (-10 * error.clamp_min(1e-10).log10()).tolist()
         kept.append(each.latents[good].transpose(0, 1).flatten(1))
     lost = [key for key, good in zip(keys, torch.cat(whole).tolist(), strict=True) if not good]
-    values = torch.cat(kept, dim=1)  # (C, all cells)
+    values = torch.cat(kept, dim=1)  # (C, all latents)
     if not values.numel():
         return Latents(len(keys), dtype, 0, 0, (0, 0), [], lost)
     stds = values.std(1)
@@ -127,8 +127,7 @@ def measure_grid(encoded: Sequence[Encoded], ratio: int) -> dict[str, Grid]:
     found = {}
     for name in REDUCTIONS:
         if name != "space-to-depth":  # loses nothing
-            cells = [reduce_mask(each.grown, ratio, name) for each in encoded]
-            pairs = [(each.grown, cell) for each, cell in zip(encoded, cells, strict=True)]
+            pairs = [(each.grown, reduce_mask(each.grown, ratio, name)) for each in encoded]
             leak, over = (torch.cat([f(*pair) for pair in pairs]).mean() for f in (mask_leak, mask_overcover))
             found[name] = Grid(leak.item(), over.item())
     return found
@@ -141,7 +140,7 @@ def autocast(precision: str, device: torch.device) -> torch.autocast:
 
 
 def denoiser_factor(denoiser: nn.Module) -> int:
-    """Latents per side of a cell of the coarsest grid inside a U-Net, or of a transformer's patch."""
+    """Along a side, latents per pixel of a U-Net's coarsest features, or per patch of a transformer."""
     config: Any = getattr(denoiser, "config", {})
     blocks, patch = config.get("down_block_types"), config.get("patch_size")
     if blocks:
@@ -253,7 +252,7 @@ def items_in_time(source: Callable[[], Iterable[T]], timeout: float) -> Iterator
         except Exception as error:
             items.put(_Item(error=error))
 
-    threading.Thread(target=read, name="patient reader", daemon=True).start()
+    threading.Thread(target=read, name="timed reader", daemon=True).start()
     while True:
         try:
             item = items.get(timeout=timeout)

@@ -23,7 +23,7 @@ from inpaint_module.report import pages
 from inpaint_module.report.pages import fitted, masked_in_red
 
 _SIDE = 144  # pixels of a picture on the page
-_STEP, _MOST_ASPECT = 64, 2.0  # of the buckets that are shown where the config has none
+_STEP, _MOST_ASPECT = 64, 2.0  # of the buckets of a set whose config has none
 _BANDS = 5  # of a hash; two that differ in fewer bits have one in common
 NEAR = _BANDS - 1  # bits of 64 in which near-duplicates differ at most
 _WHITE = 128  # of 255: from here on a mask inpaints
@@ -58,7 +58,7 @@ class WholeSet(NamedTuple):
         facts: of each sample, in the order of the shards; at last pictures of a folder that make no sample.
         buckets: shapes of batches, as the config has them or as `order.bucket_step: 64` would.
         alike: groups of numbers of samples that look alike.
-        pictures: of the samples that a page shows, by number: small, with the mask in red, if there is one.
+        pictures: of the samples on a page, by number: small, with the mask in red, if there is one.
     """
 
     facts: list[SampleFacts]
@@ -73,7 +73,7 @@ class WholeSet(NamedTuple):
 
 
 def dhash(picture: Image.Image) -> int | None:
-    """64 bits, of which each says whether a cell of 8 x 8 is darker than its right neighbour; None without contrast.
+    """64 bits, one for each of 8 x 8 pixels: is it darker than its right neighbour? None without contrast.
 
     Source: N. Krawetz, "Kind of Like That", 2013.
     """
@@ -166,10 +166,10 @@ def look_at_all(data: WebDatasetDataModule, *, progress: bool = False) -> WholeS
     good = [number for number, each in enumerate(facts) if not each.fault]
     alike = groups_alike([each.hash for each in facts])
     spread = good[:: max(1, len(good) // _EXAMPLES)][:_EXAMPLES]
-    shown = {*spread, *(number for group in alike[:_MOST_GROUPS] for number in group[:_EXAMPLES])}
+    chosen = {*spread, *(number for group in alike[:_MOST_GROUPS] for number in group[:_EXAMPLES])}
     facts += [SampleFacts(bad.key, fault=redact(bad.reason)) for bad in data.left_out]
     buckets = data.buckets or Buckets(data.train_decoder.image_size, step=_step(data), max_aspect=_MOST_ASPECT)
-    return WholeSet(facts, buckets, alike, {number: looker.picture(number) for number in sorted(shown)})
+    return WholeSet(facts, buckets, alike, {number: looker.picture(number) for number in sorted(chosen)})
 
 
 def _step(data: WebDatasetDataModule) -> int:
@@ -185,22 +185,22 @@ def summary(found: WholeSet) -> dict[str, str]:
     captions = [each.caption for each in good if each.caption.strip()]
     repeats = Counter(captions).most_common(1)
     copies = sum(len(group) - 1 for group in found.alike)
-    told = {"samples": f"{len(found.facts)}, of which {len(found.bad)} cannot be used"}
+    words = {"samples": f"{len(found.facts)}, of which {len(found.bad)} cannot be used"}
     if good:
-        told["sizes"] = f"shorter side {min(sides)} to {max(sides)} pixels, half of them under {median(sides):.0f}"
-        told["aspects"] = f"width / height {min(aspects):.2f} to {max(aspects):.2f}, half under {median(aspects):.2f}"
-    told["captions"] = f"{len(captions)} of {len(good)}" + (
+        words["sizes"] = f"shorter side {min(sides)} to {max(sides)} pixels, half of them under {median(sides):.0f}"
+        words["aspects"] = f"width / height {min(aspects):.2f} to {max(aspects):.2f}, half under {median(aspects):.2f}"
+    words["captions"] = f"{len(captions)} of {len(good)}" + (
         f", half of them under {median(map(len, captions)):.0f} characters, at most {max(map(len, captions))}"
         + (f"; {repeats[0][1]} say {repeats[0][0][:40]!r}" if repeats[0][1] > 1 else "")
         if captions
         else ""
     )
     empty, full = sum(share == 0 for share in covered), sum(share == 1 for share in covered)
-    told["masks"] = f"{len(covered)} of {len(good)}" + (
+    words["masks"] = f"{len(covered)} of {len(good)}" + (
         f", {sum(covered) / len(covered):.1%} masked on average; {empty} empty, {full} full" if covered else ""
     )
-    told["near-duplicates"] = f"{copies} samples that look like another, {len(found.alike)} groups of such"
-    return told
+    words["near-duplicates"] = f"{copies} samples that look like another, {len(found.alike)} groups of such"
+    return words
 
 
 def _counts(found: WholeSet) -> dict[str, list[tuple[str, int]]]:
@@ -239,7 +239,7 @@ def page(found: WholeSet, title: str, maker: str) -> str:
         "whole_set.html",
         title=title,
         maker=maker,
-        told=summary(found),
+        words=summary(found),
         tables={name: [(*row, row[1] / most[name]) for row in rows] for name, rows in counts.items()},
         galleries={name: [_figures(found, each) for each in groups] for name, groups in galleries.items() if groups},
         bad=[(each.key, each.fault) for each in found.bad[:_MOST_BAD]],

@@ -112,7 +112,7 @@ class AspectRatios:
         return aspects
 
 
-_BUCKETS = 2  # tells a group's key from an epoch's
+_BUCKETS = 2  # so that a group's key is none of an epoch
 
 
 class Group(NamedTuple):

@@ -23,7 +23,7 @@ def collate(samples: list[dict[str, Any]]) -> Batch:
 
     `has_mask` is there if some samples have own masks and others do not, `target` if some samples have one (those of
     the others are their images), and then `has_target` if not all have; `reference` and `has_reference` alike; `notes`
-    if something was noted of a sample ("bad", "substituted" and what else the decoder tells).
+    if something was noted of a sample ("bad", "substituted" and what else the decoder notes).
     """
     batch: Batch = {
         "image": torch.stack([sample["image"] for sample in samples]),
@@ -182,7 +182,7 @@ class StreamLoader(BatchLoader):
 
     Bad samples are substituted and written to `quarantine.jsonl`, and so are samples that have killed workers in an
     earlier start with the same folder (`crashes.jsonl`). A batch has "notes" (kind -> texts) if there is something to
-    tell: kinds "bad", "substituted" and those of the decoder.
+    note: kinds "bad", "substituted" and those of the decoder.
 
     Args:
         stream: where the raw samples come from.

@@ -183,7 +183,7 @@ class SampleOrder(Order):
 
 
 CYCLE = 4096  # positions after which the shares are exact
-_MIX = 1  # tells a cycle's key from an epoch's
+_MIX = 1  # so that a cycle's key is none of an epoch
 
 
 def cycle_counts(weights: Sequence[float]) -> list[int]:

@@ -73,7 +73,7 @@ class SampleStream(IterableDataset[RawSample]):
     """The first stage of the pipeline: the raw samples of this rank and worker, in the order of the stream.
 
     Args:
-        shards: where the samples are read; told which ones come next whenever a window begins.
+        shards: where the samples are read; asked in advance for those that come next whenever a window begins.
         order: position -> sample number; its shapes go into the raw samples' `size`.
         batch_size: samples of one batch on one rank.
         rank: of this process.
@@ -154,10 +154,10 @@ class BadShareLimit:
         self.samples = self.bad = 0
         self._batches: deque[tuple[int, int]] = deque()
         self._reasons: deque[str] = deque(maxlen=_REASONS)
-        self._told = False
+        self._warned = False
 
     def __call__(self, bad: Sequence[str], samples: int) -> None:
-        """Count a batch: the reasons of its bad samples, and its size. The first bad one is told of.
+        """Count a batch: the reasons of its bad samples, and its size. The first bad one gets a warning.
 
         Raises:
             ValueError: naming share, limit, file and the last reasons.
@@ -172,8 +172,8 @@ class BadShareLimit:
             self._check()
 
     def _check(self) -> None:
-        if not self._told:
-            self._told = True
+        if not self._warned:
+            self._warned = True
             _log.warning("substituted a bad sample: %s (%s)", self._reasons[-1], self.where)
         if self.bad > self.max_share * max(self.samples, _AT_LEAST):
             raise ValueError(

@@ -97,7 +97,7 @@ class RemoteStream:
 
     @property
     def size(self) -> int | None:
-        """Bytes of the whole file, None if the server does not tell."""
+        """Bytes of the whole file, None if the server does not say."""
         while self._body is None:
             self._try_open()
         return self._size

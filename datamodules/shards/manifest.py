@@ -260,8 +260,8 @@ def _sizes(sizes: Parsed, count: int) -> list[tuple[int, int]]:
 
 
 def _aside(aside: Parsed) -> Aside:
-    told = {why: pair.items(2) for why, pair in aside.members().items()}
-    return {why: (count.whole(1), [name.text() for name in names.items()]) for why, (count, names) in told.items()}
+    parsed = {why: pair.items(2) for why, pair in aside.members().items()}
+    return {why: (count.whole(1), [name.text() for name in names.items()]) for why, (count, names) in parsed.items()}
 
 
 def load_index(shard: Shard) -> ShardIndex:

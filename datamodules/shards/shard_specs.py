@@ -169,9 +169,9 @@ def aside_line(shards: Sequence[Shard], name: str) -> str:
     for shard in shards:
         for kind, (number, _) in ((shard.index and shard.index.aside) or {}).items():
             kinds[kind] += number
-    told = ", ".join(f"{number} {kind}" for kind, number in kinds.most_common()) if kinds.total() == count else ""
+    named = ", ".join(f"{number} {kind}" for kind, number in kinds.most_common()) if kinds.total() == count else ""
     tars = sum(shard.aside > 0 for shard in shards)
-    more = f": {told}" if told else "; inpaint shards index tells which"
+    more = f": {named}" if named else "; inpaint shards index names them"
     return f"{name}: {count} members of {tars} tar{'s' * (tars != 1)} are no part of a sample and left aside{more}"
 
 

@@ -20,7 +20,7 @@ IMAGE_FIELDS = ("jpg", "jpeg", "png", "webp")
 MASK_FIELDS = ("mask.png", "mask.webp", "mask.jpg", "mask.jpeg")
 LABEL_FIELDS = ("label.png", "seg.png")
 TARGET_FIELDS = ("target.png", "target.webp", "target.jpg", "target.jpeg")  # what the image should become
-REFERENCE_FIELDS = ("reference.png", "reference.webp", "reference.jpg", "reference.jpeg")  # what an edit model is shown
+REFERENCE_FIELDS = ("reference.png", "reference.webp", "reference.jpg", "reference.jpeg")  # what edit models also see
 LATENTS_FIELD = "latents.safetensors"  # of cache_latents
 OTHER_FIELDS = ("txt", "instruction.txt", "json", "cls", LATENTS_FIELD)
 FIELDS = (
@@ -274,7 +274,7 @@ def index_shard(path: str | Path) -> ShardIndex:
 
 @dataclass(frozen=True)
 class ScannedTar:
-    """What one pass over a tar tells: its index, its size in bytes and its sha256."""
+    """What one pass over a tar finds: its index, its size in bytes and its sha256."""
 
     index: ShardIndex
     bytes: int

@@ -108,7 +108,7 @@ def read_members(file: Any, name: str) -> Iterator[Member]:
     """The members of an uncompressed tar, each as soon as its headers are read; names that are not UTF-8 get `%E9`.
 
     Args:
-        file: the tar, at its start; needs read, tell and seek onwards. Who is given a member may read it.
+        file: the tar, at its start; needs read, tell and seek onwards. A caller may read each member's bytes.
         name: what error messages call it.
 
     Raises:
@@ -194,8 +194,8 @@ def _records(data: bytes, kind: bytes, name: str, place: int) -> dict[str, bytes
 def _member(head: tarfile.TarInfo, said: dict[str, bytes], offset: int) -> Member:
     """A header, and what was said before it."""
     size = head.size
-    if (told := said.get("size")) is not None:
-        size = int(told) if _NUMBER.fullmatch(told) or told == b"0" else -1
+    if (given := said.get("size")) is not None:
+        size = int(given) if _NUMBER.fullmatch(given) or given == b"0" else -1
     text = said["path"].decode("utf-8", "surrogateescape") if "path" in said else head.name
     sparse = head.type == tarfile.GNUTYPE_SPARSE or any(key.startswith("GNU.sparse.") for key in said)
     kind = tarfile.DIRTYPE if head.type == tarfile.AREGTYPE and text.endswith("/") else head.type

@@ -49,7 +49,7 @@ class MissingError(RemoteError):
 
 
 class Body(NamedTuple):
-    """An answer being read: the file's bytes from `start` on, -1 if that is not told; `total` bytes, if told."""
+    """An answer being read: the file's bytes from `start` on, -1 if it does not say; `total` bytes, if it says so."""
 
     start: int
     total: int | None

@@ -256,7 +256,7 @@ class PictureFolders:
         return ", or raise data.loading.max_bad_share" if self.max_bad_share else ""
 
     def begin(self, run: Path, rank: int) -> None:
-        """Write what cannot be used into the run's quarantine, and the files of the run for `tell_changes`."""
+        """Write what cannot be used into the run's quarantine, and the files of the run for `name_changes`."""
         quarantine = Quarantine(run, rank=rank)
         for bad in self.refused if rank == 0 else ():
             quarantine.add(bad)
@@ -264,7 +264,7 @@ class PictureFolders:
             run.mkdir(parents=True, exist_ok=True)
             atomic_write_text(run / FILES, json.dumps(self.states) + "\n")
 
-    def tell_changes(self, run: Path) -> None:
+    def name_changes(self, run: Path) -> None:
         """Name the files that are not what they were when this run started last; the checkpoint says if it matters."""
         try:
             before = json.loads((run / FILES).read_text(encoding="utf-8"))

@@ -49,11 +49,11 @@ def walk(root: Path, account: Account) -> Iterator[tuple[Path, list[str]]]:
         account.leave(
             HIDDEN, *(f"{folder / entry.name}{'/' * entry.is_dir()}" for entry in found if is_hidden(entry.name))
         )
-        shown = [entry for entry in found if not is_hidden(entry.name)]
-        for entry in shown:
+        visible = [entry for entry in found if not is_hidden(entry.name)]
+        for entry in visible:
             if entry.is_dir():
                 (links if entry.is_symlink() else folders).append(folder / entry.name)
-        yield folder, [entry.name for entry in shown if not entry.is_dir()]
+        yield folder, [entry.name for entry in visible if not entry.is_dir()]
 
 
 def _identity(folder: Path) -> tuple[int, int]:

@@ -19,7 +19,7 @@ _AHEAD = 4  # items in work for each process
 
 
 def _start_server() -> None:
-    """The process that workers are forked from, deaf to Ctrl-C as they are then: it must not kill one that starts."""
+    """The process that workers are forked from; it and they ignore Ctrl-C, which must not kill one that starts."""
     resource_tracker.ensure_running()  # which would let signals in again
     before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
     try:
@@ -29,7 +29,7 @@ def _start_server() -> None:
 
 
 def _end_with_parent() -> None:
-    """A killed parent cannot tell its workers to stop."""
+    """A killed parent cannot stop its workers."""
     parent = multiprocessing.parent_process()
     if parent is not None:
         parent.join()

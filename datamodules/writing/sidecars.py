@@ -86,7 +86,7 @@ def sort_folder(names: Iterable[str], no_photos: Iterable[str] = ()) -> Folder:
 
     Args:
         names: files, in any order.
-        no_photos: pictures among them that are something else, such as masks; they are not told as left.
+        no_photos: pictures among them that are something else, such as masks; they do not count as left.
     """
     names, other = sorted(names), set(no_photos)
     sidecars = {name: found for name in names if (found := read_name(name)) is not None}
@@ -206,7 +206,7 @@ class MaskPlaces:
         self._spare.update(found[1:])
         return found[0] if found else None
 
-    def tell(self, account: Account, *, whole: bool) -> None:
+    def count_unused(self, account: Account, *, whole: bool) -> None:
         """Count the masks that were not used; if photos of the `whole` folder were asked for, also those of none.
 
         Raises:
@@ -233,10 +233,10 @@ def masks_by_name(names: Mapping[Path, list[str]], claimed: Collection[Path]) ->
         names: folder -> its files.
         claimed: files that are known to be masks.
     """
-    stems = {folder: {folded(stem_of(name)) for name in files if _shows(name)} for folder, files in names.items()}
+    stems = {folder: {folded(stem_of(name)) for name in files if _is_image(name)} for folder, files in names.items()}
     found: dict[Path, str] = {}
     for folder, files in names.items():
-        pictures = [name for name in files if _shows(name) and folder / name not in claimed]
+        pictures = [name for name in files if _is_image(name) and folder / name not in claimed]
         beside = {name: mask_by_name(name) for name in pictures}
         found |= {folder / name: mask[1] for name, mask in beside.items() if mask and folded(mask[0]) in stems[folder]}
         if pattern := _of_a_mask_folder(folder, pictures, stems):
@@ -244,7 +244,7 @@ def masks_by_name(names: Mapping[Path, list[str]], claimed: Collection[Path]) ->
     return {path: pattern for path, pattern in found.items() if is_picture(path.name)}
 
 
-def _shows(name: str) -> bool:
+def _is_image(name: str) -> bool:
     """A picture, read here or not, that is no sidecar."""
     return (is_picture(name) or why_unread(name) is not None) and read_name(name) is None
 

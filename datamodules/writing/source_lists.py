@@ -159,22 +159,22 @@ class _Finder:
     def folder(self) -> list[Source]:
         """The photos under the root, with what tables called metadata say of them."""
         names = dict(sorted(walk(self.root, self.account)))
-        told = self.metadata(names)
-        known = [Path(file) for row in told.values() for file in row.beside.values() if isinstance(file, str)]
+        rows_by_name = self.metadata(names)
+        known = [Path(file) for row in rows_by_name.values() for file in row.beside.values() if isinstance(file, str)]
         sources = {}
         for path, beside in find_photos(names, self.masks, known, self.account):
             files = tuple((purpose, self.root / file) for purpose, file in beside.items())
             sources[str(path)] = Source(make_key(str(path)), self.root / path, files, name=str(path))
-        for name in _alike(sources, told):
-            row = told.pop(name[1])
+        for name in _alike(sources, rows_by_name):
+            row = rows_by_name.pop(name[1])
             source = sources[name[0]]._replace(given=row.given, origin=row.origin)
             sources[name[0]] = self.with_files(source, row)
-        self.account.leave(NOT_THERE, *told)
+        self.account.leave(NOT_THERE, *rows_by_name)
         return list(sources.values())
 
     def metadata(self, names: dict[Path, list[str]]) -> dict[str, Row]:
         """The rows of tables called metadata, by the photo's path from the root; their files likewise from there."""
-        told: dict[str, Row] = {}
+        rows_by_name: dict[str, Row] = {}
         for table in [folder / name for folder, files in names.items() for name in files if is_metadata(name)]:
             if not has_images(self.root / table, self.columns, self.encoding):
                 self.account.leave(why_left(table.name), str(table))
@@ -187,9 +187,9 @@ class _Finder:
                     what: os.path.normpath(table.parent / file) if isinstance(file, str) else file
                     for what, file in row.beside.items()
                 }
-                self.account.leave("further rows of a photo", *[name] * (name in told))
-                told.setdefault(name, row._replace(beside=files))
-        return told
+                self.account.leave("further rows of a photo", *[name] * (name in rows_by_name))
+                rows_by_name.setdefault(name, row._replace(beside=files))
+        return rows_by_name
 
 
 def _alike(ours: Iterable[str], theirs: Iterable[str]) -> list[tuple[str, str]]:
@@ -238,7 +238,7 @@ def find_sources(
             f"got {'one picture' if source.is_file() else 'none of these'}"
         )
     if finder.masks is not None:
-        finder.masks.tell(account, whole=source.is_dir())
+        finder.masks.count_unused(account, whole=source.is_dir())
     if not found:
         tables = [name for _, names in account.aside.values() for name in names if is_table(Path(name))]
         advice = f"; to take those of a table, name it: {source / tables[0]}" if tables else ""

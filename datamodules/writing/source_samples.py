@@ -89,7 +89,7 @@ class _Reader:
         self.notes: list[tuple[str, str]] = []
         self.stored: StoredPicture | None = None
         self.wanted: StoredPicture | None = None  # the target
-        self.shown: StoredPicture | None = None  # the reference
+        self.further: StoredPicture | None = None  # the reference
         self.frame, self.turn = (0, 0), Turn()  # upright width and height of the image, and what makes it upright
         self.turned = False  # whether something beside the image is drawn on it as it lies in its file
 
@@ -100,7 +100,7 @@ class _Reader:
             use(place.name, place.read() if isinstance(place, Cell) else place.read_bytes())
 
     def note(self, kind: str, name: str = "") -> None:
-        """Something that an account should tell."""
+        """Something for the account."""
         self.notes.append((kind, name or self.source.name))
 
     def image(self, name: str, data: bytes) -> None:
@@ -120,7 +120,7 @@ class _Reader:
         self._lies(upright_size(stored.image), read_turn(stored.image))
         ways = {"inverted": self.packing.inverted_masks, "transparent": self.packing.transparent_masks}
         grey = mask_of(stored.image, stored.data, self.frame, self.turn, **ways)
-        if any(ways.values()):  # written as training reads it without being told
+        if any(ways.values()):  # written as training reads it by default
             self.fields["mask.png"] = _png(grey)
         else:
             self.fields[f"mask.{stored.suffix}"] = stored.data
@@ -135,9 +135,9 @@ class _Reader:
             self.note(kind, name)
 
     def reference(self, name: str, data: bytes) -> None:
-        """What an edit model is shown, of any size."""
-        self.shown = stored_picture(data, name, self.packing.max_pixels)
-        for kind in self.shown.notes:
+        """The reference picture of an edit model, of any size."""
+        self.further = stored_picture(data, name, self.packing.max_pixels)
+        for kind in self.further.notes:
             self.note(kind, name)
 
     def labels(self, name: str, data: bytes) -> None:
@@ -187,13 +187,13 @@ class _Reader:
         if image is not self.stored.data and "json" in self.fields:
             self.fields["json"] = _sized_json(self.fields["json"], self.frame)
         self.fields[self.stored.suffix] = image
-        for name, picture in (("target", self.wanted), ("reference", self.shown)):
+        for name, picture in (("target", self.wanted), ("reference", self.further)):
             if picture is not None:
                 self.fields[f"{name}.{picture.suffix}"] = _shrunk(picture, self.packing.resize, upright_too=True)
         size = self.frame if image is self.stored.data else image_size(image)
         sample = EncodedSample(self.source.key, self.fields, size)
-        told = ("captions",) if parse_caption(self.fields, _MAX_CAPTION_BYTES) else ()  # it may be in the json
-        found = (*told, *(kind for kind in kinds_of(self.fields) if kind not in told))
+        captions = ("captions",) if parse_caption(self.fields, _MAX_CAPTION_BYTES) else ()  # it may be in the json
+        found = (*captions, *(kind for kind in kinds_of(self.fields) if kind not in captions))
         return PackedSample(sample, found, tuple(self.notes))
 
 

@@ -138,7 +138,7 @@ def is_table(path: Path) -> bool:
 
 
 def read_table(path: Path, encoding: str = "utf-8") -> Table:
-    """Read a table whose kind its suffix tells: csv, tsv (both with a header line), jsonl, ndjson or parquet.
+    """Read a table whose suffix says its kind: csv, tsv (both with a header line), jsonl, ndjson or parquet.
 
     A Parquet column of pictures, binary or Hugging Face's struct of bytes and path, comes as a `Cell` in each row.
 
