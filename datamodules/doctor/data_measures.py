@@ -74,7 +74,7 @@ class StoredSamples(NamedTuple):
 
 
 class Sizes(NamedTuple):
-    """(H, W) of the images seen; along a side, pixels per latent, and latents per pixel of the denoiser's coarsest features."""
+    """(H, W) of the images; along a side, pixels per latent, latents per pixel of the denoiser's coarsest features."""
 
     seen: list[tuple[int, int]]
     ratio: int
