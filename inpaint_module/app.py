@@ -89,7 +89,7 @@ def make_page(models: ModelChoice) -> Any:
                 button = gr.Button("Fill", variant="primary", elem_id="fill")
             with gr.Column(min_width=320):
                 result = _shown(gr, "fill", 400, ["download", "fullscreen"])
-                told = gr.Markdown(elem_id="told")
+                notes = gr.Markdown(elem_id="told")
         with gr.Row():
             with gr.Column(min_width=320):
                 photo, recipe, by_preset, choices = _controls(gr, models)
@@ -99,7 +99,7 @@ def make_page(models: ModelChoice) -> Any:
         photo.input(said(opened), photo, drawn, api_name="open")
         by_preset.click(said(painted_by_preset), [drawn, recipe, choices[3]], drawn, api_name="paint")
         filled = said(partial(fill_as_asked, models))
-        button.click(filled, [drawn, *choices], [result, *small, told], api_name="fill")
+        button.click(filled, [drawn, *choices], [result, *small, notes], api_name="fill")
     return page
 
 
@@ -200,7 +200,7 @@ def painted_by_preset(drawn: dict[str, Any] | None, name: str, seed: float | Non
 
 
 def _gradio() -> Any:
-    """The library, told to report nothing to anyone.
+    """The library, set to report nothing to anyone.
 
     Raises:
         ValueError: it is not installed.

@@ -142,10 +142,10 @@ def _record(module: InpaintDiffusion, pipeline: Any, out: Path, trained: dict[st
         differ = families.mask_differences(encoder, module.layout)
         asked = [families.scaling_difference(encoder, pipeline), families.decode_difference(encoder, pipeline)]
         asked.append(families.config_difference(module.denoiser, pipeline) if module.control is None else None)
-        differ += [told for told in [*asked, families.clip_skip_difference(module.conditioning)] if told]
+        differ += filter(None, [*asked, families.clip_skip_difference(module.conditioning)])
         for each in differ:
             warnings.warn(each, stacklevel=3)
-        differ += [told] if (told := families.posterior_difference(encoder)) else []
+        differ += [difference] if (difference := families.posterior_difference(encoder)) else []
         differ += [families.dtype_difference(encoder), *families.reference_call(module.layout)]
         if module.control is None:
             files = exported_files.comfyui_places(out, _folder(pipeline))

@@ -40,12 +40,12 @@ def write_card(out: Path, record: Mapping[str, Any], loading: str, base: str | N
         out: the folder.
         record: what is in its export.json.
         loading: Python that loads it.
-        base: folder or hub name of the base model; of a folder its last name alone is told. None if there is none.
+        base: folder or hub name of the base model; of a folder only its last name is written. None if there is none.
         run: the run's folder; None for a card without its command, metrics, config and pictures.
     """
     hub = base if base and not Path(base).exists() else None
-    told = {"library_name": "diffusers", "pipeline_tag": "image-to-image", "tags": ["inpainting"]}
-    head = yaml.safe_dump(told | ({"base_model": hub} if hub else {}), sort_keys=False)
+    front = {"library_name": "diffusers", "pipeline_tag": "image-to-image", "tags": ["inpainting"]}
+    head = yaml.safe_dump(front | ({"base_model": hub} if hub else {}), sort_keys=False)
     lines = ["---", head.strip(), "---", "", "# Inpainting", ""]
     if base is not None:
         lines += [f"Trained from {hub or Path(base).name}.", ""]

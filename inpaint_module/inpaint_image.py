@@ -172,7 +172,7 @@ def seen_by_model(
     pixels, hole = to_unit_float(image[box][None]), mask[box][None].float()
     size = _within(pixels, side)
     small, small_hole = shrunk(pixels, hole, size)
-    if module.layout.reference == "image":  # the model is shown what is in the hole
+    if module.layout.reference == "image":  # the model sees what is in the hole
         small = resized(pixels, size)
     small, small_hole = (padded(each, multiple) for each in (small, small_hole))
     return SeenByModel(region, pixels, hole, small, small_hole, size)
@@ -246,14 +246,14 @@ class Looked(NamedTuple):
         grown: the grown mask in red.
         masked: the masked image.
         cells: the mask on the latent grid, white = inpaint.
-        told: sizes and the leak, in words.
+        notes: sizes and the leak, in words.
     """
 
     fill: Image.Image
     grown: Image.Image
     masked: Image.Image
     cells: Image.Image
-    told: str
+    notes: str
 
 
 @torch.no_grad()
@@ -278,13 +278,13 @@ def look(
     known = reduce != "space-to-depth"
     cells = reduce_mask(grown, ratio, reduce) if known else grown
     height, width = seen.region.bottom - seen.region.top, seen.region.right - seen.region.left
-    told = (
+    notes = (
         f"{mask.float().mean().item():.1%} of the picture is masked. The model saw {width} x {height} of its "
         f"{picture.width} x {picture.height} pixels, as {seen.size[1]} x {seen.size[0]}"
     )
     if (times := max(height, width) / max(seen.size)) >= 2:
-        told += f": the fill is enlarged {times:.1f} times, so it is soft"
-    lost = ". The model is told every pixel of the mask."
+        notes += f": the fill is enlarged {times:.1f} times, so it is soft"
+    lost = ". The model gets every pixel of the mask."
     if known:
         leak, over = (share(grown, cells).item() for share in (mask_leak, mask_overcover))
         lost = f". On the grid of {ratio} x {ratio} pixels **{leak:.1%}** of the grown mask leak; {over:.1%} are added."
@@ -295,4 +295,4 @@ def look(
     )
     masked_photo, cells_photo = to_pil(masked[0][unpadded]), to_pil(grid[0][unpadded].expand(3, -1, -1))
     red, masked_photo, cells_photo = (fitted(each, _SHOWN) for each in (red, masked_photo, cells_photo))
-    return Looked(to_pil(fill), red, masked_photo, cells_photo, told + lost)
+    return Looked(to_pil(fill), red, masked_photo, cells_photo, notes + lost)

@@ -136,9 +136,12 @@ def key(seed: int, positions: Tensor, stream: Stream) -> Tensor:
     return positions
 
 
-def fork(keys: Tensor, branch: int) -> Tensor:
+def fold_in(keys: Tensor, branch: int) -> Tensor:
     """Independent keys for one part of a composed draw: int64 (B,) -> int64 (B,)."""
     return key(branch, keys, Stream.BRANCH)
+
+
+fork = fold_in  # its former name, in generators that people wrote
 
 
 def draw(keys: Tensor, count: int, offset: int = 0) -> Tensor:

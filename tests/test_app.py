@@ -71,8 +71,10 @@ def test_what_is_shown_is_what_the_model_was_given() -> None:
     fill = inpaint_image(module, image, mask, working_side=64)
     assert shown.fill.tobytes() == fill.movedim(0, -1).contiguous().numpy().tobytes()
     assert [each.size for each in shown[1:4]] == [(384, 307)] * 3  # of 60 x 48: the hole and 20 more, without padding
-    assert shown.told.startswith("12.5% of the picture is masked. The model saw 60 x 48 of its 64 x 48 pixels, as 60 x")
-    assert "**0.0%** of the grown mask leak" in shown.told
+    assert shown.notes.startswith(
+        "12.5% of the picture is masked. The model saw 60 x 48 of its 64 x 48 pixels, as 60 x"
+    )
+    assert "**0.0%** of the grown mask leak" in shown.notes
     white = shown.cells.convert("L").resize((60, 48), Image.Resampling.NEAREST).point(lambda grey: grey > 127).getbbox()
     ratio = module.encoder.vae.ratio
     first, last = (16 - 2) // ratio * ratio, -(-(40 + 3) // ratio) * ratio  # the mask grows 2 left, 3 right

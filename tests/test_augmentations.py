@@ -16,7 +16,7 @@ from torchvision.transforms import v2
 
 from datamodules.decode.augmentations import Augmentations, augment, position_seed, random_numbers
 from datamodules.shards.shard_set import RawSample
-from inpaint_module.randomness import Stream, fork, key, uniform
+from inpaint_module.randomness import Stream, fold_in, key, uniform
 
 pytestmark = pytest.mark.filterwarnings("ignore:The image decoding and encoding capabilities")  # of v2.JPEG
 IMAGE = torch.arange(3 * 16 * 20, dtype=torch.uint8).reshape(3, 16, 20)
@@ -106,7 +106,7 @@ def test_the_generators_go_on_as_if_nothing_was_drawn() -> None:
 
 
 def test_seeds_are_those_of_the_position() -> None:
-    rows = fork(key(9, torch.tensor([0, 63, 64]), Stream.CROP), 1).tolist()
+    rows = fold_in(key(9, torch.tensor([0, 63, 64]), Stream.CROP), 1).tolist()
     assert [position_seed(9, position, Stream.CROP, 1) for position in (0, 63, 64)] == rows
 
 

@@ -22,7 +22,7 @@ from torch import Tensor
 from inpaint_module.objectives.loss import Huber
 from inpaint_module.objectives.objectives import DiffusionObjective, FlowMatchingObjective, Objective, objective_for
 from inpaint_module.objectives.timesteps import LogitNormal, TimestepSampler
-from inpaint_module.randomness import Stream, fork, key, normal
+from inpaint_module.randomness import Stream, fold_in, key, normal
 
 CLEAN, NOISE = torch.randn(2, 8, 4, 4, 6, generator=torch.Generator().manual_seed(0))
 KEYS = key(0, torch.arange(8), Stream.TIMESTEP)
@@ -191,8 +191,8 @@ def test_noise_offset_and_perturbation_are_those_of_the_training_scripts(kind: s
     """Of diffusers' train_text_to_image: the offset is part of the noise and its target, the perturbation is not."""
     scheduler = DDPMScheduler(**BETAS, prediction_type=kind)
     example = DiffusionObjective(scheduler, noise_offset=0.2, input_perturbation=0.1)(CLEAN, NOISE, KEYS)
-    noise = NOISE + 0.2 * normal(fork(KEYS, 0), (4, 1, 1))
-    more = noise + 0.1 * normal(fork(KEYS, 1), (4, 4, 6))
+    noise = NOISE + 0.2 * normal(fold_in(KEYS, 0), (4, 1, 1))
+    more = noise + 0.1 * normal(fold_in(KEYS, 1), (4, 4, 6))
     assert torch.equal(example.noisy, scheduler.add_noise(CLEAN, more, example.timesteps))
     velocity = scheduler.get_velocity(CLEAN, noise, example.timesteps)
     assert torch.equal(example.target, {"epsilon": noise, "v_prediction": velocity, "sample": CLEAN}[kind])
@@ -202,9 +202,9 @@ def test_noise_offset_and_perturbation_are_those_of_the_training_scripts(kind: s
 def test_noise_offset_and_perturbation_in_flow_matching() -> None:
     objective = FlowMatchingObjective(FLOW(), timesteps=At(*[0.25] * 8), noise_offset=0.2, input_perturbation=0.1)
     example = objective(CLEAN, NOISE, KEYS)
-    noise = NOISE + 0.2 * normal(fork(KEYS, 0), (4, 1, 1))
+    noise = NOISE + 0.2 * normal(fold_in(KEYS, 0), (4, 1, 1))
     assert torch.equal(example.target, noise - CLEAN)
-    more = noise + 0.1 * normal(fork(KEYS, 1), (4, 4, 6))
+    more = noise + 0.1 * normal(fold_in(KEYS, 1), (4, 4, 6))
     torch.testing.assert_close(example.noisy, 0.75 * CLEAN + 0.25 * more)
 
 

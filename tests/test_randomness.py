@@ -7,7 +7,7 @@ import hashlib
 import pytest
 import torch
 
-from inpaint_module.randomness import Stream, draw, fork, hash32, integers, key, normal, uniform
+from inpaint_module.randomness import Stream, draw, fold_in, hash32, integers, key, normal, uniform
 
 KEYS = key(0, torch.arange(4096), Stream.MASK)
 
@@ -43,7 +43,7 @@ def test_offset_continues_the_same_row() -> None:
 def test_keys_differ_by_seed_stream_position_and_branch() -> None:
     positions = torch.arange(1000)
     families = [key(seed, positions, stream) for seed in (0, 1, 2**32, 2**40) for stream in Stream]
-    families += [fork(families[0], branch) for branch in range(3)]
+    families += [fold_in(families[0], branch) for branch in range(3)]
     assert torch.cat(families).unique().numel() == len(families) * 1000
 
 

@@ -19,7 +19,7 @@ from two_ranks import equal, fit, tiny, weights
 from inpaint_module import InpaintEncoder, InpaintLatents
 from inpaint_module.randomness import Stream, key
 from inpaint_module.training.averages import EMA
-from inpaint_module.training.watch import error_sums, losses_of, shown
+from inpaint_module.training.watch import encoded, error_sums, losses_of
 
 pytestmark = [
     *QUIET,
@@ -171,7 +171,7 @@ def test_the_validation_loss_is_that_of_all_ranks(ranks: Path) -> None:
     one["position"][1] = -1
     module, batches = tiny().eval(), (tiny_batch(), one)
     with torch.no_grad():
-        sums = [error_sums(module, batch["position"], *shown(module, batch), 0) for batch in batches]  # type: ignore[arg-type]
+        sums = [error_sums(module, batch["position"], *encoded(module, batch), 0) for batch in batches]  # type: ignore[arg-type]
     whole = losses_of(sums[0] + sums[1])
     assert first == second == pytest.approx({f"val/{name}": value for name, value in whole.items()}, rel=1e-6)
 

@@ -21,16 +21,16 @@ from two_ranks import equal, weights
 
 from inpaint_module.base_models import BaseModel
 from inpaint_module.objectives.objectives import Objective
-from inpaint_module.randomness import Stream, fork, key, normal, uniform
+from inpaint_module.randomness import Stream, fold_in, key, normal, uniform
 from inpaint_module.training import EMA, LearningRate, NonFiniteGuard
 from inpaint_module.training.inpaint_diffusion import InpaintDiffusion
 from inpaint_module.training.nonfinite_guard import whole_norm
 from inpaint_module.training.watch import (
     ValidationLoss,
+    encoded,
     error_sums,
     lacks_target,
     losses_of,
-    shown,
 )
 
 pytestmark = [*QUIET, pytest.mark.filterwarnings("ignore:.*your dataloader is not resumable.*")]
@@ -44,12 +44,12 @@ SCHEDULERS = {
 @torch.no_grad()
 def measured(module: InpaintDiffusion, *batches: Any, seed: int = 0) -> dict[str, float]:
     module.eval()
-    return losses_of(sum(error_sums(module, batch["position"], *shown(module, batch), seed) for batch in batches))  # type: ignore[arg-type]
+    return losses_of(sum(error_sums(module, batch["position"], *encoded(module, batch), seed) for batch in batches))  # type: ignore[arg-type]
 
 
 def draws(position: int, quarter: int, shape: tuple[int, ...], seed: int = 0) -> tuple[float, Tensor]:
-    keys = fork(key(seed, torch.tensor([position]), Stream.VALIDATION), quarter)
-    return (quarter + uniform(fork(keys, 0), 1).item()) / 4, normal(fork(keys, 1), shape)
+    keys = fold_in(key(seed, torch.tensor([position]), Stream.VALIDATION), quarter)
+    return (quarter + uniform(fold_in(keys, 0), 1).item()) / 4, normal(fold_in(keys, 1), shape)
 
 
 @pytest.mark.parametrize("kind", SCHEDULERS)

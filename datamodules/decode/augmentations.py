@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from inpaint_module.randomness import Stream, fork, key, uniform
+from inpaint_module.randomness import Stream, fold_in, key, uniform
 
 _BLOCK = 64
 
@@ -35,7 +35,7 @@ def _block(seed: int, block: int, stream: Stream, count: int) -> list[list[float
 
 @lru_cache(maxsize=8)
 def _seeds(seed: int, block: int, stream: Stream, branch: int) -> list[int]:
-    return fork(key(seed, _positions(block), stream), branch).tolist()
+    return fold_in(key(seed, _positions(block), stream), branch).tolist()
 
 
 def random_numbers(seed: int, position: int, stream: Stream, count: int) -> list[float]:
@@ -44,7 +44,7 @@ def random_numbers(seed: int, position: int, stream: Stream, count: int) -> list
 
 
 def position_seed(seed: int, position: int, stream: Stream, branch: int) -> int:
-    """63 random bits to seed a generator with: row `position` of `fork(key(seed, positions, stream), branch)`."""
+    """63 random bits to seed a generator with: row `position` of `fold_in(key(seed, positions, stream), branch)`."""
     return _seeds(seed, position // _BLOCK, stream, branch)[position % _BLOCK]
 
 

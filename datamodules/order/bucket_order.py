@@ -16,7 +16,7 @@ from datamodules.order.order import MixedOrder, Order, SampleOrder, permutation
 from datamodules.shards.shard_set import ShardSet
 from inpaint_module.files import redact
 from inpaint_module.parsing import check_at_least
-from inpaint_module.randomness import Stream, fork, key
+from inpaint_module.randomness import Stream, fold_in, key
 
 
 def bucket_shapes(pixels: int, *, step: int, max_aspect: float) -> list[tuple[int, int]]:
@@ -174,7 +174,7 @@ class BucketOrder(Order):
         places = self._places(number)
         samples = self.order(places)
         nearest = self.buckets.nearest(self.aspects(samples))
-        group_key = fork(key(self.seed, torch.tensor([number]), Stream.ORDER), _BUCKETS)
+        group_key = fold_in(key(self.seed, torch.tensor([number]), Stream.ORDER), _BUCKETS)
         batches = nearest.argsort(stable=True).view(self.group, self.batch_size)
         batches = batches[permutation(group_key, self.group)]
         middle = batches[:, (self.batch_size - 1) // 2]

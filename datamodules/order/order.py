@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from inpaint_module.randomness import Stream, fork, hash32, integers, key
+from inpaint_module.randomness import Stream, fold_in, hash32, integers, key
 
 PLAN_VERSION = 2  # of orders and crops: change it whenever the same seed gives others
 
@@ -254,7 +254,7 @@ class MixedOrder(Order):
     def _permute_cycle(self, cycle: int) -> Cycle:
         """The pattern of one cycle; the n-th place of a source in it has n sources' places before it."""
         sources = torch.arange(len(self.orders)).repeat_interleave(self.counts)
-        cycle_key = fork(key(self.seed, torch.tensor([cycle]), Stream.ORDER), _MIX)
+        cycle_key = fold_in(key(self.seed, torch.tensor([cycle]), Stream.ORDER), _MIX)
         source = sources[permutation(cycle_key, CYCLE)]
         nth = torch.arange(CYCLE) - (self.counts.cumsum(0) - self.counts)[sources]
         place = torch.empty_like(source)

@@ -38,7 +38,7 @@ class ModelParts:
 
     Attributes:
         path: of the base model, if it is of a folder or hub name.
-        control: where `denoiser` is a ControlNet, the frozen base model and what the ControlNet is told.
+        control: where `denoiser` is a ControlNet, the frozen base model and the ControlNet's condition.
 
     Raises:
         ValueError: the layout is a ControlNet's or for a loop of your own, the encoder's fill or space is not the
@@ -169,7 +169,7 @@ class BaseModel(ModelParts):
         train: channels: the first layer grows, its new channels at zero, and eats the mask and the masked image too.
             plain: the base model as it is, for the pipelines that blend; validation and prediction blend as they do.
             edit: the base model as it is, shown a reference picture too, for the pipelines of edit models, which blend.
-            controlnet: a ControlNet, which is told the mask and the masked image, beside the frozen base model.
+            controlnet: a ControlNet, which gets the mask and the masked image, beside the frozen base model.
         dtype: of the denoiser's weights: float32 to train them all, bfloat16 to halve the memory of those that LoRA
             or a ControlNet leaves frozen. What the step computes in is the trainer's `precision`.
         lora: train low-rank factors instead of the weights; with `controlnet` those of a ControlNet that is loaded.
@@ -214,8 +214,8 @@ class BaseModel(ModelParts):
         if self.way.controlnet is None and controlnet is not None:
             raise ValueError(f"base.controlnet: expected null with train: {train}, which trains none; got options")
         if quantize is not None and lora is None and self.way.controlnet is None:
-            told = "expected null, or base.lora beside it, as weights in few bits do not train"
-            raise ValueError(f"base.quantize: {told}; got {quantize}")
+            expected = "expected null, or base.lora beside it, as weights in few bits do not train"
+            raise ValueError(f"base.quantize: {expected}; got {quantize}")
         layout, condition = _layout(self.way.layout, reduce, reference), self.way.condition(reduce)
         made = (encoder or EncoderOptions()).make(path, (condition or layout).fill)
         if self.way.grown is not None:

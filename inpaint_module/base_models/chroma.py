@@ -17,7 +17,7 @@ from inpaint_module.base_models.text import PipelineText
 
 
 class ChromaCall(DenoiserCall):
-    """Call ChromaTransformer2DModel: as Flux, told which tokens of text and picture to attend to."""
+    """Call ChromaTransformer2DModel: as Flux, with a mask of the tokens of text and picture to attend to."""
 
     even_steps = True
 
@@ -25,12 +25,12 @@ class ChromaCall(DenoiserCall):
         self, denoiser: Any, inputs: Tensor, timesteps: Tensor, conditions: Mapping[str, Any], size: tuple[int, int]
     ) -> Tensor:
         """See `DenoiserCall`."""
-        told = dict(conditions)
-        text = told["attention_mask"]
-        told["attention_mask"] = torch.cat([text, text.new_ones(inputs.shape[:2])], dim=1)
-        told["img_ids"] = token_places(*size, inputs.device)
+        more = dict(conditions)
+        text = more["attention_mask"]
+        more["attention_mask"] = torch.cat([text, text.new_ones(inputs.shape[:2])], dim=1)
+        more["img_ids"] = token_places(*size, inputs.device)
         time = timesteps.to(denoiser.dtype).expand(len(inputs)) / 1000
-        named = {"hidden_states": inputs.to(denoiser.dtype), "timestep": time, **matched(told, denoiser.dtype)}
+        named = {"hidden_states": inputs.to(denoiser.dtype), "timestep": time, **matched(more, denoiser.dtype)}
         return unpack(denoiser(**named).sample, *size)
 
 

@@ -1,4 +1,4 @@
-"""What a denoiser is told besides the picture: frozen text encoders and their like, behind one interface."""
+"""A denoiser's conditions besides the picture: frozen text encoders and their like, behind one interface."""
 
 from __future__ import annotations
 

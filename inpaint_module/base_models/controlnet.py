@@ -1,4 +1,4 @@
-"""A ControlNet beside a frozen base model: what it is told, its options, how it is made, and how both are called."""
+"""A ControlNet beside a frozen base model: its condition, its options, how it is made, and how both are called."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from inpaint_module.encoder import InpaintEncoder, InpaintLatents
 from inpaint_module.randomness import Stream, key, uniform
 from inpaint_module.weights import weightless
 
-CONDITION = "controlnet_cond"  # the condition, among what a denoiser is told
+CONDITION = "controlnet_cond"  # the condition, among those of a denoiser
 
 
 class ControlNetCondition(Layout, Condition):
@@ -108,7 +108,7 @@ class ControlNetKind:
     Attributes:
         class_name: of diffusers.
         make: a new one from the base model, with the given number of layers; its outputs start at zero.
-        condition: what it is told.
+        condition: what it gets beside the noisy latents.
         first_layer: the layer that takes the condition, by its name.
         cells: latent cells that this layer takes at once, beside those that the condition packs.
         link: gives a ControlNet what it shares with its frozen base model; None if they share nothing.
@@ -144,7 +144,7 @@ class ControlNetKind:
         return controlnet.to(memory_format=torch.channels_last) if last else controlnet
 
     def check(self, controlnet: nn.Module, channels: int, path: str | None) -> None:
-        """Refuse another kind, or one that is told something else.
+        """Refuse another kind, or one with another condition.
 
         Raises:
             ValueError: naming both.
@@ -200,10 +200,10 @@ class Control:
     """What a ControlNet needs beside itself.
 
     Args:
-        condition: what it is told.
+        condition: what it gets beside the noisy latents.
         base: the frozen base model.
         scale: what its residuals are multiplied by.
-        dropout: share of samples that it is told nothing of.
+        dropout: share of samples without a condition.
     """
 
     def __init__(self, condition: Condition, base: FrozenBase, scale: float = 1.0, dropout: float = 0.0):
@@ -231,14 +231,14 @@ class ControlNetCall(DenoiserCall):
     def __init__(self, call: DenoiserCall, control: Control):
         self.call, self.control, self.even_steps = call, control, call.even_steps
 
-    def guided(self, told: Tensor, untold: Tensor, scale: float) -> Tensor:
+    def guided(self, conditional: Tensor, unconditional: Tensor, scale: float) -> Tensor:
         """See `DenoiserCall.guided`."""
-        return self.call.guided(told, untold, scale)
+        return self.call.guided(conditional, unconditional, scale)
 
     def __call__(
         self, denoiser: Any, inputs: Tensor, timesteps: Tensor, conditions: Mapping[str, Any], size: tuple[int, int]
     ) -> Tensor:
         """See `DenoiserCall`; `denoiser` is the ControlNet, and `conditions` hold its condition too."""
-        told = {name: value for name, value in conditions.items() if name != CONDITION}
-        said = self.call.residuals(denoiser, inputs, timesteps, told, conditions[CONDITION], self.control.scale, size)
-        return self.call(self.control.base.model, inputs, timesteps, {**told, **said}, size)
+        others = {name: value for name, value in conditions.items() if name != CONDITION}
+        said = self.call.residuals(denoiser, inputs, timesteps, others, conditions[CONDITION], self.control.scale, size)
+        return self.call(self.control.base.model, inputs, timesteps, {**others, **said}, size)

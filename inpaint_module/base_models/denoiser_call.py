@@ -42,18 +42,18 @@ class DenoiserCall:
         Returns:
             (B, C, h, w).
         """
-        told = matched(conditions, denoiser.dtype)
-        return denoiser(inputs.to(denoiser.dtype), timesteps, **told).sample
+        more = matched(conditions, denoiser.dtype)
+        return denoiser(inputs.to(denoiser.dtype), timesteps, **more).sample
 
-    def guided(self, told: Tensor, untold: Tensor, scale: float) -> Tensor:
+    def guided(self, conditional: Tensor, unconditional: Tensor, scale: float) -> Tensor:
         """Classifier-free guidance as its pipelines do it, Ho and Salimans 2022: (B, C, h, w).
 
         Args:
-            told: what the denoiser says with its captions.
-            untold: without.
-            scale: 1 for `told` alone.
+            conditional: what the denoiser says with its captions.
+            unconditional: without.
+            scale: 1 for `conditional` alone.
         """
-        return torch.lerp(untold, told, scale)
+        return torch.lerp(unconditional, conditional, scale)
 
     def residuals(
         self,
@@ -71,14 +71,14 @@ class DenoiserCall:
             controlnet: a diffusers ControlNet of this base model.
             inputs: as above; the noisy latents, which come first, are what it takes.
             timesteps: as above.
-            conditions: what the denoiser is told.
-            condition: what the ControlNet is told beside that.
+            conditions: of the denoiser.
+            condition: of the ControlNet, beside them.
             scale: what its residuals are multiplied by.
             size: as above.
         """
-        told = matched({**conditions, "controlnet_cond": condition}, controlnet.dtype)
+        more = matched({**conditions, "controlnet_cond": condition}, controlnet.dtype)
         noisy = inputs[:, : controlnet.config.in_channels].to(controlnet.dtype)
-        said = controlnet(noisy, timesteps, conditioning_scale=scale, **told)
+        said = controlnet(noisy, timesteps, conditioning_scale=scale, **more)
         down, mid = said.down_block_res_samples, said.mid_block_res_sample
         return {"down_block_additional_residuals": tuple(down), "mid_block_additional_residual": mid}
 
@@ -186,9 +186,9 @@ class TiledCall(DenoiserCall):
             raise ValueError(f"tile overlap: expected 0 to {tile // 2}, half a tile, got {overlap}")
         self.call, self.tile, self.overlap, self.even_steps = call, tile, overlap, call.even_steps
 
-    def guided(self, told: Tensor, untold: Tensor, scale: float) -> Tensor:
+    def guided(self, conditional: Tensor, unconditional: Tensor, scale: float) -> Tensor:
         """See `DenoiserCall.guided`."""
-        return self.call.guided(told, untold, scale)
+        return self.call.guided(conditional, unconditional, scale)
 
     def __call__(
         self, denoiser: Any, inputs: Tensor, timesteps: Tensor, conditions: Mapping[str, Any], size: tuple[int, int]
@@ -210,8 +210,8 @@ class TiledCall(DenoiserCall):
         for top, left in product(*starts):
             box = (..., slice(top, top + self.tile), slice(left, left + self.tile))
             part = inputs[box]
-            told = _cut(conditions, box, size)
-            said = self.call(denoiser, part, timesteps, told, (part.shape[-2], part.shape[-1])).float()
+            here = _cut(conditions, box, size)
+            said = self.call(denoiser, part, timesteps, here, (part.shape[-2], part.shape[-1])).float()
             weight = tile_weight(*said.shape[-2:]).to(said.device)
             weights[box] += weight
             parts.append((box, said * weight))

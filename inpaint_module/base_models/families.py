@@ -37,7 +37,7 @@ FAMILIES = (
 )
 
 _NO_INPAINTING = "of which the installed diffusers has no pipeline that inpaints"
-SIBLINGS = {  # that are told otherwise than their namesakes
+SIBLINGS = {  # whose conditions are not those of their namesakes
     "Flux2": "which diffusers serves by Flux2KleinInpaintPipeline alone, as an edit model; it is not trained here",
     "QwenImageEditPlus": _NO_INPAINTING,
     "QwenImageLayered": _NO_INPAINTING,
@@ -68,7 +68,7 @@ def family_of(index: Mapping[str, Any] | None, path: str) -> Family:
 
 
 def serving_pipeline(conditioning: Conditioning, layout: Layout) -> str | None:
-    """The name of the diffusers class that serves a denoiser that is told and fed so; None without text.
+    """The name of the diffusers class that serves a denoiser with these conditions and this layout; None without text.
 
     Raises:
         ValueError: the pipelines of its base model feed their denoisers otherwise.
@@ -122,7 +122,7 @@ def posterior_difference(encoder: InpaintEncoder) -> str | None:
 
 
 def controlnet_call(control: Control, pipeline: Any) -> list[str]:
-    """How a pipeline's class has to be called for its ControlNet to be told what it was told in training."""
+    """How a pipeline's class has to be called for its ControlNet to get the condition that it had in training."""
     name, found = "controlnet_conditioning_scale", []
     default = inspect.signature(pipeline.__call__).parameters[name].default
     if default != control.scale:
@@ -131,15 +131,15 @@ def controlnet_call(control: Control, pipeline: Any) -> list[str]:
 
 
 def reference_call(layout: Layout) -> list[str]:
-    """How a pipeline has to be called for an edit model to be shown what it was shown in training."""
+    """How a pipeline has to be called for an edit model to get the reference that it had in training."""
     if not isinstance(layout, ReferenceLayout):
         return []
     ways = {
         "masked": f"torch.where(mask > 0.5, {layout.fill:.4g}, image)",
         "picture": "the picture at the image's size",
     }
-    shown = ways.get(str(layout.reference), "image")
-    return [f"the pipeline {layout.reference_call.format(shown)}"]
+    reference = ways.get(str(layout.reference), "image")
+    return [f"the pipeline {layout.reference_call.format(reference)}"]
 
 
 def config_difference(denoiser: Any, pipeline: Any) -> str | None:

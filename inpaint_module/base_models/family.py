@@ -16,7 +16,7 @@ WAYS = {
     "plain": "the base model as it is, for the pipelines that blend",
     "channels": "the denoiser's first layer grows and eats the mask and the masked image too",
     "edit": "the base model as it is, shown a reference picture, for the pipelines of edit models, which blend",
-    "controlnet": "the base model is frozen, and a ControlNet trains that is told the mask and the masked image",
+    "controlnet": "the base model is frozen, and a ControlNet trains that gets the mask and the masked image",
 }
 
 
@@ -26,7 +26,7 @@ class TextOptions:
     Args:
         dtype: of the weights: float32, bfloat16 or float16.
         length: tokens of a T5; None for the pipeline's default, 256 for SD3 and 512 for Flux.
-        guidance: what a guidance-distilled Flux is told; None for 30 with `train: channels`, as `FluxFillPipeline`
+        guidance: the guidance of a guidance-distilled Flux; None for 30 with `train: channels`, as `FluxFillPipeline`
             says, and 3.5 with `train: plain`, as diffusers' train_dreambooth_lora_flux.py. Serve with the same.
         t5: False leaves out the T5 of SD3, which the base model was trained to bear.
         clip_skip: layers that the CLIPs of Stable Diffusion, XL and 3 leave out at the end, as the argument of their
@@ -89,7 +89,7 @@ class Way:
     Attributes:
         layout: what the denoiser eats.
         pipeline: the class of diffusers that serves what was trained.
-        guidance: what a guidance-distilled model is told, if the config does not say.
+        guidance: the guidance of a guidance-distilled model, if the config does not say.
         controlnet: what trains instead of the denoiser; None for the denoiser.
         grown: beside a ControlNet, the layout of a base model that eats the mask and the masked image itself.
     """
@@ -101,7 +101,7 @@ class Way:
     grown: type[DenoiserLayout] | None = None
 
     def condition(self, reduce: str | None) -> Condition | None:
-        """What the ControlNet is told; None without one."""
+        """The ControlNet's condition; None without one."""
         kind = None if self.controlnet is None else self.controlnet.condition
         if kind is None or reduce is None or "reduce" not in signature(kind).parameters:
             return None if kind is None else kind()

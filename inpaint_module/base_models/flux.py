@@ -54,7 +54,7 @@ class FluxControlNetLayout(ControlNetCondition):
     """Condition of a Flux ControlNet in diffusers, 64 channels a token: the masked image alone.
 
     Matches `FluxControlNetInpaintPipeline` of diffusers when its `control_image` is the image with a grey hole. That
-    pipeline also packs the mask, but for blending and callbacks: its ControlNet is never told.
+    pipeline also packs the mask, but for blending and callbacks: its ControlNet never gets it.
     """
 
     multiple = 2
@@ -98,7 +98,7 @@ class FluxCall(DenoiserCall):
         scale: float,
         size: tuple[int, int],
     ) -> dict[str, Any]:
-        """See `DenoiserCall.residuals`; guidance is told to a ControlNet that knows it."""
+        """See `DenoiserCall.residuals`; guidance goes to a ControlNet that knows it."""
         known = {**conditions, "controlnet_cond": condition}
         if not controlnet.config.guidance_embeds:
             known.pop("guidance", None)
@@ -112,12 +112,12 @@ def _named(
 ) -> dict[str, Any]:
     """The arguments that a transformer and its ControlNet share, by name."""
     places = token_places(*size, inputs.device)
-    if (pictures := inputs.shape[1] // len(places)) > 1:  # a reference picture: the same places, told apart by a 1
+    if (pictures := inputs.shape[1] // len(places)) > 1:  # a reference picture: the same places, and a 1
         places = torch.cat([places + torch.tensor([n > 0, 0, 0], device=places.device) for n in range(pictures)])
-    told = matched({**conditions, "img_ids": places}, model.dtype)
+    more = matched({**conditions, "img_ids": places}, model.dtype)
     # the pipeline, too, rounds the time to the model's precision before the division
     time = timesteps.to(model.dtype).expand(len(inputs)) / 1000
-    return {"hidden_states": inputs.to(model.dtype), "timestep": time, **told}
+    return {"hidden_states": inputs.to(model.dtype), "timestep": time, **more}
 
 
 def token_places(height: int, width: int, device: torch.device) -> Tensor:
@@ -128,12 +128,12 @@ def token_places(height: int, width: int, device: torch.device) -> Tensor:
 
 
 class FluxText(TextConditioning):
-    """Flux.1: the tokens of a T5, the pooled text of a CLIP, and the guidance that a distilled model is told.
+    """Flux.1: the tokens of a T5, the pooled text of a CLIP, and the guidance of a distilled model.
 
     Args:
         encoder: CLIPTextModel and its tokenizer.
         encoder_2: T5EncoderModel and its tokenizer, 512 tokens in the pipeline.
-        guidance: told to a transformer with `guidance_embeds`; 30 is what `FluxFillPipeline` says. None for one
+        guidance: for a transformer with `guidance_embeds`; 30 is what `FluxFillPipeline` says. None for one
             without.
     """
 
@@ -148,10 +148,10 @@ class FluxText(TextConditioning):
             "pooled_projections": self.encoder(captions).pooler_output,
         }
 
-    def arrange(self, told: dict[str, Tensor], batch: Batch) -> dict[str, Any]:
+    def arrange(self, embeddings: dict[str, Tensor], batch: Batch) -> dict[str, Any]:
         """See `TextConditioning.arrange`."""
-        tokens = told["encoder_hidden_states"]
-        found: dict[str, Any] = {**told, "txt_ids": tokens.new_zeros(tokens.shape[1], 3)}
+        tokens = embeddings["encoder_hidden_states"]
+        found: dict[str, Any] = {**embeddings, "txt_ids": tokens.new_zeros(tokens.shape[1], 3)}
         if self.guidance is not None:
             found["guidance"] = tokens.new_full((len(tokens),), self.guidance, dtype=torch.float32)
         return found

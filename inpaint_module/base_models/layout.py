@@ -15,7 +15,7 @@ GREY, BLACK = 0.5, 0.0
 
 
 class Condition(ABC):
-    """What a ControlNet, or a network like it, is told beside a denoiser; it gets the noisy latents apart from this.
+    """The condition of a ControlNet, or a network like it, which gets the noisy latents apart from this.
 
     Attributes:
         fill: what the encoder fills holes with, in pixel space 0..1.
@@ -230,7 +230,7 @@ class ReferenceLayout(PackedPlainLayout):
             raise ValueError(f"base.reference: expected {known}, got {reference!r}")
         self.reference = reference
 
-    def shown(self, encoder: InpaintEncoder, images: Tensor, masks: Tensor) -> Tensor:
+    def reference_pictures(self, encoder: InpaintEncoder, images: Tensor, masks: Tensor) -> Tensor:
         """The reference pictures, float (B, 3, H, W) in 0..1, of images and masks as the encoder takes them."""
         filled = encoder.fill_hole(images, masks)
         return filled.masked_image if self.reference == "masked" else filled.image

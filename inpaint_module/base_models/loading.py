@@ -148,7 +148,7 @@ def load_text(
         path: a pipeline's folder or hub name: Stable Diffusion 1.x, 2.x, XL or 3, or Flux.
         dtype: of the weights.
         length: tokens of a T5; None for the pipeline's default, 256 for SD3 and 512 for Flux.
-        guidance: what a guidance-distilled Flux is told; 30 is what `FluxFillPipeline` says.
+        guidance: the guidance of a guidance-distilled Flux; 30 is what `FluxFillPipeline` says.
         t5: False leaves out the T5 of SD3, which the base model was trained to bear.
         clip_skip: layers that the CLIPs of Stable Diffusion, XL and 3 leave out at the end, as the argument of their
             pipelines; serve with the same. None for the default of each. Flux has none.

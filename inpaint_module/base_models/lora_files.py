@@ -152,22 +152,22 @@ def _plain(spelled: str) -> str:
 
 def _state(path: str) -> tuple[dict[str, Tensor], float | None]:
     """The tensors of a file, and the alpha that it or the adapter_config.json beside it says of all layers."""
-    told: dict[str, Any] = {}
+    metadata: dict[str, Any] = {}
     beside = Path(path).with_name("adapter_config.json")
     try:
         if path.endswith(".safetensors"):
             from safetensors import safe_open
 
             with safe_open(path, "pt") as file:
-                told = json.loads((file.metadata() or {}).get("lora_adapter_metadata", "{}"))
+                metadata = json.loads((file.metadata() or {}).get("lora_adapter_metadata", "{}"))
                 state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, no mapping
         else:
             state = torch.load(path, map_location="cpu", weights_only=True)
-        if not told and beside.is_file():
-            told = json.loads(beside.read_text())
+        if not metadata and beside.is_file():
+            metadata = json.loads(beside.read_text())
     except Exception as error:  # of many kinds: no such file, another one, one with code in it
         raise ValueError(f"lora.start: expected a file of LoRA factors alone at {path!r}: {error}") from error
-    alpha = next((value for name, value in told.items() if name.endswith("lora_alpha")), None)
+    alpha = next((value for name, value in metadata.items() if name.endswith("lora_alpha")), None)
     return state, None if alpha is None else float(alpha)
 
 

@@ -58,11 +58,11 @@ class QwenImageCall(DenoiserCall):
         tokens = denoiser(**_named(denoiser, inputs, timesteps, conditions, size)).sample
         return unpack(tokens[:, : size[0] * size[1] // 4], *size)
 
-    def guided(self, told: Tensor, untold: Tensor, scale: float) -> Tensor:
-        """As `DenoiserCall.guided`, then each token brought back to the length of `told`, as in the pipelines."""
-        told, mixed = pack(told), pack(untold + scale * (told - untold))
-        lengths = [torch.norm(each, dim=-1, keepdim=True) for each in (told, mixed)]
-        return unpack(mixed * (lengths[0] / lengths[1]), untold.shape[-2], untold.shape[-1])
+    def guided(self, conditional: Tensor, unconditional: Tensor, scale: float) -> Tensor:
+        """As `DenoiserCall.guided`, then each token at the length of `conditional`, as in the pipelines."""
+        wanted, mixed = pack(conditional), pack(unconditional + scale * (conditional - unconditional))
+        lengths = [torch.norm(each, dim=-1, keepdim=True) for each in (wanted, mixed)]
+        return unpack(mixed * (lengths[0] / lengths[1]), unconditional.shape[-2], unconditional.shape[-1])
 
     def residuals(
         self,
@@ -88,8 +88,8 @@ def _named(
     pictures = inputs.shape[1] // (rows * columns)  # of an edit model the noisy one, then the reference
     shapes = [[(1, rows, columns)] * pictures] * len(inputs)
     time = timesteps.to(model.dtype).expand(len(inputs)) / 1000
-    told = matched(conditions, model.dtype)
-    return {"hidden_states": inputs.to(model.dtype), "timestep": time, "img_shapes": shapes, **told}
+    more = matched(conditions, model.dtype)
+    return {"hidden_states": inputs.to(model.dtype), "timestep": time, "img_shapes": shapes, **more}
 
 
 class QwenImageText(PipelineText):
@@ -104,8 +104,8 @@ class QwenImageText(PipelineText):
     def named(self, read: Any) -> dict[str, Any]:
         """See `PipelineText.named`; no mask where all captions are of one length, as in the pipeline."""
         hidden, mask = read
-        told = {"encoder_hidden_states": hidden}
-        return told if mask is None else {**told, "encoder_hidden_states_mask": mask}
+        found = {"encoder_hidden_states": hidden}
+        return found if mask is None else {**found, "encoder_hidden_states_mask": mask}
 
 
 class QwenImageEditText(QwenImageText):

@@ -58,8 +58,8 @@ class StableDiffusion3Call(DenoiserCall):
         self, denoiser: Any, inputs: Tensor, timesteps: Tensor, conditions: Mapping[str, Any], size: tuple[int, int]
     ) -> Tensor:
         """See `DenoiserCall`."""
-        told = matched(conditions, denoiser.dtype)
-        return denoiser(hidden_states=inputs.to(denoiser.dtype), timestep=timesteps, **told).sample
+        more = matched(conditions, denoiser.dtype)
+        return denoiser(hidden_states=inputs.to(denoiser.dtype), timestep=timesteps, **more).sample
 
     def residuals(
         self,
@@ -73,9 +73,9 @@ class StableDiffusion3Call(DenoiserCall):
     ) -> dict[str, Any]:
         """See `DenoiserCall.residuals`; the pooled text is zeros, as in the pipeline."""
         pooled = torch.zeros_like(conditions["pooled_projections"])
-        told = matched({**conditions, "pooled_projections": pooled, "controlnet_cond": condition}, controlnet.dtype)
+        more = matched({**conditions, "pooled_projections": pooled, "controlnet_cond": condition}, controlnet.dtype)
         noisy = inputs.to(controlnet.dtype)
-        said = controlnet(hidden_states=noisy, timestep=timesteps, conditioning_scale=scale, **told)
+        said = controlnet(hidden_states=noisy, timestep=timesteps, conditioning_scale=scale, **more)
         return {"block_controlnet_hidden_states": said.controlnet_block_samples}
 
 

@@ -17,7 +17,7 @@ from inpaint_module.batch import Batch
 
 _OLD_CACHE = (
     "data.train_shards: expected cached latents with the original_size and crop of each image, got some of an older "
-    "version, without: Stable Diffusion XL is told that each is a whole photo of its own size; make the cache again "
+    "version, without: Stable Diffusion XL takes it that each is a whole photo of its own size; make the cache again "
     "with inpaint shards cache-latents to tell it what was cut"
 )
 
@@ -70,10 +70,10 @@ class StableDiffusionXLText(TextConditioning):
         """See `TextConditioning.components`."""
         return {**super().components(), "force_zeros_for_empty_prompt": self.force_zeros}
 
-    def arrange(self, told: dict[str, Tensor], batch: Batch) -> dict[str, Any]:
+    def arrange(self, embeddings: dict[str, Tensor], batch: Batch) -> dict[str, Any]:
         """See `TextConditioning.arrange`."""
-        added = {"text_embeds": told["text_embeds"], "time_ids": self.time_ids(batch).float()}
-        return {"encoder_hidden_states": told["encoder_hidden_states"], "added_cond_kwargs": added}
+        added = {"text_embeds": embeddings["text_embeds"], "time_ids": self.time_ids(batch).float()}
+        return {"encoder_hidden_states": embeddings["encoder_hidden_states"], "added_cond_kwargs": added}
 
     def time_ids(self, batch: Batch) -> Tensor:
         """Original rows and columns, crop's top and left, target's rows and columns: int64 (B, 6).

@@ -1,4 +1,4 @@
-"""Frozen text encoders, and the interface of what makes of captions what a base model is told."""
+"""Frozen text encoders, and the interface from captions to a base model's conditions."""
 
 from __future__ import annotations
 
@@ -56,9 +56,9 @@ class FrozenTextEncoder:
         if any(part.training for part in self.model.modules()):
             self.model.eval()
         # T5 and CLIP read their padding, in the pipelines too; only some Stable Diffusion 2 say otherwise
-        told = {"attention_mask": mask} if getattr(self.model.config, "use_attention_mask", False) else {}
+        more = {"attention_mask": mask} if getattr(self.model.config, "use_attention_mask", False) else {}
         with brought_to(self.model, ids.device):
-            return self.model(ids, output_hidden_states=True, **told)
+            return self.model(ids, output_hidden_states=True, **more)
 
     @torch.no_grad()
     def normalized(self, hidden: Tensor) -> Tensor:
@@ -136,9 +136,9 @@ class TextConditioning(Conditioning):
         plain.clip_skip = None
         return plain.read([""])
 
-    def arrange(self, told: dict[str, Tensor], batch: Batch) -> dict[str, Any]:
+    def arrange(self, embeddings: dict[str, Tensor], batch: Batch) -> dict[str, Any]:
         """Embeddings to keyword arguments of the denoiser."""
-        return dict(told)
+        return dict(embeddings)
 
     def embed(self, batch: Batch, dropped: Tensor | None) -> dict[str, Any]:
         """See `Conditioning.embed`.
@@ -152,12 +152,12 @@ class TextConditioning(Conditioning):
                 f"{type(self).__name__} expects batch['caption'], a list of {len(batch['image'])} strings, got "
                 f"{captions if captions is None else f'{len(captions)} in a {type(captions).__name__}'}"
             )
-        told = self.cache.read(captions, batch["image"].device) if self.cache else self.beside(captions, batch)
+        embeddings = self.cache.read(captions, batch["image"].device) if self.cache else self.beside(captions, batch)
         if dropped is not None:
             # moved once: a cache's comes from the CPU
-            self._nothing = {name: self._nothing[name].to(value) for name, value in told.items()}
-            told = {name: _either(dropped, self._nothing[name], value) for name, value in told.items()}
-        return self.arrange(told, batch)
+            self._nothing = {name: self._nothing[name].to(value) for name, value in embeddings.items()}
+            embeddings = {name: _either(dropped, self._nothing[name], value) for name, value in embeddings.items()}
+        return self.arrange(embeddings, batch)
 
     def to(self, device: torch.device) -> None:
         """See `Conditioning.to`."""
@@ -248,13 +248,13 @@ class PipelineText(TextConditioning):
     def named(self, read: Any) -> dict[str, Any]:
         """What `encode_prompt` gave, as keyword arguments of the denoiser."""
 
-    def read(self, captions: list[str], **shown: Any) -> dict[str, Any]:
-        """See `TextConditioning.read`; `shown` is told to `encode_prompt` too."""
+    def read(self, captions: list[str], **pictures: Any) -> dict[str, Any]:
+        """See `TextConditioning.read`; `pictures` go to `encode_prompt` too."""
         arguments = {
             "device": self.encoder.device,
             "max_sequence_length": self.encoder.length,
             **self.arguments,
-            **shown,
+            **pictures,
         }
         self.encoder.model.eval()
         with brought_to(self.encoder.model, self.encoder.device):

@@ -71,8 +71,8 @@ class ZImageCall(DenoiserCall):
         self, denoiser: Any, inputs: Tensor, timesteps: Tensor, conditions: Mapping[str, Any], size: tuple[int, int]
     ) -> Tensor:
         """See `DenoiserCall`."""
-        told = matched(conditions, denoiser.dtype)
-        said = denoiser(*_placed(denoiser.dtype, inputs, timesteps), **told).sample
+        more = matched(conditions, denoiser.dtype)
+        said = denoiser(*_placed(denoiser.dtype, inputs, timesteps), **more).sample
         return -torch.stack(list(said)).squeeze(2)
 
     def residuals(
@@ -87,14 +87,14 @@ class ZImageCall(DenoiserCall):
     ) -> dict[str, Any]:
         """See `DenoiserCall.residuals`: by the numbers of the layers that they are added after."""
         dtype = controlnet.t_embedder.mlp[0].weight.dtype  # of the base model, which reads all but the condition
-        told = matched(conditions, dtype)
+        more = matched(conditions, dtype)
         pictures, times = _placed(dtype, inputs, timesteps)
-        said = controlnet(pictures, times, control_context=condition.to(dtype), conditioning_scale=scale, **told)
+        said = controlnet(pictures, times, control_context=condition.to(dtype), conditioning_scale=scale, **more)
         return {"controlnet_block_samples": said}
 
-    def guided(self, told: Tensor, untold: Tensor, scale: float) -> Tensor:
+    def guided(self, conditional: Tensor, unconditional: Tensor, scale: float) -> Tensor:
         """As `DenoiserCall.guided`; its pipelines count the scale from 0, so theirs is one less."""
-        return told + (scale - 1) * (told - untold)
+        return conditional + (scale - 1) * (conditional - unconditional)
 
 
 def _placed(dtype: torch.dtype, inputs: Tensor, timesteps: Tensor) -> tuple[list[Tensor], Tensor]:

@@ -24,13 +24,13 @@ class Command(NamedTuple):
     """One command.
 
     Attributes:
-        told: one line of the list in `inpaint --help`.
+        summary: one line of the list in `inpaint --help`.
         module: where its function `run` is, which takes what the parser gives and returns the exit code.
         options: the function in `inpaint_module.cli.options` that makes its parser; None if LightningCLI does.
         goes_on: the same command goes on after Ctrl-C.
     """
 
-    told: str
+    summary: str
     module: str
     options: str | None = None
     goes_on: bool = False
@@ -71,7 +71,7 @@ A first run: inpaint fit --config configs/quickstart.yaml
 """
 VERB_HELP = """usage: inpaint {verb} --config FILE [--config OVERLAY ...] [--{{trainer,model,data}}.NAME=VALUE ...]
 
-{told}
+{summary}
 
 options:
   -c, --config FILE     YAML file of a run, of the working folder or one that ships, such as configs/quickstart.yaml;
@@ -185,7 +185,7 @@ def counted(words: str, *, after: float = 3.0, every: float = 1.0) -> Iterator[N
 def _run_verb(verb: str, rest: list[str]) -> int:
     """A verb of LightningCLI, which reads `sys.argv`, as do the ranks that it starts."""
     if any(each in _HELP for each in rest):
-        sys.stdout.write(VERB_HELP.format(verb=verb, told=COMMANDS[verb].told))
+        sys.stdout.write(VERB_HELP.format(verb=verb, summary=COMMANDS[verb].summary))
         return 0
     if not rest:
         sys.stderr.write(f"expected --config FILE, such as: inpaint {verb} --config configs/quickstart.yaml\n")
@@ -202,7 +202,7 @@ def help_text(group: str = "") -> str:
     """The list of the commands, or of those whose name begins with a word."""
     named = {name: each for name, each in COMMANDS.items() if name.startswith(group)}
     width = max(map(len, COMMANDS)) + 2
-    return _HEAD + "".join(f"  {name:{width}}{each.told}\n" for name, each in named.items()) + _FOOT
+    return _HEAD + "".join(f"  {name:{width}}{each.summary}\n" for name, each in named.items()) + _FOOT
 
 
 def _chosen(given: Sequence[str]) -> tuple[str, Command]:

@@ -97,8 +97,8 @@ def changed_pieces(before: Sequence[Entry], changes: Mapping[str, Any], where: s
             raise ValueError(f"{where}.{name}: expected the name of one entry, got that of {len(same)}; give the list")
         if not same and not (isinstance(change, Mapping) and "class_path" in change):
             known = [_name(entry) for entry in entries]
-            told = f"expected one of {', '.join(known) or 'none'}, or a class_path to add"
-            raise ValueError(f"{where}.{name}: {told}, got {change!r}{closest(str(name), known)}")
+            text = f"expected one of {', '.join(known) or 'none'}, or a class_path to add"
+            raise ValueError(f"{where}.{name}: {text}, got {change!r}{closest(str(name), known)}")
         if change is not None and not isinstance(change, Mapping):
             raise ValueError(f"{where}.{name}: expected null, init_args or a class_path, got {change!r}")
         place = same[0] if same else len(entries)

@@ -63,9 +63,9 @@ class Parser(OneParagraph):
         if parts:
             examples = " and ".join(_EXAMPLES[part] for part in parts)
             self.epilog = f"Options such as {examples} override what the configs say."
-            told = "YAML file of a training run; again for an overlay, which goes over those before it"
-            told += f" (default: {default})" if default else ""
-            self.add_argument("--config", action="append", required=default is None, metavar="FILE", help=told)
+            text = "YAML file of a training run; again for an overlay, which goes over those before it"
+            text += f" (default: {default})" if default else ""
+            self.add_argument("--config", action="append", required=default is None, metavar="FILE", help=text)
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """End with code 2; what is required is named as it is written."""

@@ -79,8 +79,8 @@ class ResumingCLI(LightningCLI):
         """A parser whose `--config` also takes the configs that ship, named as in a clone: configs/quickstart.yaml."""
         kwargs.setdefault("dump_header", [f"{CONFIG_HEAD}{lightning.__version__}"])
         parser = self.parser_class(**kwargs)
-        told = "YAML file of a run, of the working folder or one that ships; again for an overlay over those before it"
-        parser.add_argument("-c", "--config", action=ConfigFile, metavar="FILE", help=told)
+        text = "YAML file of a run, of the working folder or one that ships; again for an overlay over those before it"
+        parser.add_argument("-c", "--config", action=ConfigFile, metavar="FILE", help=text)
         return parser
 
     def _dump_config(self) -> None:
@@ -94,8 +94,8 @@ class ResumingCLI(LightningCLI):
         """The folder of pictures to paint at every validation."""
         chosen = "what makes a run fast and changes no sample: all that the device has, what changes no bit, or nothing"
         parser.add_argument("--speed", type=Literal["auto", "exact", "off"], default="auto", help=chosen)
-        told = "folder of pictures, with NAME.mask.png and NAME.txt beside each NAME.jpg, painted at every validation"
-        parser.add_argument("--samples", type=str | None, default=None, metavar="FOLDER", help=told)
+        text = "folder of pictures, with NAME.mask.png and NAME.txt beside each NAME.jpg, painted at every validation"
+        parser.add_argument("--samples", type=str | None, default=None, metavar="FOLDER", help=text)
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """As Lightning does, with callbacks and loggers that are changed one by one."""
@@ -270,7 +270,7 @@ def help_of(prog: str, description: str | None) -> dict[str, Any]:
         "predict": "Inpaint the validation shards into the run folder; for pictures: inpaint predict",
     }
     options = "--config FILE [--config OVERLAY ...] [--ckpt_path FILE]\n    [--{trainer,model,data}.NAME=VALUE ...]"
-    parsers = {verb: {"usage": f"{prog} {verb} {options}", "description": told} for verb, told in verbs.items()}
+    parsers = {verb: {"usage": f"{prog} {verb} {options}", "description": text} for verb, text in verbs.items()}
     return {"prog": prog, "description": description, **parsers}
 
 

@@ -49,7 +49,7 @@ class Mixture(MaskGenerator):
         masks = no_masks(keys, height, width)
         for branch, generator in enumerate(self.parts):
             chosen = (lot >= bounds[branch]) & (lot < bounds[branch + 1])
-            masks = paint_where(chosen, generator, randomness.fork(keys, branch), masks)
+            masks = paint_where(chosen, generator, randomness.fold_in(keys, branch), masks)
         return masks
 
 
@@ -116,11 +116,11 @@ class Curriculum(MaskGenerator):
 
     def paint(self, keys: Tensor, height: int, width: int) -> Tensor:
         """See `MaskGenerator`."""
-        masks = self.parts[self._stage](randomness.fork(keys, self._stage), height, width)
+        masks = self.parts[self._stage](randomness.fold_in(keys, self._stage), height, width)
         if self._stage + 1 == len(self.parts):
             return masks
         later = randomness.draw(keys, 1)[:, 0] < self._later
-        return paint_where(later, self.parts[self._stage + 1], randomness.fork(keys, self._stage + 1), masks)
+        return paint_where(later, self.parts[self._stage + 1], randomness.fold_in(keys, self._stage + 1), masks)
 
 
 class SetOperation(MaskGenerator):
@@ -144,9 +144,9 @@ class Union(SetOperation):
 
     def paint(self, keys: Tensor, height: int, width: int) -> Tensor:
         """See `MaskGenerator`."""
-        masks = self.parts[0](randomness.fork(keys, 0), height, width)
+        masks = self.parts[0](randomness.fold_in(keys, 0), height, width)
         for branch, generator in enumerate(self.parts[1:], start=1):
-            masks = masks | generator(randomness.fork(keys, branch), height, width)
+            masks = masks | generator(randomness.fold_in(keys, branch), height, width)
         return masks
 
 
@@ -155,9 +155,9 @@ class Intersection(SetOperation):
 
     def paint(self, keys: Tensor, height: int, width: int) -> Tensor:
         """See `MaskGenerator`."""
-        first = masks = self.parts[0](randomness.fork(keys, 0), height, width)
+        first = masks = self.parts[0](randomness.fold_in(keys, 0), height, width)
         for branch, generator in enumerate(self.parts[1:], start=1):
-            masks = masks & generator(randomness.fork(keys, branch), height, width)
+            masks = masks & generator(randomness.fold_in(keys, branch), height, width)
         return unless_empty(masks, first)
 
 
@@ -178,7 +178,7 @@ class Inverted(MaskGenerator):
 
     def paint(self, keys: Tensor, height: int, width: int) -> Tensor:
         """See `MaskGenerator`."""
-        masks = self.parts[0](randomness.fork(keys, 0), height, width)
+        masks = self.parts[0](randomness.fold_in(keys, 0), height, width)
         chosen = randomness.draw(keys, 1) < round(self.probability * 2**32)
         return unless_empty(masks ^ chosen[:, :, None, None], masks)
 
@@ -215,7 +215,7 @@ class CoverageBetween(MaskGenerator):
             )
         masks, pending = no_masks(keys, height, width), torch.ones_like(keys, dtype=torch.bool)
         for attempt in range(self.tries):
-            masks = paint_where(pending, self.parts[0], randomness.fork(keys, attempt), masks)
+            masks = paint_where(pending, self.parts[0], randomness.fold_in(keys, attempt), masks)
             covered = _pixels(masks)
             pending = (covered < least) | (covered > most)
         if cheap_to_read(pending) and not pending.any():
@@ -269,7 +269,7 @@ class Grown(MaskGenerator):
 
     def paint(self, keys: Tensor, height: int, width: int) -> Tensor:
         """See `MaskGenerator`."""
-        masks = self.parts[0](randomness.fork(keys, 0), height, width)
+        masks = self.parts[0](randomness.fold_in(keys, 0), height, width)
         low, high = (round(bound * min(height, width) / self.resolution) for bound in self.pixels)
         amount = randomness.integers(randomness.draw(keys, 1), low, high + 1)[:, :, None, None]
         shrinks = amount < 0

@@ -29,7 +29,7 @@ def fractal_noise(keys: Tensor, height: int, width: int, cells: int, octaves: in
     """
     total = torch.zeros(len(keys), height, width, dtype=torch.int32, device=keys.device)
     for octave in range(octaves):
-        noise = _value_noise(randomness.fork(keys, octave), height, width, cells << octave)
+        noise = _value_noise(randomness.fold_in(keys, octave), height, width, cells << octave)
         total = total + (noise >> (octave + 1))
     return total
 
@@ -99,7 +99,7 @@ class Cloud(MaskGenerator):
 
     def _paint_group(self, keys: Tensor, height: int, width: int) -> Tensor:
         lot = randomness.draw(keys, 1)[:, 0].double() * 2.0**-32
-        field = fractal_noise(randomness.fork(keys, 0), height, width, self.cells, self.octaves)
+        field = fractal_noise(randomness.fold_in(keys, 0), height, width, self.cells, self.octaves)
         return highest_share(field, self.share[0] + lot * (self.share[1] - self.share[0]))
 
 
@@ -147,7 +147,7 @@ class Blob(MaskGenerator):
         down = torch.arange(height, device=keys.device)[:, None] - (y * height).float()[:, None, None]
         stretch = (self.stretch[0] + stretch * (self.stretch[1] - self.stretch[0])).float()[:, None, None]
         u, v = cos * across + sin * down, (cos * down - sin * across) * stretch
-        noise = fractal_noise(randomness.fork(keys, 0), height, width, self.cells, 2).float()
+        noise = fractal_noise(randomness.fold_in(keys, 0), height, width, self.cells, 2).float()
         distance = square_root(u * u + v * v) + noise * (self.warp * min(height, width) * 2.0**-FIELD_BITS)
         farthest = self.stretch[1] * math.hypot(height, width) + self.warp * min(height, width) + 1
         field = ((farthest - distance) * (2**FIELD_BITS / farthest)).int()

@@ -13,11 +13,11 @@ from torch import Tensor
 
 from inpaint_module.objectives.loss import Huber, prediction_type
 from inpaint_module.objectives.timesteps import TimestepSampler, Uniform, resolution_mu, shifted
-from inpaint_module.randomness import fork, normal
+from inpaint_module.randomness import fold_in, normal
 
 
 class Example(NamedTuple):
-    """What a denoiser is shown, and what it should say.
+    """What a denoiser gets, and what it should say.
 
     Attributes:
         noisy: float32 (B, C, h, w).
@@ -80,7 +80,7 @@ def offset_noise(noise: Tensor, keys: Tensor, amount: float) -> Tensor:
     """
     if not amount:
         return noise
-    return noise + amount * normal(fork(keys, 0), (noise.shape[1], 1, 1))
+    return noise + amount * normal(fold_in(keys, 0), (noise.shape[1], 1, 1))
 
 
 def perturbed_noise(noise: Tensor, keys: Tensor, amount: float) -> Tensor:
@@ -91,7 +91,7 @@ def perturbed_noise(noise: Tensor, keys: Tensor, amount: float) -> Tensor:
     """
     if not amount:
         return noise
-    return noise + amount * normal(fork(keys, 1), tuple(noise.shape[1:]))
+    return noise + amount * normal(fold_in(keys, 1), tuple(noise.shape[1:]))
 
 
 def _check_amounts(**amounts: float) -> None:
@@ -192,7 +192,7 @@ class FlowMatchingObjective(Objective):
     """Rectified flow: noisy = (1 - t) clean + t noise, target = noise - clean; Liu et al. 2022, Esser et al. 2024.
 
     Args:
-        scheduler: a flow matching scheduler of diffusers; the denoiser is told t * num_train_timesteps.
+        scheduler: a flow matching scheduler of diffusers; the denoiser gets t * num_train_timesteps.
         timesteps: density of t before the shift; None for uniform.
         shift: shift of t; None for what the scheduler samples with: its static shift, or that of the picture's
             size if it has `use_dynamic_shifting`. 1 for none.

@@ -136,12 +136,12 @@ def adapt(checkpoint: dict[str, Any], trainer: Trainer, module: LightningModule,
 
 def lines_of(changed: list[Change], module: LightningModule) -> list[str]:
     """A line for each change; of an option of the optimizer that the schedule sets by itself, it says so."""
-    told = [str(change) for change in changed]
-    if not isinstance(module, ScheduledModule) or not any(".optimizer." in line for line in told):
-        return told
+    lines = [str(change) for change in changed]
+    if not isinstance(module, ScheduledModule) or not any(".optimizer." in line for line in lines):
+        return lines
     overruled = [f".optimizer.{name}" for name in module.overruled()]
     end = f", without effect: {module.schedule_name()} sets it"
-    return [line + end * change.name.endswith(tuple(overruled)) for change, line in zip(changed, told, strict=True)]
+    return [line + end * change.name.endswith(tuple(overruled)) for change, line in zip(changed, lines, strict=True)]
 
 
 def _averages(trainer: Trainer) -> bool:

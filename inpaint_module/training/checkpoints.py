@@ -259,7 +259,7 @@ def _verify(file: BinaryIO, path: Path) -> Seal:
 
 
 def _age(path: Path) -> tuple[int, int, bool, str]:
-    """Sorts the newest first, and those that cannot be read before all, so that they are told of.
+    """Sorts the newest first, and those that cannot be read before all, so that they are named.
 
     Of equal ones, that of `save_last` goes before, which a ModelCheckpoint writes last.
     """

@@ -134,10 +134,12 @@ def check_weights(saved: Mapping[str, Any], here: Mapping[str, Any]) -> None:
     old, new = ({n: tuple(v.shape) for n, v in each.items() if isinstance(v, Tensor)} for each in (saved, here))
     others = [name for name in sorted({*old, *new}) if old.get(name) != new.get(name) and "_extra_state" not in name]
     if others:
-        told = "; ".join(f"{name}: {old.get(name, 'none')} there, {new.get(name, 'none')} here" for name in others[:3])
+        examples = "; ".join(
+            f"{name}: {old.get(name, 'none')} there, {new.get(name, 'none')} here" for name in others[:3]
+        )
         raise ValueError(
             f"model: expected the weights of the checkpoint's model, got others: {len(others)} of {len(new)} differ, "
-            f"such as {told}. Give it the model that it was trained with, or another run a folder of its own"
+            f"such as {examples}. Give it the model that it was trained with, or another run a folder of its own"
         )
 
 

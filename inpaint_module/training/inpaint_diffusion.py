@@ -180,9 +180,9 @@ class InpaintDiffusion(ScheduledModule):
         return weighted_loss(prediction, example.target, cells, samples, huber)
 
     def conditions(self, batch: Batch, latents: InpaintLatents, dropped: Tensor | None = None) -> dict[str, Any]:
-        """What the denoiser is told of a batch in training; of samples in `dropped` (B,) no captions."""
+        """The denoiser's conditions for a batch in training; of samples in `dropped` (B,) no captions."""
         sized = resized_sizes(batch, self.encoder.vae.ratio) if self.encoder.sizing == "diffusers" else batch
-        return {**self.conditioning(self._shown(sized), dropped), **self._controlled(batch, latents)}
+        return {**self.conditioning(self._with_reference(sized), dropped), **self._controlled(batch, latents)}
 
     def predicted(self, example: Example, latents: InpaintLatents, conditions: dict[str, Any]) -> Tensor:
         """What the denoiser says of a noisy batch: (B, C, h, w), to be compared with the example's target."""
@@ -210,11 +210,11 @@ class InpaintDiffusion(ScheduledModule):
         return self.encoder(images, masks, target=whole, generator=keys)
 
     def _encode_reference(self, batch: Batch, target: bool, keys: Tensor | None) -> InpaintLatents:
-        """Latents of what an edit model is shown, beside the grown masks and the whole images, or their targets."""
+        """Latents of an edit model's references, beside the grown masks and the whole images, or their targets."""
         images, masks, wanted = batch["image"], batch["mask"], batch["image"]
-        shown = images
+        reference = images
         if self.layout.reference == "picture":
-            shown = of_all_samples(batch, "reference", "picture, which shows it")
+            reference = of_all_samples(batch, "reference", "picture, which shows it")
         if target:
             whole = self.layout.reference == "image"
             wanted = (
@@ -224,32 +224,32 @@ class InpaintDiffusion(ScheduledModule):
             )
         unmasked, clean = torch.zeros_like(masks), batch.get("latents") if target else None
         if clean is None:
-            latents = self.encoder(shown, unmasked, target=wanted, generator=keys)
+            latents = self.encoder(reference, unmasked, target=wanted, generator=keys)
         else:
-            latents = encode_beside(self.encoder, shown, unmasked, clean)
+            latents = encode_beside(self.encoder, reference, unmasked, clean)
         return latents._replace(noise_mask=self.encoder.fill_hole(images, masks).noise_mask)
 
-    def _shown(self, batch: Batch) -> Batch:
+    def _with_reference(self, batch: Batch) -> Batch:
         """The batch with the reference pictures, where text encoders see them."""
         if not (isinstance(self.layout, ReferenceLayout) and self.conditioning.sees):
             return batch
-        return {**batch, "reference": self.layout.shown(self.encoder, batch["image"], batch["mask"])}
+        return {**batch, "reference": self.layout.reference_pictures(self.encoder, batch["image"], batch["mask"])}
 
     def _controlled(self, batch: Batch, latents: InpaintLatents) -> dict[str, Tensor]:
-        """What a ControlNet is told of a batch; nothing without one."""
+        """The ControlNet's condition for a batch; nothing without one."""
         if self.control is None:
             return {}
         with torch.no_grad():
-            told = self.control.condition.from_batch(self.encoder, batch["image"], batch["mask"], latents)
-        return {CONDITION: told}
+            condition = self.control.condition.from_batch(self.encoder, batch["image"], batch["mask"], latents)
+        return {CONDITION: condition}
 
     @torch.no_grad()
     def inpaint(self, batch: Batch, call: DenoiserCall | None = None) -> InpaintedImages:
         """Fill the holes of a batch; `call` is how the denoiser is called, such as in tiles, if not as in training."""
         positions, guided = batch["position"], self.guidance_scale != 1
-        served = self._shown(without_sizes(batch))  # as a pipeline, to which a picture is whole
+        served = self._with_reference(without_sizes(batch))  # as a pipeline, to which a picture is whole
         latents = self.encode(batch, target=False)
-        told = self._controlled(batch, latents)
+        control = self._controlled(batch, latents)
         free = self.conditioning(served, torch.ones_like(positions, dtype=torch.bool)) if guided else None
         filled = inpaint_latents(
             self.denoiser,
@@ -259,8 +259,8 @@ class InpaintDiffusion(ScheduledModule):
             normal(key(self.seed, positions, Stream.SAMPLER), latents.samples.shape[1:]),
             self.sampling_steps,
             call=call or self.call,
-            conditions={**self.conditioning(served), **told},
-            unconditional=None if free is None else {**free, **told},
+            conditions={**self.conditioning(served), **control},
+            unconditional=None if free is None else {**free, **control},
             guidance_scale=self.guidance_scale,
         )
         given = batch["image"], batch.get("target", batch["image"])
@@ -281,8 +281,8 @@ class InpaintDiffusion(ScheduledModule):
         result = self.inpaint(batch)
         stage, counted = "test" if self.trainer.testing else "val", batch["position"] >= 0
         for name, metric in self.metrics.add(result, counted).items():
-            shown = name in ("psnr_inside", "psnr_outside")
-            self.log(f"{stage}/{name}", metric, prog_bar=shown, on_epoch=True, batch_size=len(counted))
+            in_bar = name in ("psnr_inside", "psnr_outside")
+            self.log(f"{stage}/{name}", metric, prog_bar=in_bar, on_epoch=True, batch_size=len(counted))
         for name, share in self.latent_mask_metrics.add(result.noise_mask, counted).items():
             self.log(f"{stage}/{name}", share, on_epoch=True, batch_size=len(counted))
         return result._asdict()

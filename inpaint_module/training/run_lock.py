@@ -157,8 +157,8 @@ def _look(file: int) -> Holder | None:
         return None
     here = socket.gethostname()
     try:
-        told = parse_json(os.pread(file, 65536, 0), LOCK)
-        found = Holder(told["pid"].whole(), *(told[name].text() for name in Holder._fields[1:]))
+        record = parse_json(os.pread(file, 65536, 0), LOCK)
+        found = Holder(record["pid"].whole(), *(record[name].text() for name in Holder._fields[1:]))
     except ValueError:  # it is just writing it
         return Holder(max(pid, 0), here, "?", "?")
     return Holder(pid, here, "?", "?") if found.host == here and found.pid != pid > 0 else found
@@ -167,6 +167,6 @@ def _look(file: int) -> Holder | None:
 def _write(file: int) -> None:
     """For people, and for the message of a refusal."""
     since, command = datetime.now(UTC).isoformat("T", "seconds"), " ".join(redacted_command(sys.argv))
-    told = Holder(os.getpid(), socket.gethostname(), since, command)
+    record = Holder(os.getpid(), socket.gethostname(), since, command)
     os.ftruncate(file, 0)
-    os.pwrite(file, (json.dumps(told._asdict()) + "\n").encode(), 0)
+    os.pwrite(file, (json.dumps(record._asdict()) + "\n").encode(), 0)

@@ -12,7 +12,7 @@ from torch import Tensor
 from inpaint_module.batch import Batch
 from inpaint_module.encoder import InpaintLatents
 from inpaint_module.morphology import reduce_mask
-from inpaint_module.randomness import Stream, fork, key, normal, uniform
+from inpaint_module.randomness import Stream, fold_in, key, normal, uniform
 from inpaint_module.training.averages import EMA
 from inpaint_module.training.inpaint_diffusion import InpaintDiffusion
 
@@ -57,7 +57,7 @@ class ValidationLoss(Callback):
         if trainer.sanity_checking or not isinstance(pl_module, InpaintDiffusion) or lacks_target(pl_module, batch):
             return
         with trainer.precision_plugin.val_step_context():
-            self._known = shown(pl_module, batch)
+            self._known = encoded(pl_module, batch)
         if _encodes_alike(pl_module, batch):
             pl_module.encoded = batch, _as_to_paint(pl_module, self._known[0])
 
@@ -105,22 +105,22 @@ def _as_to_paint(module: InpaintDiffusion, latents: InpaintLatents) -> InpaintLa
 
 
 @torch.no_grad()
-def shown(module: InpaintDiffusion, batch: Batch) -> tuple[InpaintLatents, dict[str, Any]]:
-    """What of a batch no training changes: its latents, and what the denoiser is told."""
+def encoded(module: InpaintDiffusion, batch: Batch) -> tuple[InpaintLatents, dict[str, Any]]:
+    """What of a batch no training changes: its latents and its conditions."""
     latents = module.encode(batch)
     return latents, module.conditions(batch, latents)
 
 
 def error_sums(
-    module: InpaintDiffusion, positions: Tensor, latents: InpaintLatents, told: dict[str, Any], seed: int
+    module: InpaintDiffusion, positions: Tensor, latents: InpaintLatents, conditions: dict[str, Any], seed: int
 ) -> Tensor:
     """Squared errors of a batch at fixed draws: sums and numbers of values, to be added up over batches and ranks.
 
     Args:
         module: in eval mode.
         positions: int64 (B,); samples at positions under 0 do not count.
-        latents: of `shown`, with targets.
-        told: of `shown`.
+        latents: of `encoded`, with targets.
+        conditions: of `encoded`.
         seed: of the draws.
 
     Returns:
@@ -131,10 +131,10 @@ def error_sums(
     hole = reduce_mask(latents.noise_mask, module.encoder.vae.ratio, "max") > 0
     regions = torch.stack([hole, ~hole]) & (positions >= 0).view(-1, 1, 1, 1)  # (2, B, 1, h, w)
     for quarter in range(QUARTERS):
-        keys = fork(key(seed, positions, Stream.VALIDATION), quarter)
-        times = (quarter + uniform(fork(keys, 0), 1)[:, 0].double()) / QUARTERS
-        example = module.objective.at(latents.target, normal(fork(keys, 1), tuple(latents.target.shape[1:])), times)
-        error = (module.predicted(example, latents, told).float() - example.target).square().double()
+        keys = fold_in(key(seed, positions, Stream.VALIDATION), quarter)
+        times = (quarter + uniform(fold_in(keys, 0), 1)[:, 0].double()) / QUARTERS
+        example = module.objective.at(latents.target, normal(fold_in(keys, 1), tuple(latents.target.shape[1:])), times)
+        error = (module.predicted(example, latents, conditions).float() - example.target).square().double()
         chosen = regions.expand(-1, -1, error.shape[1], -1, -1)
         sums[quarter, :, 0] = torch.where(chosen, error, 0).sum((1, 2, 3, 4))
         sums[quarter, :, 1] = chosen.sum((1, 2, 3, 4))
@@ -142,7 +142,7 @@ def error_sums(
 
 
 def lacks_target(module: InpaintDiffusion, batch: Batch) -> bool:
-    """Whether a model that is shown the whole image learns from targets of which some in this batch are missing."""
+    """Whether a model whose reference is the whole image lacks the targets of some samples of this batch."""
     return module.layout.reference == "image" and ("target" not in batch or "has_target" in batch)
 
 
