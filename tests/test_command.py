@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from datamodules.decode import latent_cache
+from datamodules import decode
 from datamodules.make_shards import make_shards
 from inpaint_module import base_models, masks
 from inpaint_module.cli import COMMANDS, command, main, options
@@ -95,7 +95,7 @@ def test_a_clone_runs_its_own_modules(monkeypatch: pytest.MonkeyPatch, tmp_path:
 
 def test_names_that_help_repeats_are_those_of_the_code() -> None:
     assert masks.presets() == options.PRESETS
-    assert list(base_models.DTYPES) == list(latent_cache.DTYPES.values()) == options.DTYPES
+    assert list(base_models.DTYPES) == list(decode.DTYPES.values()) == options.DTYPES
     assert (
         options.shards_make().get_defaults()["shard_bytes"] == signature(make_shards).parameters["shard_bytes"].default
     )
