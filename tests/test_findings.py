@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from datamodules.doctor.command import telling_first
-from datamodules.doctor.data_measures import Captions, Masks, Pixels, Sizes
+from datamodules.doctor.data_measures import Captions, Masks, Pixels, Sizes, StalledError, items_in_time
 from datamodules.doctor.findings import (
     Finding,
     check_captions,
@@ -28,12 +28,10 @@ from datamodules.doctor.model_measures import (
     Grid,
     Latents,
     Speeds,
-    StalledError,
     autocast,
     data_from_configs,
     denoiser_factor,
     faster,
-    items_in_time,
     precision_of,
 )
 

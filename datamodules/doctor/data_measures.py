@@ -1,13 +1,15 @@
-"""Measures of what the data brought: pixels, masks, captions, and the files behind them."""
+"""Measures of what the data brought, and in time: pixels, masks, captions, and the files behind them."""
 
 from __future__ import annotations
 
 import hashlib
+import queue
+import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from statistics import median
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -22,6 +24,7 @@ from datamodules.shards.tar_index import MASK_FIELDS
 from inpaint_module.batch import Batch
 from inpaint_module.pixels import to_unit_float
 
+T = TypeVar("T")
 _FLAT = 8 / 255  # a picture whose values differ by less is blank
 _DARK = 16 / 255
 _GREY = slice(5, 251)  # neither black nor white
@@ -225,3 +228,46 @@ def describe_pairs(pairs: Pairs) -> str:
         f"{len(pairs.keys)} of {pairs.total} samples; image and target differ outside of the mask by "
         f"{pairs.outside.nanmean():.1f} of 255 on average, {worst:.1f} at most, inside by {pairs.inside.nanmean():.1f}"
     )
+
+
+class StalledError(TimeoutError):
+    """Nothing came in time."""
+
+
+class _Item(NamedTuple):
+    value: Any = None
+    seconds: float = 0.0
+    error: BaseException | None = None
+    last: bool = False
+
+
+def items_in_time(source: Callable[[], Iterable[T]], timeout: float) -> Iterator[tuple[T, float]]:
+    """What `source()` yields, each with the seconds it took, read on a thread that is left behind if it stalls.
+
+    Raises:
+        StalledError: after `timeout` seconds without an item.
+        Exception: of the source.
+    """
+    items: queue.Queue[_Item] = queue.Queue()
+
+    def read() -> None:
+        try:
+            begin = time.perf_counter()
+            for value in source():
+                items.put(_Item(value, time.perf_counter() - begin))
+                begin = time.perf_counter()
+            items.put(_Item(last=True))
+        except Exception as error:
+            items.put(_Item(error=error))
+
+    threading.Thread(target=read, name="timed reader", daemon=True).start()
+    while True:
+        try:
+            item = items.get(timeout=timeout)
+        except queue.Empty:
+            raise StalledError(f"nothing came for {timeout:g} s") from None
+        if item.error is not None:
+            raise item.error
+        if item.last:
+            return
+        yield item.value, item.seconds

@@ -19,7 +19,7 @@ from torch import Tensor
 from datamodules.doctor import data_measures, findings, model_measures
 from datamodules.doctor.data_measures import Captions, Masks, Pairs, Pixels, Sizes, StoredSamples, measure_pairs
 from datamodules.doctor.findings import ERROR, Finding
-from datamodules.doctor.model_measures import Encoded, Grid, Latents, Speeds, StalledError, autocast, items_in_time
+from datamodules.doctor.model_measures import Encoded, Grid, Latents, Speeds, autocast
 from datamodules.order.sample_stream import SampleStream
 from datamodules.shards.shard_set import Contents, RawSample
 from datamodules.webdataset_datamodule import WebDatasetDataModule
@@ -63,7 +63,7 @@ class Examination:
         """The result of an action; None, and a finding, if it fails."""
         try:
             return action()
-        except StalledError as error:
+        except data_measures.StalledError as error:
             self.stalled = True
             advice = "see that the source answers, or wait longer with --timeout"
             finding = Finding(ERROR, "stalled source", where, "an answer in time", str(error), advice)
@@ -159,7 +159,7 @@ def _read(data: LightningDataModule, batches: int, timeout: float) -> list[tuple
         return islice(data.train_dataloader(), batches)
 
     try:
-        return list(items_in_time(train_batches, timeout))
+        return list(data_measures.items_in_time(train_batches, timeout))
     except Exception as error:
         data.on_exception(error)  # a worker that died: which sample it was decoding
         raise
@@ -215,7 +215,7 @@ def _measure_stored(exam: Examination, data: WebDatasetDataModule, timeout: floa
     def read() -> list[RawSample]:
         stream = SampleStream(data.train_set, data.train_order, batch_size=data.batch_size)
         samples = islice(stream, len(exam.batches) * data.batch_size)
-        return [raw for raw, _ in items_in_time(lambda: samples, timeout)]
+        return [raw for raw, _ in data_measures.items_in_time(lambda: samples, timeout)]
 
     raws = exam.attempt(read, "data", "samples", "mend the source")
     if raws:
