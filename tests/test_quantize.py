@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from torch.utils.data import DataLoader
 from two_ranks import Batches, equal, weights
 
 from inpaint_module.base_models import BaseModel, LoRA, TextOptions, dequantize, quantize, quantized_state
+from inpaint_module.base_models.quantize import KINDS
 from inpaint_module.export import export
 from inpaint_module.training.averages import EMA
 from inpaint_module.training.checkpoints import VerifiedCheckpointIO
@@ -29,6 +31,8 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:.*torch_dtype.*"),
     pytest.mark.filterwarnings("ignore:MatMul8bitLt.*"),
 ]
+
+SOME = [pytest.param(kind, marks=[pytest.mark.slow] if kind == "float8wo" else []) for kind in KINDS]
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +56,7 @@ def fit(model: InpaintDiffusion, steps: int, path: Path | None = None, *callback
     return trainer
 
 
-@pytest.mark.parametrize("kind", ["nf4", "int8"])
+@pytest.mark.parametrize("kind", KINDS)
 def test_numbers_come_back_near_and_sizes_shrink(kind: str) -> None:
     torch.manual_seed(0)
     model = nn.ModuleDict({"blocks": nn.ModuleList([nn.Linear(64, 128)]), "head": nn.Linear(64, 4)})
@@ -65,13 +69,14 @@ def test_numbers_come_back_near_and_sizes_shrink(kind: str) -> None:
     dequantize(model)
     after = model["blocks"][0].weight.detach()  # type: ignore[index]
     # the widest step of nf4 is 0.31 of the largest number, of int8 1/127
-    assert (after - before).abs().max() < (0.16 if kind == "nf4" else 0.005) * before.abs().max()
+    step = {"nf4": 0.16, "float8wo": 0.04}.get(kind, 0.005)  # of float8, with 3 bits behind the point, half of 1/8
+    assert (after - before).abs().max() < step * before.abs().max()
     bias = model["blocks"][0].bias  # type: ignore[index]
     torch.testing.assert_close(told, (after.T + bias).to(told), rtol=2e-2, atol=2e-3)
     assert not quantized_state(model)
 
 
-@pytest.mark.parametrize("kind", ["nf4", "int8"])
+@pytest.mark.parametrize("kind", SOME)
 def test_a_resumed_run_ends_with_the_same_bits(kind: str, folder: str, tmp_path: Path) -> None:
     whole = model_of(folder, kind)
     trainer = fit(whole, 2)
@@ -84,6 +89,43 @@ def test_a_resumed_run_ends_with_the_same_bits(kind: str, folder: str, tmp_path:
     assert equal(weights(third), weights(resumed))
     with pytest.raises(ValueError, match="trained on a base model whose frozen weights"):
         fit(model_of(folder, None), 4, tmp_path / "2.ckpt")
+
+
+@pytest.mark.parametrize("kind", ["int8wo", "float8wo"])
+def test_rows_by_hand_and_what_the_backward_pass_holds(kind: str) -> None:
+    layer = nn.Linear(2, 3, bias=False)
+    layer.weight.data = torch.tensor([[255.0, -2.0], [0.0, 0.0], [0.875, 0.125]])
+    model = nn.ModuleDict({"blocks": nn.ModuleList([layer])})
+    quantize(model, kind)
+    made: Any = model["blocks"][0]  # type: ignore[index]
+    expected = {
+        "int8wo": [[254.0, -2.0], [0.0, 0.0], [127 * 0.875 / 127.5, 18 * 0.875 / 127.5]],  # 127.5 and 18.2, rounded
+        "float8wo": [[255.0, -3.5 * 255 / 448], [0.0, 0.0], [0.875, 0.125]],  # 3.514 -> 3.5
+    }[kind]
+    torch.testing.assert_close(made.plain_weight(), torch.tensor(expected))
+    held: list[torch.Tensor] = []
+    x = torch.tensor([[1.0, 2.0]], requires_grad=True)
+    with torch.autograd.graph.saved_tensors_hooks(lambda each: held.append(each) or each, lambda each: each):  # type: ignore[func-returns-value]
+        told = made(x)
+    assert not held, "the codes alone, by the layer"
+    told.sum().backward()
+    torch.testing.assert_close(x.grad, torch.tensor(expected).sum(0, keepdim=True))
+    x = torch.ones(1, 2, dtype=torch.bfloat16)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert made(x).dtype == torch.bfloat16
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.parametrize(("kind", "name"), [("int8wo", "Int8WeightOnlyConfig"), ("float8wo", "Float8WeightOnlyConfig")])
+def test_rows_are_torchaos(kind: str, name: str) -> None:
+    torchao = pytest.importorskip("torchao.quantization")
+    torch.manual_seed(0)
+    layer = nn.Linear(64, 128)
+    theirs, model = nn.Sequential(copy.deepcopy(layer)), nn.ModuleDict({"blocks": nn.ModuleList([layer])})
+    torchao.quantize_(theirs, getattr(torchao, name)())
+    quantize(model, kind)
+    ours: Any = model["blocks"][0]  # type: ignore[index]
+    torch.testing.assert_close(ours.plain_weight(), theirs[0].weight.dequantize(), rtol=0, atol=0)
 
 
 def test_scales_are_part_of_the_fingerprint() -> None:
@@ -127,7 +169,7 @@ def test_export_is_plain_and_computes_the_same(folder: str, tmp_path: Path) -> N
 
 
 @pytest.mark.cuda
-@pytest.mark.parametrize("kind", ["nf4", "int8"])
+@pytest.mark.parametrize("kind", KINDS)
 def test_on_a_gpu(kind: str, folder: str) -> None:
     model, ema = model_of(folder, kind, text=kind), EMA(0.5)
     options: dict[str, Any] = {"accelerator": "gpu", "devices": 1, "precision": "bf16-mixed"}
@@ -140,7 +182,7 @@ def test_on_a_gpu(kind: str, folder: str) -> None:
         assert (shared[name].data_ptr() == value.data_ptr()) == (not value.requires_grad), name
 
 
-@pytest.mark.parametrize("kind", ["nf4", "int8"])
+@pytest.mark.parametrize("kind", SOME)
 def test_the_estimate_counts_bits(kind: str, folder: str) -> None:
     real = held_memory(model_of(folder, kind, text=kind))
     with without_weights():
@@ -153,7 +195,7 @@ def test_the_estimate_counts_bits(kind: str, folder: str) -> None:
 def test_mistakes_are_named(folder: str) -> None:
     with pytest.raises(ValueError, match=r"base.quantize: expected null, or base.lora beside it"):
         BaseModel(folder, quantize="nf4")
-    with pytest.raises(ValueError, match="quantize must be null or one of nf4, int8; got 'int3'"):
+    with pytest.raises(ValueError, match="quantize must be null or one of nf4, int8, int8wo, float8wo; got 'int3'"):
         BaseModel(folder, quantize="int3", lora=LoRA(4))
     with pytest.raises(ValueError, match="expected linear layers in blocks, got none in Conv2d"):
         quantize(nn.Conv2d(1, 1, 1), "nf4")

@@ -173,7 +173,7 @@ class BaseModel(ModelParts):
         dtype: of the denoiser's weights: float32 to train them all, bfloat16 to halve the memory of those that LoRA
             or a ControlNet leaves frozen. What the step computes in is the trainer's `precision`.
         lora: train low-rank factors instead of the weights; with `controlnet` those of a ControlNet that is loaded.
-        quantize: nf4 or int8: the linear layers of the frozen base model in 4 or 8 bits, by bitsandbytes; with `lora`
+        quantize: nf4, int8, int8wo or float8wo: the linear layers of the frozen base model in 4 or 8 bits; with `lora`
             or `controlnet`.
         controlnet: of `train: controlnet`: which one, and how strong.
         reference: of `train: edit`: masked, the image with its hole filled, which is the default; image, the whole

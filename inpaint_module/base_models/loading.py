@@ -75,7 +75,7 @@ def load_denoiser(
         channels_last: memory format of convolutions. Measure it: uncompiled, with group norms between them, it made a
             VAE 1.4 times slower on an H100. No use to a transformer.
         lora: train low-rank factors instead of the weights.
-        quantize: nf4 or int8: its frozen linear layers in 4 or 8 bits, by bitsandbytes.
+        quantize: nf4 or int8, by bitsandbytes, int8wo or float8wo: its frozen linear layers in 4 or 8 bits.
 
     Raises:
         ValueError: nothing there, an unknown dtype or kind, a first layer that cannot grow, or a LoRA that fits
