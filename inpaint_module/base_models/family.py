@@ -31,7 +31,7 @@ class TextOptions:
         t5: False leaves out the T5 of SD3, which the base model was trained to bear.
         clip_skip: layers that the CLIPs of Stable Diffusion, XL and 3 leave out at the end, as the argument of their
             pipelines; serve with the same. None for the default of each. Flux has none.
-        quantize: nf4, int8, int8wo or float8wo: their linear layers in 4 or 8 bits, see `quantize`; what they say moves.
+        quantize: nf4, int8, int8wo or float8wo: their linear layers in 4 or 8 bits; what they say moves.
         cache: a folder that `inpaint shards cache-text` has written for these options: embeddings are read from there,
             and the encoders are not loaded. Of Stable Diffusion, XL, 3 and Flux.
     """
