@@ -7,6 +7,7 @@ import hashlib
 import pytest
 import torch
 
+from inpaint_module import randomness
 from inpaint_module.randomness import Stream, draw, fold_in, hash32, integers, key, normal, uniform
 
 KEYS = key(0, torch.arange(4096), Stream.MASK)
@@ -93,3 +94,18 @@ def test_the_same_keys_on_a_gpu(seed: int) -> None:
     counters = torch.tensor([0, 5, 2**31, 2**32 - 1])[:, None]
     assert torch.equal(hash32(keys.cuda(), counters.cuda()).cpu(), hash32(keys, counters))
     assert key(seed, positions[:0].cuda(), Stream.NOISE).shape == (0,)
+
+
+def test_numpy_hashes_as_torch_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    keys = torch.cat([KEYS[:50], torch.tensor([0, -1, 2**63 - 1, -(2**63), 2**32 - 1, 2**32])])
+    counters = torch.tensor([0, 1, 2**31, 2**32 - 1, 2**32, -1])
+
+    def drawn() -> list[torch.Tensor]:
+        hashes = [hash32(keys[:, None], counters), hash32(keys[0], counters), hash32(keys[0], counters[3])]
+        return [*hashes, hash32(keys[:0], counters[:1]), *(key(seed, keys, Stream.NOISE) for seed in (0, -3, 2**70))]
+
+    fast = [*drawn(), fold_in(keys[1], 2)]
+    monkeypatch.setattr(randomness, "_by_numpy", lambda _: False)
+    for mine, expected in zip(fast, [*drawn(), fold_in(keys[1], 2)], strict=True):
+        assert mine.dtype == expected.dtype
+        assert torch.equal(mine, expected)
