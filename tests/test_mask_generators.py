@@ -38,6 +38,7 @@ from inpaint_module.masks import (
     painter,
     preset,
     presets,
+    shapes,
 )
 
 FIXED = [name for name in presets() if name.startswith("repaint")]
@@ -64,12 +65,24 @@ def test_masks_vary_and_are_never_empty(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", GENERATORS)
-def test_what_a_gpu_does_without_reading_back(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """On a CPU only what is needed is painted; a GPU paints it all and selects."""
-    expected = GENERATORS[name](KEYS[:8], 64, 48)
-    for module in (generator, painter, composition):
+@pytest.mark.parametrize(
+    ("count", "size"),
+    [
+        (8, (64, 48)),
+        (24, (61, 67)),
+        (24, (9, 5)),
+        (3, (1, 130)),
+        *(pytest.param(2000 // side, (side, side + 7), marks=pytest.mark.slow) for side in (2, 13, 64, 127, 400)),
+    ],
+)
+def test_what_a_gpu_does_without_reading_back(
+    name: str, count: int, size: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a CPU only what is needed is painted, and filled by words of bits; a GPU paints it all and selects."""
+    expected = GENERATORS[name](MANY[:count], *size)
+    for module in (generator, painter, composition, shapes):
         monkeypatch.setattr(module, "cheap_to_read", lambda x: False)
-    assert torch.equal(GENERATORS[name](KEYS[:8], 64, 48), expected)
+    assert torch.equal(GENERATORS[name](MANY[:count], *size), expected)
 
 
 COMPILED = [

@@ -87,3 +87,14 @@ def test_painting_in_groups_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> 
     whole = preset("lama-medium")(KEYS, 64, 64)
     monkeypatch.setattr(painter, "MAX_INTERVALS", 5000)
     assert torch.equal(preset("lama-medium")(KEYS, 64, 64), whole)
+
+
+@pytest.mark.parametrize("shape", [(1, 7), (3, 5, 64), (2, 1, 13, 17)])
+def test_between_places_pixels_are_masked(shape: tuple[int, ...]) -> None:
+    size = math.prod(shape)
+    places = torch.randint(0, size + 1, (min(size, 60),), generator=torch.Generator().manual_seed(size))
+    places = torch.cat([places, places[:3], torch.tensor([0, size])])  # twice changes nothing
+    changes = torch.bincount(places, minlength=size + 1)[:size].cumsum(0) % 2 == 1
+    painted = painter.between(places.numpy(), shape)
+    assert torch.equal(painted, changes.view(shape))
+    assert not painter.between(places[:0].numpy(), shape).any()

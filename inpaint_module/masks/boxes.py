@@ -74,7 +74,7 @@ class Boxes(MaskGenerator):
         radius = torch.minimum(radius * (scale.short_side / scale.resolution), marks.along)
         # of a square of 2 pixels, round corners would leave nothing
         marks = painter.with_radius(marks, torch.where(is_round & (marks.along >= 1), radius, marks.radius))
-        return painter.paint(marks, height, width, scale.pixels(self.size[1]))
+        return painter.paint(marks, height, width, max(1, scale.pixels(self.size[1])))
 
     def _room(self, length: Tensor, side: int, scale: _Scale) -> tuple[Tensor, tuple[int | Tensor, Tensor]]:
         """Lengths along one side of the image that fit it, int64 pixels (B, M), and where the boxes may begin."""

@@ -2,15 +2,18 @@
 
 Every brush stroke, box, disc and strip is one primitive, the oriented box with a corner radius. It is convex, so each
 image row meets it in one interval: the ends of all intervals go into a difference array of shape (B, H, W), and one
-cumulative sum along the rows fills them. Work is the rows that marks span plus H x W, without a loop over marks.
+cumulative sum along the rows fills them. Work is the rows that marks span plus H x W, without a loop over marks. On a
+CPU the intervals are sorted and merged instead, and filled by words of 64 pixels.
 
 Borders use nothing but IEEE + - * / sqrt, floor and ceil in float32, so that devices agree on every pixel.
 """
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -91,18 +94,64 @@ def paint(marks: Marks, height: int, width: int, max_rows: int) -> Tensor:
     rows = min(max_rows, height)
     group = max(1, MAX_INTERVALS // max(1, marks.x.shape[1] * rows))
     groups = zip(*(field.split(group) for field in marks), strict=True)
+    if cheap_to_read(marks.x):
+        found = [_runs(Marks(*fields), height, width) for fields in groups]
+        places = [sample * group * height * width + runs for sample, runs in enumerate(found)]
+        return between(_merged(np.concatenate(places, 1)), (len(marks.x), 1, height, width))
     painted = [_paint_group(Marks(*fields), height, width, rows) for fields in groups]
     return painted[0] if len(painted) == 1 else torch.cat(painted)
 
 
 def _paint_group(marks: Marks, height: int, width: int, max_rows: int) -> Tensor:
-    rows = _spanned_rows(marks, height) if cheap_to_read(marks.x) else _padded_rows(marks, height, max_rows)
+    rows = _padded_rows(marks, height, max_rows)
     start, end = _interval(rows, width)
-    depth = torch.zeros(len(marks.x) * height * width, dtype=torch.int16, device=start.device)
+    # of 32 bits: a GPU adds those in one instruction, and fewer by trying until no other has come between
+    depth = torch.zeros(len(marks.x) * height * width, dtype=torch.int32, device=start.device)
     for column, change in ((start, 1), (end, -1)):  # an interval up to the last column needs no end: the sum stops
-        counts = ((start < end) & (column < width)).to(torch.int16) * change
+        counts = ((start < end) & (column < width)).to(torch.int32) * change
         depth.scatter_add_(0, (rows.line * width + column.clamp_max(width - 1)).flatten(), counts.flatten())
-    return depth.view(len(marks.x), 1, height, width).cumsum_(-1) > 0
+    return depth.view(len(marks.x), 1, height, width).cumsum_(-1, dtype=torch.int32) > 0
+
+
+def _runs(marks: Marks, height: int, width: int) -> np.ndarray:
+    """The places first .. last - 1, among all pixels of all samples, of the rows of marks: int64 (2, N)."""
+    rows = _spanned_rows(marks, height)
+    start, end = _interval(rows, width)
+    line, painted = rows.line * width, start < end
+    return torch.stack([line + start, line + end])[:, painted].numpy()
+
+
+def _merged(runs: np.ndarray) -> np.ndarray:
+    """Where pixels begin or end to be in any of the runs: int64 (2, N) in any order -> (K,)."""
+    first, last = runs[:, np.argsort(runs[0])]
+    if not len(first):
+        return first
+    reach = np.maximum.accumulate(last)
+    apart = first[1:] > reach[:-1]
+    return np.concatenate([first[:1], first[1:][apart], reach[:-1][apart], reach[-1:]])
+
+
+def between(places: np.ndarray, shape: tuple[int, ...]) -> Tensor:
+    """A mask that changes between 0 and 1 at each of the given places, on a CPU.
+
+    Sixty-four pixels share a word until the end, which is 5 times faster than sums along rows of numbers.
+
+    Args:
+        places: int64 (K,), among all of the mask's pixels; the same place twice changes nothing.
+        shape: of the mask.
+
+    Returns:
+        bool of that shape.
+    """
+    size = math.prod(shape)
+    bits = np.zeros(size // 64 + 1, np.uint64)
+    np.bitwise_xor.at(bits, places >> 6, np.uint64(1) << (places & 63).astype(np.uint64))
+    for shift in (1, 2, 4, 8, 16, 32):  # each bit becomes the parity of those up to it in its word
+        bits ^= bits << np.uint64(shift)
+    odd = np.bitwise_xor.accumulate(bits >> np.uint64(63))
+    bits[1:] ^= np.uint64(0) - odd[:-1]
+    pixels = np.unpackbits(bits.astype("<u8", copy=False).view(np.uint8), bitorder="little")[:size]
+    return torch.from_numpy(pixels.view(np.bool_)).view(shape)
 
 
 class _Rows(NamedTuple):
@@ -125,12 +174,18 @@ def _spanned_rows(marks: Marks, height: int) -> _Rows:
     """Just the rows that visible marks span, (N,): how many is read back, which a CPU does at no cost."""
     first, last = _first_and_last_row(marks, height)
     number = torch.where(marks.visible, last - first + 1, 0).clamp_min(0).flatten().long()
-    mark = torch.repeat_interleave(number)
     before = number.cumsum(0) - number
-    row = torch.arange(len(mark)) + (first.flatten().long() - before)[mark]
-    sample = torch.div(mark, marks.x.shape[1], rounding_mode="floor")
-    offset = row - marks.y.flatten()[mark]
-    return _Rows(_outline(marks).flatten(1)[:, mark], offset, sample * height + row, torch.ones_like(mark) > 0)
+    sample = (torch.arange(len(first)) * height)[:, None].expand_as(first).flatten()
+    whole = _repeated(torch.stack([first.flatten().long() - before, sample]), number)
+    real = _repeated(torch.cat([_outline(marks).flatten(1), marks.y.reshape(1, -1)]), number)
+    row = torch.arange(whole.shape[1]) + whole[0]
+    return _Rows(real[:-1], row - real[-1], whole[1] + row, torch.ones_like(row) > 0)
+
+
+def _repeated(columns: Tensor, number: Tensor) -> Tensor:
+    """Each column of (K, M) as often as `number`, int64 (M,), says, on a CPU: (K, N)."""
+    # numpy's is 20 times faster than looking them up
+    return torch.from_numpy(np.repeat(columns.numpy(), number.numpy(), axis=1))
 
 
 def _padded_rows(marks: Marks, height: int, max_rows: int) -> _Rows:

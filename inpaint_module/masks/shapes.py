@@ -9,7 +9,7 @@ from torch import Tensor
 
 from inpaint_module import randomness
 from inpaint_module.masks import painter
-from inpaint_module.masks.generator import MaskGenerator, checked_at_least, checked_range, pixel_scale
+from inpaint_module.masks.generator import MaskGenerator, cheap_to_read, checked_at_least, checked_range, pixel_scale
 from inpaint_module.masks.strokes import walk
 
 
@@ -130,11 +130,13 @@ def fill_polygons(x: Tensor, y: Tensor, number: Tensor, height: int, width: int)
     crosses = ((y0 <= row) != (y1 <= row)) & (nth < number)[..., None]
     slope = (x1 - x0) / torch.where(y1 == y0, 1.0, y1 - y0)
     column = (x0 + (row - y0) * slope).ceil().clamp(0, width).long()
-    line = torch.arange(len(x), device=x.device)[:, None, None] * height + row
-    flips = torch.zeros(len(x) * height * width, dtype=torch.int16, device=x.device)
-    place = line * width + column.clamp_max(width - 1)
-    flips.scatter_add_(0, place.flatten(), (crosses & (column < width)).to(torch.int16).flatten())
-    return (flips.view(len(x), 1, height, width).cumsum_(-1) & 1) == 1
+    line = (torch.arange(len(x), device=x.device)[:, None, None] * height + row) * width
+    if cheap_to_read(x):  # every row is crossed an even number of times: past its last column it is outside again
+        return painter.between((line + column)[crosses].numpy(), (len(x), 1, height, width))
+    flips = torch.zeros(len(x) * height * width, dtype=torch.int32, device=x.device)
+    place = line + column.clamp_max(width - 1)
+    flips.scatter_add_(0, place.flatten(), (crosses & (column < width)).to(torch.int32).flatten())
+    return (flips.view(len(x), 1, height, width).cumsum_(-1, dtype=torch.int32) & 1) == 1
 
 
 class FreeForm(MaskGenerator):
