@@ -155,8 +155,8 @@ def key(seed: int, positions: Tensor, stream: Stream) -> Tensor:
     if _by_numpy(positions):
         made = np.atleast_1d(positions.numpy())
         for part in parts.values():
-            low, high = (_mixed_words(made, np.uint32(_pcg(word))).astype(np.int64) for word in (part, part ^ _GOLDEN))
-            made = ((high & 0x7FFFFFFF) << 32) | low
+            words = [_mixed_words(made, np.uint32(_pcg(word))).astype(np.int64) for word in (part, part ^ _GOLDEN)]
+            made = ((words[1] & 0x7FFFFFFF) << 32) | words[0]
         return torch.from_numpy(made).reshape(positions.shape)
     for part in parts.values():
         low, high = (_mixed(positions, _pcg(counter)) for counter in (part, part ^ _GOLDEN))
