@@ -84,7 +84,7 @@ def export(
     _check(module, out, fuse, lora_only, dtype)
     denoiser = module.denoiser
     name = module.base.pipeline
-    pipeline = None if name is None else families.pipeline_class(name)
+    pipeline = families.pipeline_class(name)
     base, trained = base_dtype(denoiser), _dtypes(module)
     lora = has_lora(denoiser) and not fuse
     with atomic_folder(out) as folder:
@@ -112,7 +112,10 @@ def _loading(module: InpaintDiffusion, pipeline: str | None, lora: bool, lora_on
         return f'from diffusers import {kind}\n\ndenoiser = {kind}.from_pretrained({here}, subfolder="unet")'
     if module.control is not None:
         kind = type(module.denoiser).__name__
-        lines = [f"from diffusers import {kind}, {pipeline}", "", f"controlnet = {kind}.from_pretrained({here})"]
+        home = module.base.way.home  # type: ignore[union-attr]
+        lines = [f"from {home} import {kind}, {pipeline}", "", f"controlnet = {kind}.from_pretrained({here})"]
+        if home != "diffusers":
+            lines[0] = f"# {kind} and {pipeline} are of https://github.com/{home}"
         return "\n".join([*lines, f"pipeline = {pipeline}.from_pretrained({base}, controlnet=controlnet)"])
     lines = [f"from diffusers import {pipeline}", ""]
     lines.append(f"pipeline = {pipeline}.from_pretrained({base if lora_only else here})")
@@ -138,7 +141,8 @@ def _record(module: InpaintDiffusion, pipeline: Any, out: Path, trained: dict[st
     """Write and return what is in the folder, and warn of what its pipeline will do otherwise than training did."""
     encoder, denoiser = module.encoder, module.denoiser
     record: dict[str, Any] = {"dtypes": {"trained": trained, "written": _dtypes(module)}}
-    if pipeline is not None:
+    name = module.base.pipeline
+    if name is not None:
         differ = families.mask_differences(encoder, module.layout)
         asked = [families.scaling_difference(encoder, pipeline), families.decode_difference(encoder, pipeline)]
         asked.append(families.config_difference(module.denoiser, pipeline) if module.control is None else None)
@@ -154,7 +158,7 @@ def _record(module: InpaintDiffusion, pipeline: Any, out: Path, trained: dict[st
             differ += families.controlnet_call(module.control, pipeline)
             files = {"diffusion_pytorch_model.safetensors": "models/controlnet"}
             notes = ["ControlNets of this package have not been run in it"]
-        record |= {"pipeline": pipeline.__name__, "differences": differ, "comfyui": {"files": files, "limits": notes}}
+        record |= {"pipeline": name, "differences": differ, "comfyui": {"files": files, "limits": notes}}
     atomic_write_text(out / RECORD, json.dumps(record, indent=1) + "\n")
     return record
 

@@ -140,13 +140,14 @@ def _without_content(value: Tensor) -> Tensor:
         return nn.Parameter(made, value.requires_grad) if isinstance(value, nn.Parameter) else made
 
 
-def config_model(path: str, subfolder: str | None, dtype: Any, **options: Any) -> Any:
+def config_model(path: str, subfolder: str | None, dtype: Any, kind: Any = None, **options: Any) -> Any:
     """A model of diffusers or transformers by its config alone, on the meta device.
 
     Args:
         path: a folder or a hub name.
         subfolder: folder inside `path`.
         dtype: of the weights.
+        kind: the class of a model of diffusers; None for the one that its config names.
         options: of `loading_options`.
 
     Raises:
@@ -157,7 +158,7 @@ def config_model(path: str, subfolder: str | None, dtype: Any, **options: Any) -
     config = diffusers.AutoencoderKL.load_config(path, subfolder=subfolder or "", **options)  # of any model class
     if "_class_name" in config:
         with torch.device("meta"):
-            made = getattr(diffusers, config["_class_name"]).from_config(config)
+            made = (kind or getattr(diffusers, config["_class_name"])).from_config(config)
         return nn.Module.to(made, dtype)  # diffusers' own warns
     import transformers
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -10,6 +11,7 @@ import diffusers
 import pytest
 import torch
 import torch.nn.functional as F
+from alimama_twin import FluxControlNetInpaintingPipeline, controlnet_of
 from diffusers import DiffusionPipeline
 from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 from quiet_trainer import QUIET
@@ -72,9 +74,14 @@ SERVED = {
         lambda image, mask: {**picture_and_mask(image, mask), "guidance_scale": 1.0},
     ),
     "flux_controlnet": Served("FluxControlNetInpaintPipeline", grey_hole),
+    "flux_controlnet_68": Served(
+        "FluxControlNetInpaintingPipeline",
+        lambda image, mask: {**picture_and_mask(image, mask), "guidance_scale": 3.5},
+    ),
     "qwen_image_controlnet": Served("QwenImageControlNetInpaintPipeline", picture_and_mask),
     "z_image_controlnet": Served("ZImageControlNetInpaintPipeline", hidden_and_shown),
 }
+OPTIONS = {"flux_controlnet_68": {"controlnet": ControlNetOptions(channels=68)}}
 FIRST = "sd15_controlnet"
 DEEP = [FIRST, *(pytest.param(name, marks=pytest.mark.slow) for name in SERVED if name != FIRST)]
 
@@ -91,6 +98,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 
 def module_of(path: str, moved: bool = True, **options: Any) -> InpaintDiffusion:
     """With weights that tell something, if `moved`, as those of a new ControlNet's outputs are zero."""
+    options = OPTIONS.get(Path(path).name, {}) | options
     module = InpaintDiffusion(BaseModel(path, train="controlnet", **options), sampling_steps=3)
     if moved:
         generator = torch.Generator().manual_seed(0)
@@ -108,7 +116,7 @@ def loss_by_hand(name: str, module: InpaintDiffusion, batch: dict[str, Any]) -> 
     """As train_controlnet.py, train_controlnet_sdxl.py, train_controlnet_sd3.py, train_controlnet_flux.py."""
     vae, base = module.encoder.vae, module.control.base.model  # type: ignore[union-attr]
     image, mask = batch["image"].float() / 255, batch["mask"].float()
-    fill = 0.0 if name in ("sd3_controlnet", "qwen_image_controlnet") else 0.5
+    fill = 0.0 if name in ("sd3_controlnet", "qwen_image_controlnet", "flux_controlnet_68") else 0.5
     masked, latents = (
         vae.normalize(vae.posterior(each).mean) for each in (torch.where(mask > 0.5, fill, image), image)
     )
@@ -149,7 +157,9 @@ def loss_by_hand(name: str, module: InpaintDiffusion, batch: dict[str, Any]) -> 
         prediction = base(**named, controlnet_block_samples=residuals, **told)[0]
         prediction = pipeline._unpack_latents(prediction, 32, 48, 8).to(memory_format=torch.channels_last)
         return F.mse_loss(prediction, target)
-    packed, condition = (pipeline._pack_latents(each, 2, 16, height, width) for each in (noisy, masked))
+    if name == "flux_controlnet_68":
+        masked = torch.cat([masked, 1 - F.interpolate(mask, size=(4, 6))], dim=1)
+    packed, condition = (pipeline._pack_latents(each, 2, each.shape[1], 4, 6) for each in (noisy, masked))
     ids = pipeline._prepare_latent_image_ids(2, height // 2, width // 2, noisy.device, noisy.dtype)
     named = {"hidden_states": packed, "timestep": timesteps / 1000, "img_ids": ids, "return_dict": False, **told}
     assert told["guidance"].tolist() == [3.5, 3.5]
@@ -166,12 +176,15 @@ def test_the_loss_is_that_of_the_example_scripts(name: str, folders: dict[str, s
     assert torch.equal(module.loss(sample()), loss_by_hand(name, module, sample()))  # type: ignore[arg-type]
 
 
+PACKED = ("qwen_image_controlnet", "flux_controlnet_68")  # whose pipelines take noise in tokens
+
+
 def answer(pipeline: Any, name: str, batch: dict[str, Any], noise: Tensor) -> Tensor:
     """The pipeline's latents, from this noise."""
     pipeline.set_progress_bar_config(disable=True)
     return pipeline(
         prompt=batch["caption"],
-        latents=pipeline._pack_latents(noise, 2, 16, 4, 6) if name == "qwen_image_controlnet" else noise,
+        latents=pipeline._pack_latents(noise, 2, 16, 4, 6) if name in PACKED else noise,
         height=HEIGHT,
         width=WIDTH,
         num_inference_steps=3,
@@ -183,6 +196,10 @@ def answer(pipeline: Any, name: str, batch: dict[str, Any], noise: Tensor) -> Te
 
 def pipeline_of(name: str, base: str, controlnet: Path) -> DiffusionPipeline:
     """The real pipeline over the base model's folder, with an exported ControlNet."""
+    if name == "flux_controlnet_68":
+        pipeline: Any = FluxControlNetInpaintingPipeline.from_pretrained(base)
+        pipeline.controlnet = controlnet_of(controlnet)
+        return pipeline
     loaded = diffusers.AutoModel.from_pretrained(str(controlnet))
     return getattr(diffusers, SERVED[name].pipeline).from_pretrained(base, controlnet=loaded)
 
@@ -264,6 +281,29 @@ def test_a_new_controlnet_tells_nothing_and_is_always_the_same(folders: dict[str
     assert all(torch.equal(weights[each], others[each]) for each in weights)
     assert not any(name.startswith(("base", "control.")) for name in module.state_dict())
     assert {id(weight) for weight in module.parameters()} == {id(weight) for weight in module.denoiser.parameters()}
+
+
+def test_alimamas_controlnet_has_their_names_and_goes_on(folders: dict[str, str], tmp_path: Path) -> None:
+    """The config keys of controlnet_flux.py there; a folder of theirs is known by one of them."""
+    path, alone = folders["flux_controlnet_68"], {"controlnet": None}
+    module, batch = module_of(path), sample()
+    export(module, tmp_path / "out")
+    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    kept = {"patch_size", "in_channels", "num_layers", "num_single_layers", "attention_head_dim", "num_attention_heads"}
+    kept |= {"joint_attention_dim", "pooled_projection_dim", "guidance_embeds", "axes_dims_rope"}
+    assert config["_class_name"] == "FluxControlNetModel"
+    assert {name for name in config if not name.startswith("_")} == kept | {"extra_condition_channels"}
+    assert "https://github.com/alimama-creative" in (tmp_path / "out" / "README.md").read_text()
+    for options in (ControlNetOptions(str(tmp_path / "out")), ControlNetOptions(str(tmp_path / "out"), channels=68)):
+        again = module_of(path, moved=False, controlnet=options)
+        torch.testing.assert_close(again.loss(batch), module.loss(batch), rtol=0, atol=0)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"base.controlnet.channels: expected 68, as the ControlNet at .*, got 64"):
+        module_of(path, controlnet=ControlNetOptions(str(tmp_path / "out"), channels=64))
+    with pytest.raises(ValueError, match=r"base.controlnet.channels: expected 64 or 68 beside this base model, got 9"):
+        module_of(path, controlnet=ControlNetOptions(channels=9))
+    with pytest.raises(ValueError, match=r"base.controlnet.channels: expected null beside this base model, got 68"):
+        module_of(folders[FIRST], controlnet=ControlNetOptions(channels=68))
+    assert module_of(path, **alone).control.condition.in_channels(16) == 64  # type: ignore[union-attr]
 
 
 def test_scale_and_dropout(folders: dict[str, str]) -> None:

@@ -13,6 +13,7 @@ from unittest import mock
 import diffusers
 import pytest
 import torch
+from alimama_twin import controlnet_of
 from quiet_trainer import QUIET
 from run_records import finish, launch
 from safetensors.torch import load_file
@@ -61,6 +62,8 @@ def config_of(family: str, way: str) -> str:
 
 
 ROWS = {config_of(family.name, way): (family, way) for family in FAMILIES for way in family.ways}
+CHANNELS = {"flux_controlnet_68": 68}  # of the condition, where a way has several kinds of ControlNets
+ROWS |= dict.fromkeys(CHANNELS, ROWS["flux_controlnet"])
 
 
 def table() -> str:
@@ -68,7 +71,8 @@ def table() -> str:
     lines = [f"| base model | {' | '.join(f'`{way}`' for way in WAYS)} |", "|---|" + "---|" * len(WAYS)]
     for family in FAMILIES:
         ways = [family.ways.get(way) for way in WAYS]
-        cells = [f"`{way.pipeline.removesuffix('Pipeline')}`" if way else "" for way in ways]
+        kinds = [[way.pipeline, *(other.pipeline for other in way.others)] if way else [] for way in ways]
+        cells = [", ".join(f"`{name.removesuffix('Pipeline')}`" for name in names) for names in kinds]
         lines.append(f"| {family.name} | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
@@ -84,13 +88,14 @@ def test_a_row_has_a_config_and_a_pipeline(name: str) -> None:
     assert f"train: {way}" in text
     assert len([line for line in text.splitlines() if not line.startswith("#")]) <= 12
     assert name in FOLDERS
-    assert hasattr(diffusers, ROWS[name][0].ways[way].pipeline)
+    served = ROWS[name][0].ways[way].with_channels(CHANNELS.get(name))
+    assert hasattr(diffusers, served.pipeline) == (served.home == "diffusers")
 
 
 def module_of(name: str, folder: str, lora: LoRA | None, controlnet: str | None) -> InpaintDiffusion:
     options: dict[str, Any] = {"lora": lora}
-    if controlnet is not None:
-        options["controlnet"] = ControlNetOptions(controlnet)
+    if controlnet is not None or name in CHANNELS:
+        options["controlnet"] = ControlNetOptions(controlnet, channels=CHANNELS.get(name))
     return InpaintDiffusion(BaseModel(folder, train=ROWS[name][1], **options), sampling_steps=2)
 
 
@@ -109,7 +114,8 @@ def test_a_row(name: str, rank: int | None, tmp_path: Path) -> None:
     folder = saved(FOLDERS[name](), tmp_path / "base")
     assert family_of(pipeline_index(folder), folder) is ROWS[name][0]
     lora, controlnet = None if rank is None else LoRA(rank), None
-    if lora is not None and name.endswith("_controlnet"):  # of one that has been trained
+    beside = ROWS[name][1] == "controlnet"
+    if lora is not None and beside:  # of one that has been trained
         export(module_of(name, folder, None, None), tmp_path / "controlnet")
         controlnet = str(tmp_path / "controlnet")
     once, again = (module_of(name, folder, lora, controlnet) for _ in range(2))
@@ -121,10 +127,12 @@ def test_a_row(name: str, rank: int | None, tmp_path: Path) -> None:
     assert weights.keys() == resumed.keys()
     assert all(torch.equal(weights[key], resumed[key]) for key in weights)
     assert any(not torch.equal(before[key], weights[key]) for key in weights)
-    fuse = lora is not None and name.endswith("_controlnet")
-    export(once, tmp_path / "out", fuse=fuse)
+    export(once, tmp_path / "out", fuse=lora is not None and beside)
+    if name in CHANNELS:
+        assert controlnet_of(tmp_path / "out")
+        return
     kind = getattr(diffusers, once.base.pipeline)
-    if name.endswith("_controlnet"):
+    if beside:
         loaded = diffusers.AutoModel.from_pretrained(str(tmp_path / "out"))
         assert kind.from_pretrained(folder, controlnet=loaded).controlnet is loaded
         return

@@ -269,6 +269,7 @@ CONTROLNET_BASES: dict[str, Callable[[], DiffusionPipeline]] = {
     "sdxl_controlnet": stable_diffusion_xl,
     "sd3_controlnet": lambda: stable_diffusion_3(num_layers=2),
     "flux_controlnet": flux,
+    "flux_controlnet_68": flux,
     "qwen_image_controlnet": qwen_image,
     "z_image_controlnet": z_image,
 }

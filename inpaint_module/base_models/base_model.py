@@ -16,9 +16,15 @@ from inpaint_module.base_models.controlnet import Control, ControlNetCall, Contr
 from inpaint_module.base_models.denoiser_call import DenoiserCall
 from inpaint_module.base_models.expand_input import check_input_channels
 from inpaint_module.base_models.families import family_of, serving_pipeline
-from inpaint_module.base_models.family import TextOptions
+from inpaint_module.base_models.family import TextOptions, Way
 from inpaint_module.base_models.layout import Condition, DenoiserLayout, Layout, denoiser_layout
-from inpaint_module.base_models.loading import load_denoiser, load_scheduler, pipeline_index, text_of, unet_channels
+from inpaint_module.base_models.loading import (
+    load_denoiser,
+    load_scheduler,
+    model_config,
+    pipeline_index,
+    text_of,
+)
 from inpaint_module.base_models.lora import LoRA
 from inpaint_module.base_models.single_file import folder_of
 from inpaint_module.encoder import Fill, InpaintEncoder
@@ -213,6 +219,8 @@ class BaseModel(ModelParts):
         self.way = self.family.way(train)
         if self.way.controlnet is None and controlnet is not None:
             raise ValueError(f"base.controlnet: expected null with train: {train}, which trains none; got options")
+        if controlnet is not None:
+            self.way = self.way.with_channels(_told_channels(controlnet, self.way))
         if quantize is not None and lora is None and self.way.controlnet is None:
             expected = "expected null, or base.lora beside it, as weights in few bits do not train"
             raise ValueError(f"base.quantize: {expected}; got {quantize}")
@@ -220,7 +228,7 @@ class BaseModel(ModelParts):
         made = (encoder or EncoderOptions()).make(path, (condition or layout).fill)
         if self.way.grown is not None:
             grown = _layout(self.way.grown, reduce)
-            if unet_channels(path) == grown.in_channels(made.vae.channels):
+            if model_config(path, "unet").get("in_channels") == grown.in_channels(made.vae.channels):
                 layout = grown
         load = partial(
             load_denoiser, dtype=dtype, gradient_checkpointing=gradient_checkpointing, channels_last=channels_last
@@ -252,7 +260,8 @@ class BaseModel(ModelParts):
             self.denoiser = kind.new(base.model, options, lora)
         else:
             changes = {} if lora else {"dtype": "float32"}
-            self.denoiser = load(options.path, subfolder=options.subfolder, lora=lora, **changes)
+            model = {} if kind.model is None else {"model": kind.model()}
+            self.denoiser = load(options.path, subfolder=options.subfolder, lora=lora, **changes, **model)
             kind.check(self.denoiser, condition.in_channels(self.encoder.vae.channels), options.path)
         if kind.link is not None:
             kind.link(self.denoiser, base.model)
@@ -261,6 +270,20 @@ class BaseModel(ModelParts):
     def pipeline(self) -> str:
         """The name of the diffusers class that serves it."""
         return self.way.pipeline
+
+
+def _told_channels(options: ControlNetOptions, way: Way) -> int | None:
+    """Of the condition of a ControlNet of several kinds: as it is asked for, or as the one to go on from has."""
+    if options.path is None or not way.others:
+        return options.channels
+    extra = model_config(options.path, options.subfolder).get("extra_condition_channels") or 0
+    found = (way.channels or 0) + extra
+    if options.channels not in (None, found):
+        raise ValueError(
+            f"base.controlnet.channels: expected {found}, as the ControlNet at {options.path!r} has, or null, got "
+            f"{options.channels}"
+        )
+    return found
 
 
 def _text(path: str, text: TextOptions | None, guidance: float) -> Conditioning:

@@ -74,6 +74,9 @@ class ControlNetOptions:
         scale: what its residuals are multiplied by, in training and sampling; call the pipeline with the same
             `controlnet_conditioning_scale`.
         dropout: share of samples, 0..1, whose mask covers the whole picture: the condition tells nothing of it.
+        channels: of a token of its condition, for Flux: 64 for that of diffusers' pipeline, which is told the masked
+            image alone; 68 for alimama's, which is told the mask too. None for what the one at `path` has, or for a
+            new one 64. For other base models there is one kind.
         layers: blocks of a new ControlNet of a transformer; None for 12 of SD3, and 4 of Flux, which has 2.5 times as
             many single ones, as diffusers makes them; fewer if the base model has fewer. A U-Net's has all.
         seed: of what the base model has no weights for.
@@ -90,6 +93,7 @@ class ControlNetOptions:
         *,
         scale: float = 1.0,
         dropout: float = 0.0,
+        channels: int | None = None,
         layers: int | None = None,
         seed: int = 0,
     ):
@@ -98,7 +102,7 @@ class ControlNetOptions:
         if layers is not None and layers < 1:
             raise ValueError(f"base.controlnet.layers: expected at least 1, or null, got {layers}")
         self.path, self.subfolder, self.scale, self.dropout = path, subfolder, scale, dropout
-        self.layers, self.seed = layers, seed
+        self.channels, self.layers, self.seed = channels, layers, seed
 
 
 @dataclass(frozen=True)
@@ -112,6 +116,7 @@ class ControlNetKind:
         first_layer: the layer that takes the condition, by its name.
         cells: latent cells that this layer takes at once, beside those that the condition packs.
         link: gives a ControlNet what it shares with its frozen base model; None if they share nothing.
+        model: gives the class that loads one, where it is no class of diffusers.
     """
 
     class_name: str
@@ -120,6 +125,7 @@ class ControlNetKind:
     first_layer: str
     cells: int = 1
     link: Callable[[Any, Any], None] | None = None
+    model: Callable[[], Any] | None = None
 
     def new(self, base: Any, options: ControlNetOptions, lora: LoRA | None = None) -> nn.Module:
         """A new ControlNet in float32, ready to train, with the base model's memory format and checkpointing.

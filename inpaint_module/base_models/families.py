@@ -86,11 +86,11 @@ def serving_pipeline(conditioning: Conditioning, layout: Layout) -> str | None:
     )
 
 
-def pipeline_class(name: str) -> Any:
-    """The pipeline class of diffusers of this name."""
+def pipeline_class(name: str | None) -> Any:
+    """The pipeline class of diffusers of this name; None for one of another home, see `Way.home`."""
     import diffusers
 
-    return getattr(diffusers, name)
+    return getattr(diffusers, name or "", None)
 
 
 def mask_differences(encoder: InpaintEncoder, layout: Layout) -> list[str]:
@@ -122,9 +122,14 @@ def posterior_difference(encoder: InpaintEncoder) -> str | None:
 
 
 def controlnet_call(control: Control, pipeline: Any) -> list[str]:
-    """How a pipeline's class has to be called for its ControlNet to get the condition that it had in training."""
+    """How a pipeline's class has to be called for its ControlNet to get the condition that it had in training.
+
+    Args:
+        control: what trained beside the base model.
+        pipeline: the class; None for one of another home than diffusers, whose scale is 1.0.
+    """
     name, found = "controlnet_conditioning_scale", []
-    default = inspect.signature(pipeline.__call__).parameters[name].default
+    default = inspect.signature(pipeline.__call__).parameters[name].default if pipeline else 1.0
     if default != control.scale:
         found.append(f"trained with {name} {control.scale}, but the pipeline's default is {default}: call it with ours")
     return [*found, f"the pipeline makes no condition of image and mask: call it with {control.condition.call_with}"]
@@ -176,7 +181,7 @@ def decode_difference(encoder: InpaintEncoder, pipeline: Any) -> str | None:
     into, so that nothing is said of a release that no longer does.
     """
     shift = encoder.vae.module.config.get("shift_factor") if isinstance(encoder.vae, DiffusersVAE) else None
-    if not shift or "shift_factor" in inspect.getsource(pipeline.__call__):
+    if not shift or pipeline is None or "shift_factor" in inspect.getsource(pipeline.__call__):
         return None
     return (
         f"{pipeline.__name__} of the installed diffusers decodes without the VAE's shift_factor ({shift}), so its "
@@ -191,7 +196,11 @@ def scaling_difference(encoder: InpaintEncoder, pipeline: Any) -> str | None:
     `StableDiffusionXLInpaintPipeline` leaves out `latents_mean` and `latents_std` (Playground 2.5) where it encodes.
     """
     mean = encoder.vae.module.config.get("latents_mean") if isinstance(encoder.vae, DiffusersVAE) else None
-    if not mean or "latents_mean" in inspect.getsource(getattr(pipeline, "_encode_vae_image", pipeline)):
+    if (
+        not mean
+        or pipeline is None
+        or "latents_mean" in inspect.getsource(getattr(pipeline, "_encode_vae_image", pipeline))
+    ):
         return None
     return (
         f"trained with latents scaled by the VAE's latents_mean and latents_std, but {pipeline.__name__} of the "

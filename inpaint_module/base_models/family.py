@@ -92,6 +92,9 @@ class Way:
         guidance: the guidance of a guidance-distilled model, if the config does not say.
         controlnet: what trains instead of the denoiser; None for the denoiser.
         grown: beside a ControlNet, the layout of a base model that eats the mask and the masked image itself.
+        channels: of a token of the ControlNet's condition, where there are several kinds of ControlNets.
+        others: the same way with ControlNets of those.
+        home: whose class the pipeline is.
     """
 
     layout: type[DenoiserLayout]
@@ -99,6 +102,22 @@ class Way:
     guidance: float = 30.0
     controlnet: ControlNetKind | None = None
     grown: type[DenoiserLayout] | None = None
+    channels: int | None = None
+    others: tuple[Way, ...] = ()
+    home: str = "diffusers"
+
+    def with_channels(self, channels: int | None) -> Way:
+        """The way of a ControlNet whose condition has so many channels; None for this one.
+
+        Raises:
+            ValueError: there is none.
+        """
+        kinds = (self, *self.others)
+        for way in kinds:
+            if channels in (None, way.channels):
+                return way
+        known = " or ".join(str(way.channels or "null") for way in kinds)
+        raise ValueError(f"base.controlnet.channels: expected {known} beside this base model, got {channels}")
 
     def condition(self, reduce: str | None) -> Condition | None:
         """The ControlNet's condition; None without one."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import cache, partial
 from typing import Any
 
 import torch
@@ -16,7 +17,14 @@ from inpaint_module.base_models.controlnet import (
 )
 from inpaint_module.base_models.denoiser_call import DenoiserCall, matched
 from inpaint_module.base_models.family import Family, TextFolder, TextOptions, Way, without_clip
-from inpaint_module.base_models.layout import DenoiserLayout, PackedPlainLayout, ReferenceLayout, pack, unpack
+from inpaint_module.base_models.layout import (
+    DenoiserLayout,
+    PackedNoisyLayout,
+    PackedPlainLayout,
+    ReferenceLayout,
+    pack,
+    unpack,
+)
 from inpaint_module.base_models.text import FrozenTextEncoder, TextConditioning
 from inpaint_module.batch import Batch
 from inpaint_module.encoder import InpaintEncoder
@@ -72,8 +80,13 @@ class FluxControlNetLayout(ControlNetCondition):
 class FluxInpaintControlNetLayout(PackedKeptMaskCondition):
     """Condition of alimama's Flux inpaint ControlNet, 68 channels a token: masked image, mask (1 = keep), hole black.
 
-    Follows alimama-creative/FLUX-Controlnet-Inpainting; diffusers has no Flux ControlNet with room for a mask.
+    Matches `FluxControlNetInpaintingPipeline` of alimama-creative/FLUX-Controlnet-Inpainting, which does not blend;
+    diffusers has no Flux ControlNet with room for a mask.
     """
+
+    call_with = (
+        "control_image=image * 2 - 1, control_mask=mask, tensors (B, 3, H, W) and (B, 1, H, W), height and width"
+    )
 
 
 class FluxCall(DenoiserCall):
@@ -163,21 +176,77 @@ def _text(folder: TextFolder, options: TextOptions) -> FluxText:
     return FluxText(folder.encoder(1), folder.encoder(2, options.length or 512), guidance=guidance)
 
 
-def _new_controlnet(transformer: Any, layers: int | None) -> nn.Module:
+@cache
+def _alimama() -> Any:
+    """Alimama's class, of the names of weights and the config of controlnet_flux.py there: room for the mask too."""
+    from diffusers import FluxControlNetModel as Plain
+    from diffusers.configuration_utils import register_to_config
+
+    class FluxControlNetModel(Plain):
+        @register_to_config
+        def __init__(
+            self,
+            patch_size: int = 1,
+            in_channels: int = 64,
+            num_layers: int = 19,
+            num_single_layers: int = 38,
+            attention_head_dim: int = 128,
+            num_attention_heads: int = 24,
+            joint_attention_dim: int = 4096,
+            pooled_projection_dim: int = 768,
+            guidance_embeds: bool = False,
+            axes_dims_rope: tuple[int, ...] = (16, 56, 56),
+            extra_condition_channels: int = 4,
+        ):
+            more = ("extra_condition_channels", "_use_default_values")
+            known = {name: value for name, value in self.config.items() if name not in more}
+            Plain.__init__.__wrapped__(self, **known)  # past the registering, which adds what their config has not
+            self.controlnet_x_embedder = nn.Linear(in_channels + extra_condition_channels, self.inner_dim)
+            nn.init.zeros_(self.controlnet_x_embedder.weight)
+            nn.init.zeros_(self.controlnet_x_embedder.bias)
+
+    return FluxControlNetModel
+
+
+def _diffusers() -> Any:
     from diffusers import FluxControlNetModel
+
+    return FluxControlNetModel
+
+
+def _new_controlnet(transformer: Any, layers: int | None, model: Any = _diffusers) -> nn.Module:
+    from diffusers.configuration_utils import FrozenDict
 
     config = transformer.config
     count = layers_of(layers, 4, config.num_layers)
-    return FluxControlNetModel.from_transformer(
+    made = model().from_transformer(
         transformer,
         num_layers=count,
         num_single_layers=min(count * 5 // 2, config.num_single_layers),
         attention_head_dim=config.attention_head_dim,
         num_attention_heads=config.num_attention_heads,
     )
+    # the transformer's, which no ControlNet's config has
+    made._internal_dict = FrozenDict({name: value for name, value in made.config.items() if name != "out_channels"})
+    return made
 
 
 _CONTROLNET = ControlNetKind("FluxControlNetModel", _new_controlnet, FluxControlNetLayout, "controlnet_x_embedder")
+_TOLD_THE_MASK = ControlNetKind(
+    "FluxControlNetModel",
+    partial(_new_controlnet, model=_alimama),
+    FluxInpaintControlNetLayout,
+    "controlnet_x_embedder",
+    model=_alimama,
+)
+_ALIMAMA = Way(
+    PackedNoisyLayout,
+    "FluxControlNetInpaintingPipeline",
+    guidance=3.5,
+    controlnet=_TOLD_THE_MASK,
+    channels=64 + 4,
+    home="alimama-creative/FLUX-Controlnet-Inpainting",
+)
 FLUX = Family(
     name="Flux.1",
     pipelines=("Flux",),
@@ -188,6 +257,13 @@ FLUX = Family(
         "channels": Way(FluxFillLayout, "FluxFillPipeline"),
         "plain": Way(PackedPlainLayout, "FluxInpaintPipeline", guidance=3.5),
         "edit": Way(ReferenceLayout, "FluxKontextInpaintPipeline", guidance=3.5),
-        "controlnet": Way(PackedPlainLayout, "FluxControlNetInpaintPipeline", guidance=3.5, controlnet=_CONTROLNET),
+        "controlnet": Way(
+            PackedPlainLayout,
+            "FluxControlNetInpaintPipeline",
+            guidance=3.5,
+            controlnet=_CONTROLNET,
+            channels=64,
+            others=(_ALIMAMA,),
+        ),
     },
 )

@@ -60,6 +60,7 @@ def load_denoiser(
     channels_last: bool = False,
     lora: LoRA | None = None,
     quantize: str | None = None,
+    model: Any = None,
 ) -> nn.Module:
     """A U-Net or transformer of diffusers, ready to train.
 
@@ -76,6 +77,7 @@ def load_denoiser(
             VAE 1.4 times slower on an H100. No use to a transformer.
         lora: train low-rank factors instead of the weights.
         quantize: nf4 or int8, by bitsandbytes, int8wo or float8wo: its frozen linear layers in 4 or 8 bits.
+        model: its class; None for that of diffusers which its config names.
 
     Raises:
         ValueError: nothing there, an unknown dtype or kind, a first layer that cannot grow, or a LoRA that fits
@@ -88,7 +90,7 @@ def load_denoiser(
     path = local_folder(path)
     if subfolder is None and (index := pipeline_index(path)):
         subfolder = "unet" if "unet" in index else "transformer"
-    denoiser = _loaded(AutoModel, path, subfolder, "denoiser", torch_dtype=DTYPES[dtype], **_light())
+    denoiser = _loaded(model or AutoModel, path, subfolder, "denoiser", torch_dtype=DTYPES[dtype], **_light())
     denoiser.train()
     if in_channels is not None:
         grow_input_channels(denoiser, in_channels)
@@ -226,17 +228,19 @@ class FolderOfText:
 
     def transformer(self) -> dict[str, Any]:
         """What the config of the pipeline's transformer says."""
-        from diffusers import FluxTransformer2DModel
-
-        # any model class reads the config of all
-        return _loaded(FluxTransformer2DModel, self.path, "transformer", "transformer", call="load_config")
+        return model_config(self.path, "transformer")
 
 
-def unet_channels(path: str) -> int | None:
-    """The input channels of a pipeline's U-Net."""
+def model_config(path: str, subfolder: str | None) -> dict[str, Any]:
+    """The config of a model of diffusers.
+
+    Raises:
+        ValueError: nothing there.
+    """
     from diffusers import UNet2DConditionModel
 
-    return _loaded(UNet2DConditionModel, path, "unet", "denoiser", call="load_config").get("in_channels")
+    # any model class reads the config of all
+    return _loaded(UNet2DConditionModel, path, subfolder, "denoiser", call="load_config")
 
 
 def pipeline_index(path: str) -> dict[str, Any] | None:
@@ -255,10 +259,13 @@ def pipeline_index(path: str) -> dict[str, Any] | None:
 def _loaded(
     source: Any, path: str, subfolder: str | None, what: str, call: str = "from_pretrained", **options: Any
 ) -> Any:
+    from diffusers import AutoModel
+
     local = loading_options(path, what)
     try:
         if weightless() and (dtype := options.get("torch_dtype", options.get("dtype"))) is not None:
-            return config_model(path, subfolder, dtype, **local)
+            own = None if source is AutoModel else source
+            return config_model(path, subfolder, dtype, own, **local)
         options |= local
         return getattr(source, call)(path, subfolder=subfolder or "", **options)
     except (OSError, ValueError) as error:
