@@ -112,7 +112,7 @@ def _loading(module: InpaintDiffusion, pipeline: str | None, lora: bool, lora_on
         return f'from diffusers import {kind}\n\ndenoiser = {kind}.from_pretrained({here}, subfolder="unet")'
     if module.control is not None:
         kind = type(module.denoiser).__name__
-        home = module.base.way.home  # type: ignore[union-attr]
+        home = module.base.home
         lines = [f"from {home} import {kind}, {pipeline}", "", f"controlnet = {kind}.from_pretrained({here})"]
         if home != "diffusers":
             lines[0] = f"# {kind} and {pipeline} are of https://github.com/{home}"

@@ -44,6 +44,7 @@ class ModelParts:
 
     Attributes:
         path: of the base model, if it is of a folder or hub name.
+        home: of whom the class is that serves it.
         control: where `denoiser` is a ControlNet, the frozen base model and the ControlNet's condition.
 
     Raises:
@@ -65,6 +66,7 @@ class ModelParts:
         self.encoder, self.layout, self.scheduler = encoder, denoiser_layout(layout), scheduler
         self.conditioning, self.call = conditioning or NoConditioning(), call or DenoiserCall()
         self.path: str | None = None
+        self.home = "diffusers"
         self.control: Control | None = None
         if self.layout.own_loop:
             raise ValueError(
@@ -243,7 +245,7 @@ class BaseModel(ModelParts):
             conditioning=_text(path, text, self.way.guidance),
             call=self.family.call,
         )
-        self.path = path
+        self.path, self.home = path, self.way.home
         if condition is not None:
             self._put_controlnet_beside(condition, controlnet or ControlNetOptions(), lora, load)
 
