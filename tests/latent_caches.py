@@ -24,6 +24,7 @@ TRAIN = [
     "--trainer.log_every_n_steps=1",
     "--trainer.enable_progress_bar=false",
     "--trainer.enable_model_summary=false",
+    "--samples=null",
     "--data.batch_size=2",
     "--data.val_batch_size=2",
     f"--data.image_size={SIDE}",
