@@ -55,7 +55,7 @@ def inpaint_latents(
     Args:
         denoiser: diffusers model.
         scheduler: diffusers scheduler; its state is not touched.
-        layout: what the denoiser eats.
+        layout: the denoiser's input.
         latents: the encoder's result.
         noise: standard normal (B, C, h, w).
         steps: number of denoiser calls, or of pairs of calls with guidance.

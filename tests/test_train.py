@@ -106,8 +106,9 @@ def test_fit_validate_test_and_predict(run_folder: Path) -> None:
         f.name for f in run_folder.iterdir()
     }
     config = (run_folder / "config.yaml").read_bytes()
-    for verb in ("validate", "test", "predict"):
-        run(verb, run_folder / "config.yaml", f"--ckpt_path={checkpoint}")
+    few = {"validate": ["--trainer.limit_val_batches=1"], "test": ["--trainer.limit_test_batches=1"], "predict": []}
+    for verb, options in few.items():
+        run(verb, run_folder / "config.yaml", f"--ckpt_path={checkpoint}", *options)
     run("fit", run_folder / "config.yaml", "--trainer.limit_val_batches=0")  # finished, and accepted
     assert (run_folder / "config.yaml").read_bytes() == config
     parts = read_parts([run_folder / "config.yaml"], model=LightningModule, data=LightningDataModule)

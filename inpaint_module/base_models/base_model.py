@@ -37,7 +37,7 @@ class ModelParts:
     Args:
         denoiser: diffusers model.
         encoder: from image and mask to latents; `normalize` should be true.
-        layout: what the denoiser eats; a `DenoiserLayout`.
+        layout: the denoiser's input; a `DenoiserLayout`.
         scheduler: diffusers scheduler, for the noise in training and for sampling in validation.
         conditioning: frozen text encoders; null for a denoiser that takes input and timestep alone.
         call: how the denoiser is called; null for a U-Net.

@@ -118,7 +118,7 @@ def check_image_sizes(
 
     Args:
         denoiser: a diffusers model.
-        layout: what it eats.
+        layout: its input.
         ratio: pixels per latent and side.
         sizes: (H, W) pixels, by the argument that they come from.
 

@@ -53,7 +53,7 @@ def grow_input_channels(denoiser: nn.Module, channels: int, base: int | None = N
 
 
 def check_input_channels(denoiser: nn.Module, channels: int) -> None:
-    """Refuse a denoiser that cannot eat a layout's channels; one whose first layer is not known passes.
+    """Refuse a denoiser that cannot take a layout's channels; one whose first layer is not known passes.
 
     Raises:
         ValueError: another number of input channels.

@@ -14,7 +14,7 @@ from inpaint_module.base_models.text import FrozenTextEncoder, TextConditioning
 
 WAYS = {
     "plain": "the base model as it is, for the pipelines that blend",
-    "channels": "the denoiser's first layer grows and eats the mask and the masked image too",
+    "channels": "the denoiser's first layer grows and takes the mask and the masked image too",
     "edit": "the base model as it is, shown a reference picture, for the pipelines of edit models, which blend",
     "controlnet": "the base model is frozen, and a ControlNet trains that gets the mask and the masked image",
 }
@@ -87,11 +87,11 @@ class Way:
     """One way of training a base model.
 
     Attributes:
-        layout: what the denoiser eats.
+        layout: the denoiser's input.
         pipeline: the class of diffusers that serves what was trained.
         guidance: the guidance of a guidance-distilled model, if the config does not say.
         controlnet: what trains instead of the denoiser; None for the denoiser.
-        grown: beside a ControlNet, the layout of a base model that eats the mask and the masked image itself.
+        grown: beside a ControlNet, the layout of a base model that takes the mask and the masked image itself.
         channels: of a token of the ControlNet's condition, where there are several kinds of ControlNets.
         others: the same way with ControlNets of those.
         home: whose class the pipeline is.

@@ -138,7 +138,7 @@ class Layout(ABC):
 
 
 class DenoiserLayout(Layout):
-    """All that a denoiser eats, which starts with the noisy latents: `expand_input` relies on that.
+    """All of a denoiser's input, which starts with the noisy latents: `expand_input` relies on that.
 
     Attributes:
         blends: whether the pipelines put the known latents back after every step, as nothing tells the denoiser of
