@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from inpaint_module.frozen_vae import ComfyVAE, FrozenVAE, Posterior, VAEOverflowError, sha256_of_weights
 from inpaint_module.weights import (
     brought_to,
+    cast_without_content,
     config_model,
     frozen,
     kept_on_cpu,
@@ -137,9 +138,11 @@ class DiffusersVAE(FrozenVAE):
         """See `FrozenVAE.compute_in`."""
         if not self.free_dtype or getattr(self.module, "_keep_in_fp32_modules", None):
             return False
-        if not weightless():
+        if weightless():
+            cast_without_content(self.module, dtype)
+        else:
             self.fingerprint()  # of the weights as they were loaded
-        nn.Module.to(self.module, dtype)  # past a warning of diffusers' own
+            nn.Module.to(self.module, dtype)  # past a warning of diffusers' own
         return True
 
     def fingerprint(self) -> bytes:

@@ -134,6 +134,15 @@ def runnable(module: nn.Module) -> nn.Module:
     return module
 
 
+def cast_without_content(module: nn.Module, dtype: torch.dtype) -> None:
+    """The floating-point parameters of a `runnable` module in another dtype; torch's own `to` cannot."""
+    for part in module.modules():
+        for name, value in part._parameters.items():
+            if value is not None and value.is_floating_point():
+                with no_content():
+                    part._parameters[name] = nn.Parameter(value.detach().to(dtype), value.requires_grad)
+
+
 def _without_content(value: Tensor) -> Tensor:
     with no_content():
         made = torch.empty_like(value, device="cpu")

@@ -21,8 +21,10 @@ from inpaint_module import load_vae
 from inpaint_module.masks import Boxes, CudaGraphed, Full, MaskGenerator, Union
 from inpaint_module.training import speed as speeds
 from inpaint_module.training.checkpoints import read_plain
+from inpaint_module.training.memory import model_bytes
 from inpaint_module.training.optimization import fuse
 from inpaint_module.training.speed import Speed, choose
+from inpaint_module.weights import without_weights
 
 pytestmark = QUIET
 GPU, CPU = torch.device("cuda", 0), torch.device("cpu")
@@ -83,6 +85,14 @@ def test_a_vae_whose_dtype_was_named_stays_and_the_other_keeps_its_fingerprint()
         assert vae.fingerprint() == before, "a checkpoint of the one is one of the other"
     latents = plain.encode(torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(0)))
     assert latents.dtype == torch.float32
+
+
+def test_the_estimate_counts_the_chosen_dtype() -> None:
+    with without_weights():
+        vae = load_vae()
+        before = model_bytes(vae.models()[0])
+        assert vae.compute_in(torch.bfloat16)
+    assert model_bytes(vae.models()[0]) == before / 2
 
 
 class Mine(Full):

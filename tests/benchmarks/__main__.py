@@ -2,6 +2,7 @@
 
     python -m tests.benchmarks                                # CPU; half an hour on two quiet cores
     python -m tests.benchmarks --device cuda --only encoder,masks,step
+    python -m tests.benchmarks --device cuda --only memory    # ten minutes or so, 24 GB of disk
     python -m tests.benchmarks --quick --out FILE             # a minute: does it run?
 
 Each runs in a process of its own, and what it prints is shown and written as it comes. One that fails is named in the
@@ -48,6 +49,7 @@ BENCHMARKS = {
     "resume": Benchmark(takes_device=False, one_thread=True),
     "latent_cache": Benchmark(),
     "serving": Benchmark(takes_device=False),
+    "memory": Benchmark(one_thread=True),
 }
 
 
