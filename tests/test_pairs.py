@@ -443,7 +443,7 @@ def test_the_removal_recipe_trains(
         assert make_pairs(f"embedded:{part}", Path(f"data/scribbled/{part}"), most=4) == 4
         assert command.main(["shards", "make", f"data/scribbled/{part}", f"data/pairs/{part}"]) == 0
     configs = [f"--config={ROOT / 'configs' / name}" for name in ("quickstart.yaml", "removal.yaml", "from_image.yaml")]
-    quiet = [*QUICK, "--data.val_batch_size=4"]
+    quiet = [*QUICK, "--data.val_batch_size=4", "--samples=null"]
     quiet.append("--trainer.callbacks.ModelCheckpoint.every_n_train_steps=1")
     for name, stops in runs.items():
         for steps in stops:
