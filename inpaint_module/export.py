@@ -149,7 +149,7 @@ def _record(module: InpaintDiffusion, pipeline: Any, out: Path, trained: dict[st
         differ += filter(None, [*asked, families.clip_skip_difference(module.conditioning)])
         for each in differ:
             warnings.warn(each, stacklevel=3)
-        differ += [difference] if (difference := families.posterior_difference(encoder)) else []
+        differ += [difference] if (difference := families.posterior_difference(encoder, pipeline)) else []
         differ += [families.dtype_difference(encoder), *families.reference_call(module.layout)]
         if module.control is None:
             files = exported_files.comfyui_places(out, _folder(pipeline))

@@ -79,7 +79,7 @@ def inpaint_latents(
         raise ValueError(f"latents.target: expected the whole images' latents for {type(layout).__name__}, got None")
     size = (noise.shape[-2], noise.shape[-1])
     call = call or DenoiserCall()
-    scheduler = scheduled(scheduler, steps, size, noise.device, call.even_steps)
+    scheduler = scheduled(scheduler, steps, size, noise.device, call)
     noisy = noise * getattr(scheduler, "init_noise_sigma", 1.0)
     for number, timestep in enumerate(scheduler.timesteps):
         scaled = scheduler.scale_model_input(noisy, timestep) if hasattr(scheduler, "scale_model_input") else noisy
@@ -111,11 +111,11 @@ def _blended(
 
 
 def scheduled(
-    scheduler: SchedulerMixin, steps: int, size: tuple[int, int], device: torch.device, even: bool = False
+    scheduler: SchedulerMixin, steps: int, size: tuple[int, int], device: torch.device, call: DenoiserCall
 ) -> SchedulerMixin:
     """A copy of a scheduler, ready for this many steps over latents of h x w = `size`, as its pipelines make it ready.
 
-    With `even`, as by `FluxFillPipeline`, it is given equal steps of noise, which it shifts as it does.
+    Where the call asks for `even_steps`, as `FluxFillPipeline`, it is given equal steps of noise, which it shifts.
 
     Raises:
         ValueError: a single step with a scheduler that stretches its steps to a last one, as Qwen-Image's.
@@ -125,8 +125,9 @@ def scheduled(
     scheduler = copy.deepcopy(scheduler)
     more: dict[str, Any] = {}
     if scheduler.config.get("use_dynamic_shifting"):
-        more["mu"] = resolution_mu(scheduler.config, size[0] * size[1] // 4)
-    if even and is_flow_matching(scheduler):
+        own = call.shift(size, steps)
+        more["mu"] = resolution_mu(scheduler.config, size[0] * size[1] // 4) if own is None else own
+    if call.even_steps and is_flow_matching(scheduler):
         more["sigmas"] = torch.linspace(1, 1 / steps, steps, dtype=torch.float64).tolist()
         scheduler.set_timesteps(device=device, **more)
     else:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -45,6 +46,7 @@ SERVED = {
     "z_image_plain": "ZImageInpaintPipeline",
     "chroma_plain": "ChromaInpaintPipeline",
     "flux_kontext_edit": "FluxKontextInpaintPipeline",
+    "flux2_klein_edit": "Flux2KleinInpaintPipeline",
     "qwen_image_edit": "QwenImageEditInpaintPipeline",
 }
 UNGUIDED = {  # and what Flux is told in training
@@ -86,6 +88,11 @@ def told_beside_pictures(module: InpaintDiffusion, batch: dict[str, Any]) -> dic
     return {"encoder_hidden_states": hidden, "encoder_hidden_states_mask": mask}
 
 
+def pipeline_ids(shown: Tensor | None) -> Tensor:
+    """The places of a picture's tokens beside noisy ones, of a batch of two."""
+    return diffusers.Flux2KleinInpaintPipeline._prepare_image_ids([shown], 2)
+
+
 def loss_by_hand(name: str, module: InpaintDiffusion, batch: dict[str, Any]) -> Tensor:
     """As train_text_to_image.py and its _sdxl, and train_dreambooth's _sd3, _flux, _lora_qwen_image, _lora_z_image;
     Chroma's as Flux's, told what its pipeline tells.
@@ -110,6 +117,13 @@ def loss_by_hand(name: str, module: InpaintDiffusion, batch: dict[str, Any]) -> 
     elif name == "z_image_plain":
         said = unet(list(noisy.unsqueeze(2).unbind(dim=0)), (1000 - timesteps) / 1000, **told, return_dict=False)[0]
         prediction = -torch.stack(said, dim=0).squeeze(2)
+    elif name == "flux2_klein_edit":
+        pipeline, shown_at = diffusers.Flux2KleinInpaintPipeline, pipeline_ids(shown)
+        ids = torch.cat([diffusers.Flux2KleinInpaintPipeline._prepare_latent_ids(noisy), shown_at], dim=1)
+        packed = torch.cat([pipeline._pack_latents(noisy), pipeline._pack_latents(shown)], dim=1)
+        tokens = unet(packed, timestep=timesteps / 1000, img_ids=ids, **told, return_dict=False)[0][:, :6]
+        prediction = pipeline._unpack_latents_with_ids(tokens, ids[:, :6])
+        prediction = prediction.to(memory_format=torch.channels_last)  # the order in which ours is summed
     elif name == "chroma_plain":
         pipeline, (height, width) = diffusers.ChromaPipeline, noisy.shape[-2:]
         packed = pipeline._pack_latents(noisy, 2, 16, height, width)
@@ -166,6 +180,8 @@ def answer(pipeline: Any, name: str, batch: dict[str, Any], noise: Tensor, **gui
     if name == "flux_kontext_edit":
         options = {"image_reference": torch.where(mask > 0.5, 0.5, image), **options}
     own_size: AbstractContextManager[Any] = nullcontext()
+    if name == "flux2_klein_edit":
+        image = torch.where(mask > 0.5, 0.5, image)
     if name == "qwen_image_edit":  # which takes 8 bits alone, and brings all pictures to a million pixels
         image = holed(batch)
         sized = f"{type(pipeline).__module__}.calculate_dimensions"
@@ -195,7 +211,8 @@ def test_validation_blends_as_the_pipeline(
     pipeline = getattr(diffusers, SERVED[name]).from_pretrained(tmp_path / "out")
     in_the_order_of_training(pipeline.vae)
     monkeypatch.setattr(DiagonalGaussianDistribution, "sample", lambda self, generator=None: self.mode())
-    noise = normal(key(module.seed, batch["position"], Stream.SAMPLER), (module.encoder.vae.channels, 4, 6))
+    cells = (2, 3) if name == "flux2_klein_edit" else (4, 6)
+    noise = normal(key(module.seed, batch["position"], Stream.SAMPLER), (module.encoder.vae.channels, *cells))
     denoiser = pipeline.unet if hasattr(pipeline, "unet") else pipeline.transformer
     images: list[Tensor] = []
     theirs = caught(denoiser, lambda: images.append(answer(pipeline, name, batch, noise)))
@@ -203,6 +220,8 @@ def test_validation_blends_as_the_pipeline(
     for number, (mine, other) in enumerate(zip(ours, theirs, strict=True)):
         assert_same_call(mine, other, atol=1e-6 if number == 0 else 1e-5)
     latents = images[0]
+    if name == "flux2_klein_edit":  # as its VAE has them
+        latents = module.encoder.vae.normalize(F.pixel_unshuffle(latents, 2))
     if latents.ndim == 3:
         latents = pipeline._unpack_latents(latents, 32, 48, 8).reshape(noise.shape)
     decoded = module.encoder.decode(latents)
@@ -231,6 +250,37 @@ def test_guidance_is_the_pipelines(name: str, guidance: dict[str, Any], folders:
     if latents.ndim == 3:
         latents = pipeline._unpack_latents(latents, 32, 48, 8).reshape(noise.shape)
     torch.testing.assert_close(ours, module.encoder.decode(latents), rtol=0, atol=1e-5)
+
+
+def test_flux_2_is_guided_unless_it_is_distilled_which_export_keeps(folders: dict[str, str], tmp_path: Path) -> None:
+    name, batch = "flux2_klein_edit", sample()
+    module = of(name, folders)
+    export(module, tmp_path / "out")
+    pipeline: Any = diffusers.Flux2KleinInpaintPipeline.from_pretrained(tmp_path / "out")
+    assert pipeline.config.is_distilled
+    said = json.loads((tmp_path / "out" / "export.json").read_text())["differences"]
+    assert any("call it with image=torch.where(mask > 0.5, 0.5, image), a tensor" in each for each in said)
+    assert not any("nearest" in each or "samples it" in each for each in said)
+    pipeline.register_to_config(is_distilled=False)
+    in_the_order_of_training(pipeline.vae)
+    module.guidance_scale = 4.0
+    noise = normal(key(module.seed, batch["position"], Stream.SAMPLER), (16, 2, 3))
+    latents = F.pixel_unshuffle(answer(pipeline, name, batch, noise, guidance_scale=4.0), 2)
+    ours = module.inpaint(batch).inpainted  # type: ignore[arg-type]
+    theirs = module.encoder.decode(module.encoder.vae.normalize(latents))
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-5)
+
+
+def test_what_flux_2_refuses(folders: dict[str, str]) -> None:
+    name, odd = "flux2_klein_edit", tiny_batch(2, 40, 48) | {"caption": CAPTIONS}
+    module = of(name, folders)
+    assert module.encode(odd).samples.shape == (2, 16, 2, 3)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"base.reference: expected one of masked, image for Flux2EditLayout"):
+        of(name, folders, reference="picture")
+    with pytest.raises(ValueError, match=r"base.train: Flux.2 Klein is trained by edit \(.*\); got 'plain'"):
+        module_of(folders[name], train="plain")
+    with pytest.raises(ValueError, match=r"clip_skip: expected null for Flux.2"):
+        of(name, folders, text=TextOptions(clip_skip=1))
 
 
 @pytest.mark.parametrize("name", ["flux_kontext_edit", "qwen_image_edit"])
@@ -273,7 +323,7 @@ def test_what_a_pipeline_looks_for_in_vain_is_said(folders: dict[str, str]) -> N
         assert str(found).count(said) == there
 
 
-@pytest.mark.parametrize("name", ["Flux2KleinPipeline", "QwenImageEditPlusPipeline", "ZImageOmniPipeline"])
+@pytest.mark.parametrize("name", ["Flux2Pipeline", "QwenImageEditPlusPipeline", "ZImageOmniPipeline"])
 def test_a_sibling_that_is_told_otherwise_is_no_family_of_its_name(name: str) -> None:
     with pytest.raises(ValueError, match=f"base model: expected a pipeline .* got {name}, (which diffusers|of which)"):
         family_of({"_class_name": name}, "somewhere")

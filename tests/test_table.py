@@ -47,6 +47,7 @@ NAMES = {
     "Stable Diffusion XL": "sdxl",
     "Stable Diffusion 3": "sd3",
     "Flux.1": "flux",
+    "Flux.2 Klein": "flux2_klein",
     "Qwen-Image": "qwen_image",
     "Qwen-Image-Edit": "qwen_image",
     "Z-Image": "z_image",

@@ -15,6 +15,7 @@ from diffusers import (
     DDIMScheduler,
     DiffusionPipeline,
     FlowMatchEulerDiscreteScheduler,
+    Flux2KleinInpaintPipeline,
     FluxFillPipeline,
     QwenImageEditInpaintPipeline,
     QwenImageInpaintPipeline,
@@ -23,7 +24,7 @@ from diffusers import (
     StableDiffusionXLInpaintPipeline,
     ZImageInpaintPipeline,
 )
-from tiny_vaes import kl
+from tiny_vaes import flux2, kl
 from transformers import (
     CLIPTextConfig,
     CLIPTextModel,
@@ -37,6 +38,7 @@ from transformers import (
     Qwen2VLProcessor,
     Qwen2VLVideoProcessor,
     Qwen3Config,
+    Qwen3ForCausalLM,
     Qwen3Model,
     T5Config,
     T5EncoderModel,
@@ -212,6 +214,19 @@ def qwen_image_edit() -> QwenImageEditInpaintPipeline:
     return QwenImageEditInpaintPipeline(**parts | {"tokenizer": tokenizer, "processor": sees})
 
 
+def flux_2() -> Flux2KleinInpaintPipeline:
+    """Flux.2 Klein, whose text encoder has layers 9, 18 and 27."""
+    torch.manual_seed(9)
+    return Flux2KleinInpaintPipeline(
+        vae=flux2().eval(),
+        transformer=tiny.flux_2_transformer(),
+        text_encoder=Qwen3ForCausalLM(Qwen3Config(**_QWEN | {"num_hidden_layers": 27}, head_dim=8)).eval(),
+        tokenizer=qwen_tokenizer(),
+        scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0, use_dynamic_shifting=True),
+        is_distilled=True,
+    )
+
+
 def z_image() -> ZImageInpaintPipeline:
     """Z-Image."""
     torch.manual_seed(9)
@@ -262,6 +277,7 @@ PLAIN_BASES: dict[str, Callable[[], DiffusionPipeline]] = {
     "z_image_plain": z_image,
     "chroma_plain": chroma,
     "flux_kontext_edit": flux,
+    "flux2_klein_edit": flux_2,
     "qwen_image_edit": qwen_image_edit,
 }
 CONTROLNET_BASES: dict[str, Callable[[], DiffusionPipeline]] = {

@@ -17,6 +17,7 @@ from diffusers import (
     DDIMScheduler,
     DiffusionPipeline,
     FlowMatchEulerDiscreteScheduler,
+    Flux2Transformer2DModel,
     FluxControlNetInpaintPipeline,
     FluxControlNetModel,
     FluxFillPipeline,
@@ -244,6 +245,14 @@ def qwen_image_transformer(**config: Any) -> QwenImageTransformer2DModel:
     """A Qwen-Image transformer over packed tokens."""
     torch.manual_seed(1)
     return QwenImageTransformer2DModel(**_QWEN | config).eval()
+
+
+def flux_2_transformer() -> Flux2Transformer2DModel:
+    """A Flux.2 transformer over cells of 16 channels, told three layers of text."""
+    torch.manual_seed(1)
+    sizes = {"num_layers": 1, "num_single_layers": 1, "attention_head_dim": 8, "num_attention_heads": 2}
+    small = {"joint_attention_dim": 3 * TEXT, "timestep_guidance_channels": 16, "axes_dims_rope": (2, 2, 2, 2)}
+    return Flux2Transformer2DModel(in_channels=16, guidance_embeds=False, **sizes, **small).eval()
 
 
 def chroma_transformer() -> ChromaTransformer2DModel:

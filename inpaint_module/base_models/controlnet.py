@@ -241,6 +241,10 @@ class ControlNetCall(DenoiserCall):
         """See `DenoiserCall.guided`."""
         return self.call.guided(conditional, unconditional, scale)
 
+    def shift(self, size: tuple[int, int], steps: int) -> float | None:
+        """See `DenoiserCall.shift`."""
+        return self.call.shift(size, steps)
+
     def __call__(
         self, denoiser: Any, inputs: Tensor, timesteps: Tensor, conditions: Mapping[str, Any], size: tuple[int, int]
     ) -> Tensor:

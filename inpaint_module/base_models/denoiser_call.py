@@ -26,6 +26,10 @@ class DenoiserCall:
 
     even_steps = False
 
+    def shift(self, size: tuple[int, int], steps: int) -> float | None:
+        """The exponent of the scheduler's dynamic shift, for latents of h x w = `size`; None if its config says it."""
+        return None
+
     def __call__(
         self, denoiser: Any, inputs: Tensor, timesteps: Tensor, conditions: Mapping[str, Any], size: tuple[int, int]
     ) -> Tensor:
@@ -189,6 +193,10 @@ class TiledCall(DenoiserCall):
     def guided(self, conditional: Tensor, unconditional: Tensor, scale: float) -> Tensor:
         """See `DenoiserCall.guided`."""
         return self.call.guided(conditional, unconditional, scale)
+
+    def shift(self, size: tuple[int, int], steps: int) -> float | None:
+        """See `DenoiserCall.shift`."""
+        return self.call.shift(size, steps)
 
     def __call__(
         self, denoiser: Any, inputs: Tensor, timesteps: Tensor, conditions: Mapping[str, Any], size: tuple[int, int]

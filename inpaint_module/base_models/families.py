@@ -15,6 +15,7 @@ from inpaint_module.base_models.conditioning import Conditioning
 from inpaint_module.base_models.controlnet import Control
 from inpaint_module.base_models.family import Family
 from inpaint_module.base_models.flux import FLUX
+from inpaint_module.base_models.flux_2 import FLUX_2
 from inpaint_module.base_models.layout import Layout, ReferenceLayout
 from inpaint_module.base_models.qwen_image import QWEN_IMAGE, QWEN_IMAGE_EDIT
 from inpaint_module.base_models.stable_diffusion import STABLE_DIFFUSION, StableDiffusionText
@@ -30,6 +31,7 @@ FAMILIES = (
     STABLE_DIFFUSION_XL,
     STABLE_DIFFUSION_3,
     FLUX,
+    FLUX_2,
     QWEN_IMAGE,
     QWEN_IMAGE_EDIT,
     Z_IMAGE,
@@ -38,7 +40,8 @@ FAMILIES = (
 
 _NO_INPAINTING = "of which the installed diffusers has no pipeline that inpaints"
 SIBLINGS = {  # whose conditions are not those of their namesakes
-    "Flux2": "which diffusers serves by Flux2KleinInpaintPipeline alone, as an edit model; it is not trained here",
+    "Flux2KleinKV": _NO_INPAINTING,
+    "Flux2Pipeline": _NO_INPAINTING,
     "QwenImageEditPlus": _NO_INPAINTING,
     "QwenImageLayered": _NO_INPAINTING,
     "ZImageOmni": _NO_INPAINTING,
@@ -101,16 +104,19 @@ def mask_differences(encoder: InpaintEncoder, layout: Layout) -> list[str]:
             "trained with a grown mask (grow_mask_by over 1), but diffusers' pipelines do not grow: grow it yourself "
             "before the call, or train with grow_mask_by: 0"
         )
-    if layout.reduce not in ("nearest", "space-to-depth"):
+    if layout.reduce not in (layout.served_reduce, "space-to-depth"):
         found.append(
-            f"trained with reduce: {layout.reduce}, but diffusers' pipelines take nearest for the latent grid: "
-            "train with reduce: nearest for the very same input"
+            f"trained with reduce: {layout.reduce}, but diffusers' pipelines take {layout.served_reduce} for the "
+            f"latent grid: train with reduce: {layout.served_reduce} for the very same input"
         )
     return found
 
 
-def posterior_difference(encoder: InpaintEncoder) -> str | None:
-    """How the pipelines of Stable Diffusion, XL, SD3 and Flux Fill encode the masked image otherwise; None if alike."""
+def posterior_difference(encoder: InpaintEncoder, pipeline: Any = None) -> str | None:
+    """How a pipeline's class, or most of them, encodes the masked image otherwise; None if alike."""
+    source = "" if pipeline is None else inspect.getsource(pipeline)
+    if 0 < source.count("retrieve_latents(") == source.count('sample_mode="argmax")'):
+        return None
     side = 2 * encoder.vae.ratio
     grey = torch.full((1, 3, side, side), 0.5, device=encoder.kernel.device)
     if encoder.posterior == "sample" or encoder.vae.posterior(grey).std is None:

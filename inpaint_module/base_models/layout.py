@@ -84,6 +84,7 @@ class Layout(ABC):
         fill: what the encoder must fill holes with, in pixel space 0..1, or "smooth".
         multiple: latent rows and columns must be multiples of it, for models that take latents in patches.
         eats_masked: whether the masked image's latents are in it.
+        served_reduce: the reduction of its pipelines.
 
     Raises:
         ValueError: an unknown reduction.
@@ -92,6 +93,7 @@ class Layout(ABC):
     fill: Fill = GREY
     multiple = 1
     eats_masked = True
+    served_reduce = "nearest"
 
     def __init__(self, reduce: str = "nearest"):
         known = [name for name in REDUCTIONS if name != "space-to-depth"]
