@@ -11,7 +11,7 @@ from diffusers import DDIMScheduler, EulerDiscreteScheduler, FlowMatchEulerDiscr
 from torch import Tensor, nn
 
 from inpaint_module import InpaintLatents
-from inpaint_module.base_models import StableDiffusionLayout
+from inpaint_module.base_models import DenoiserCall, FluxCall, StableDiffusionLayout
 from inpaint_module.sampling import composite, inpaint_latents, scheduled
 
 CLEAN = torch.randn(2, 4, 6, 5, generator=torch.Generator().manual_seed(0))
@@ -78,11 +78,11 @@ def test_flow_matching_walks_to_the_oracles_answer(options: dict[str, Any]) -> N
 
 def test_schedules_are_those_of_the_pipelines() -> None:
     dynamic = FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True)
-    found = scheduled(dynamic, 4, (32, 32), torch.device("cpu"), even=True)  # 256 tokens, where mu is 0.5
+    found = scheduled(dynamic, 4, (32, 32), torch.device("cpu"), FluxCall())  # 256 tokens, where mu is 0.5
     expected = FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True)
     expected.set_timesteps(sigmas=[1, 0.75, 0.5, 0.25], mu=0.5)
     torch.testing.assert_close(found.sigmas, expected.sigmas)
-    static = scheduled(FlowMatchEulerDiscreteScheduler(shift=3.0), 4, (32, 32), torch.device("cpu"))
+    static = scheduled(FlowMatchEulerDiscreteScheduler(shift=3.0), 4, (32, 32), torch.device("cpu"), DenoiserCall())
     expected = FlowMatchEulerDiscreteScheduler(shift=3.0)
     expected.set_timesteps(4)
     assert torch.equal(static.sigmas, expected.sigmas)
@@ -93,8 +93,8 @@ def test_one_step_of_a_scheduler_that_stretches_is_refused() -> None:
     with pytest.raises(
         ValueError, match="sampling_steps: expected at least 2 with a scheduler of shift_terminal, got 1"
     ):
-        scheduled(stretching, 1, (32, 32), torch.device("cpu"), even=True)
-    assert scheduled(stretching, 2, (32, 32), torch.device("cpu"), even=True).sigmas.isfinite().all()
+        scheduled(stretching, 1, (32, 32), torch.device("cpu"), FluxCall())
+    assert scheduled(stretching, 2, (32, 32), torch.device("cpu"), FluxCall()).sigmas.isfinite().all()
 
 
 def test_guidance_goes_on_past_the_conditional_prediction() -> None:
