@@ -16,7 +16,7 @@ from inpaint_module.base_models.controlnet import Control, ControlNetCall, Contr
 from inpaint_module.base_models.denoiser_call import DenoiserCall
 from inpaint_module.base_models.expand_input import check_input_channels
 from inpaint_module.base_models.families import family_of, serving_pipeline
-from inpaint_module.base_models.family import TextOptions, Way
+from inpaint_module.base_models.family import Family, TextOptions, Way
 from inpaint_module.base_models.layout import Condition, DenoiserLayout, Layout, denoiser_layout
 from inpaint_module.base_models.loading import (
     load_denoiser,
@@ -139,14 +139,8 @@ class EncoderOptions:
         max_batch: int | None = None,
     ):
         self.vae = vae or VAEOptions()
-        self.arguments = {
-            "grow_mask_by": grow_mask_by,
-            "radius": radius,
-            "cells": cells,
-            "posterior": posterior,
-            "sizing": sizing,
-            "max_batch": max_batch,
-        }
+        self.arguments = {"grow_mask_by": grow_mask_by, "radius": radius, "cells": cells, "posterior": posterior}
+        self.arguments |= {"sizing": sizing, "max_batch": max_batch}
 
     def make(self, base: str, fill: Fill) -> InpaintEncoder:
         """The encoder, with the VAE of the pipeline at `base`."""
@@ -218,11 +212,7 @@ class BaseModel(ModelParts):
     ):
         path = folder_of(path, config)
         self.family = family_of(pipeline_index(path), path)
-        self.way = self.family.way(train)
-        if self.way.controlnet is None and controlnet is not None:
-            raise ValueError(f"base.controlnet: expected null with train: {train}, which trains none; got options")
-        if controlnet is not None:
-            self.way = self.way.with_channels(_told_channels(controlnet, self.way))
+        self.way = _way(self.family, train, controlnet)
         if quantize is not None and lora is None and self.way.controlnet is None:
             expected = "expected null, or base.lora beside it, as weights in few bits do not train"
             raise ValueError(f"base.quantize: {expected}; got {quantize}")
@@ -237,14 +227,9 @@ class BaseModel(ModelParts):
         )
         channels = layout.in_channels(made.vae.channels)
         denoiser = load(path, in_channels=channels, lora=None if condition else lora, quantize=quantize)
-        super().__init__(
-            denoiser,
-            made,
-            layout,
-            load_scheduler(path, changes=scheduler_changes),
-            conditioning=_text(path, text, self.way.guidance),
-            call=self.family.call,
-        )
+        scheduler = load_scheduler(path, changes=scheduler_changes)
+        conditioning = _text(path, text, self.way.guidance)
+        super().__init__(denoiser, made, layout, scheduler, conditioning=conditioning, call=self.family.call)
         self.path, self.home = path, self.way.home
         if condition is not None:
             self._put_controlnet_beside(condition, controlnet or ControlNetOptions(), lora, load)
@@ -274,7 +259,17 @@ class BaseModel(ModelParts):
         return self.way.pipeline
 
 
-def _told_channels(options: ControlNetOptions, way: Way) -> int | None:
+def _way(family: Family, train: str, options: ControlNetOptions | None) -> Way:
+    """The way of training that is asked for, with the ControlNet that is."""
+    way = family.way(train)
+    if options is None:
+        return way
+    if way.controlnet is None:
+        raise ValueError(f"base.controlnet: expected null with train: {train}, which trains none; got options")
+    return way.with_channels(_condition_channels(options, way))
+
+
+def _condition_channels(options: ControlNetOptions, way: Way) -> int | None:
     """Of the condition of a ControlNet of several kinds: as it is asked for, or as the one to go on from has."""
     if options.path is None or not way.others:
         return options.channels
