@@ -39,6 +39,7 @@ from inpaint_module.masks import (
     preset,
     presets,
     shapes,
+    smooth,
 )
 
 FIXED = [name for name in presets() if name.startswith("repaint")]
@@ -80,7 +81,7 @@ def test_what_a_gpu_does_without_reading_back(
 ) -> None:
     """On a CPU only what is needed is painted, and filled by words of bits; a GPU paints it all and selects."""
     expected = GENERATORS[name](MANY[:count], *size)
-    for module in (generator, painter, composition, shapes):
+    for module in (generator, painter, composition, shapes, smooth):
         monkeypatch.setattr(module, "cheap_to_read", lambda x: False)
     assert torch.equal(GENERATORS[name](MANY[:count], *size), expected)
 

@@ -28,6 +28,7 @@ from inpaint_module.masks import (
     painter,
     preset,
     presets,
+    smooth,
 )
 from inpaint_module.masks.shapes import fill_polygons
 
@@ -182,3 +183,13 @@ def test_a_polygon_by_hand() -> None:
 def test_bad_arguments_are_refused(make: Callable[[], object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         make()
+
+
+@pytest.mark.parametrize("share", [0.0, 0.3, 0.9999, 1.0])
+def test_the_threshold_is_what_counting_bit_by_bit_finds(share: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    fields = torch.randint(0, 40, (3, 8, 9), dtype=torch.int32, generator=torch.Generator().manual_seed(0))
+    fields = torch.cat([fields, 50_000 * fields, torch.full((1, 8, 9), 2**21 - 1), torch.full((1, 8, 9), 2**21)]).int()
+    shares = torch.full((len(fields),), share, dtype=torch.float64)
+    selected = smooth.highest_share(fields, shares)
+    monkeypatch.setattr(smooth, "cheap_to_read", lambda _: False)
+    assert torch.equal(selected, smooth.highest_share(fields, shares))

@@ -5,11 +5,19 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from inpaint_module import randomness
-from inpaint_module.masks.generator import MaskGenerator, checked_at_least, checked_range, in_groups, square_root
+from inpaint_module.masks.generator import (
+    MaskGenerator,
+    cheap_to_read,
+    checked_at_least,
+    checked_range,
+    in_groups,
+    square_root,
+)
 
 FIELD_BITS = 21  # fields lie in 0 .. 2^21 - 1
 
@@ -29,18 +37,31 @@ def fractal_noise(keys: Tensor, height: int, width: int, cells: int, octaves: in
     """
     total = torch.zeros(len(keys), height, width, dtype=torch.int32, device=keys.device)
     for octave in range(octaves):
-        noise = _value_noise(randomness.fold_in(keys, octave), height, width, cells << octave)
-        total = total + (noise >> (octave + 1))
+        lines = _noise_lines(randomness.fold_in(keys, octave), height, width, cells << octave)
+        _, row, share = _lattice(height, cells << octave, min(height, width), keys.device)
+        if cheap_to_read(keys):
+            _add_blended(total.numpy(), lines.numpy(), row.numpy(), share.numpy(), octave + 9)
+        else:
+            total = total + (_blend(lines[:, row], lines[:, row + 1], share[:, None]) >> (octave + 9))
     return total
 
 
-def _value_noise(keys: Tensor, height: int, width: int, cells: int) -> Tensor:
-    """Random numbers on a lattice, blended by smoothstep in between: int32 (B, H, W) in 0..2^21 - 1."""
-    down, row, row_share = _lattice(height, cells, min(height, width), keys.device)
-    along, column, column_share = _lattice(width, cells, min(height, width), keys.device)
+def _noise_lines(keys: Tensor, height: int, width: int, cells: int) -> Tensor:
+    """Value noise: random numbers on a lattice, blended by smoothstep along its rows: int32 (B, rows, W) of 21 bits."""
+    down, _, _ = _lattice(height, cells, min(height, width), keys.device)
+    along, column, share = _lattice(width, cells, min(height, width), keys.device)
     values = (randomness.draw(keys, down * along) >> 19).int().view(-1, down, along)  # 13 bits
-    values = _blend(values[..., column], values[..., column + 1], column_share)  # 21 bits
-    return _blend(values[:, row], values[:, row + 1], row_share[:, None]) >> 8
+    return _blend(values[..., column], values[..., column + 1], share)
+
+
+def _add_blended(total: np.ndarray, lines: np.ndarray, row: np.ndarray, share: np.ndarray, shift: int) -> None:
+    """What the torch operations in `fractal_noise` do, on a CPU: mask by mask in its cache, 5 times faster."""
+    for field, of_lattice in zip(total, lines, strict=True):
+        noise = (of_lattice[1:] - of_lattice[:-1])[row]
+        noise *= share[:, None]
+        noise += (of_lattice << 8)[row]
+        noise >>= shift
+        field += noise
 
 
 def _lattice(side: int, cells: int, short_side: int, device: torch.device) -> tuple[int, Tensor, Tensor]:
@@ -58,7 +79,8 @@ def _blend(before: Tensor, after: Tensor, share: Tensor) -> Tensor:
 def highest_share(field: Tensor, share: Tensor) -> Tensor:
     """The pixels where a field is highest, as many as asked for but for ties at the border.
 
-    The threshold is found bit by bit: one count of pixels for each of the field's bits, no sorting.
+    The threshold is found bit by bit: one count of pixels for each of the field's bits, no sorting. On a CPU numpy
+    selects it, in a fraction of the time.
 
     Args:
         field: int32 (B, H, W) in 0..2^21 - 1.
@@ -68,12 +90,21 @@ def highest_share(field: Tensor, share: Tensor) -> Tensor:
         bool (B, 1, H, W), at least one pixel each.
     """
     wanted = (share * field[0].numel()).long().clamp_min(1)
+    if cheap_to_read(field):
+        return (field >= _nth_highest(field, wanted)[:, None, None])[:, None]
     threshold = torch.zeros(len(field), 1, 1, dtype=torch.int32, device=field.device)
     for bit in reversed(range(FIELD_BITS)):
         higher = threshold + (1 << bit)
         enough = (field >= higher).flatten(1).sum(1, dtype=torch.int32) >= wanted
         threshold = torch.where(enough[:, None, None], higher, threshold)
     return (field >= threshold)[:, None]
+
+
+def _nth_highest(field: Tensor, place: Tensor) -> Tensor:
+    """The value at that place, from 1 on, of each field from the highest down, within 0..2^21 - 1: int32 (B,)."""
+    places = [each.numel() - int(nth) for each, nth in zip(field, place, strict=True)]
+    found = [np.partition(each.numpy(), nth)[nth] for each, nth in zip(field.flatten(1), places, strict=True)]
+    return torch.from_numpy(np.array(found, np.int32)).clamp(0, 2**FIELD_BITS - 1)
 
 
 class Cloud(MaskGenerator):
