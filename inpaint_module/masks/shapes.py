@@ -92,7 +92,8 @@ class Polygon(MaskGenerator):
         centre_x, centre_y = (lots[:, 1:2] * width).floor(), (lots[:, 2:3] * height).floor()
         masks = fill_polygons((centre_x + x).float(), (centre_y + y).float(), number, height, width)
         centre = (centre_y * width + centre_x).long()
-        return masks.flatten(1).scatter(1, centre, True).view_as(masks)  # however thin, never empty
+        masks.view(len(masks), -1).scatter_(1, centre, True)
+        return masks  # however thin, never empty
 
     def _corners(self, lots: Tensor, number: Tensor, area: Tensor) -> tuple[Tensor, Tensor]:
         """Places about the centre: float64 (B, K) twice; those past `number` repeat the first corner."""
