@@ -32,7 +32,7 @@ def threads() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
-LONG = ["encoder", "latent_cache", "resume", "step", "stream"]  # of which the tests below and elsewhere run parts
+LONG = ["memory", "encoder", "latent_cache", "resume", "step", "stream"]  # of which the tests below and elsewhere run parts
 
 
 @pytest.mark.parametrize(

@@ -123,14 +123,16 @@ def _config(folder: Path, config: dict[str, Any]) -> None:
     (folder / "config.json").write_text(json.dumps(config))
 
 
-def fill(folder: Path, name: str) -> None:
+def fill(folder: Path, name: str, device: str = "cuda") -> None:
     """Random weights for what `write` has described, in the dtypes that the configs load."""
     for config in sorted(folder.glob("*/config.json")):
         frozen = name == "flux_fill" or config.parent.name.startswith("text_encoder")
         dtype = torch.bfloat16 if frozen else torch.float32
-        made = config_model(str(folder), config.parent.name, dtype).to_empty(device="cuda")
+        made = config_model(str(folder), config.parent.name, dtype).to_empty(device=device)
         for each in made.parameters():
             each.data.normal_(std=0.02)
+        if config.parent.name.startswith("text_encoder"):
+            made.tie_weights()
         made.save_pretrained(config.parent)
         del made
         torch.cuda.empty_cache()
