@@ -32,7 +32,8 @@ def threads() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
-LONG = ["memory", "encoder", "latent_cache", "resume", "step", "stream"]  # of which the tests below and elsewhere run parts
+# of which the tests below and elsewhere run parts
+LONG = ["memory", "encoder", "latent_cache", "resume", "step", "stream"]
 
 
 @pytest.mark.parametrize(

@@ -27,6 +27,7 @@ import torch
 
 from inpaint_module.cli import main as inpaint
 from inpaint_module.weights import config_model
+from tests.benchmarks import machine
 from tests.benchmarks.markdown import table
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
@@ -78,7 +79,7 @@ RECIPES = {
 }
 MEASURED = {  # model: recipe, options, the peak that it should stay under, in GiB
     "sd15": ("LoRA, batch 1", [*LORA, "--data.batch_size=1"], 4),
-    "sdxl": ("LoRA", LORA, 8),
+    "sdxl": ("LoRA, `offload: true`", [*LORA, "--model.offload=true"], 8),
     "sd3": ("LoRA, `quantize: nf4`", [*LORA, *BITS], None),
     "flux_fill": ("LoRA, `quantize: nf4`", BITS, 16),
 }
@@ -210,6 +211,7 @@ def main(arguments: list[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     os.environ["JSONARGPARSE_DEPRECATION_WARNINGS"] = "off"
     names = options.models[:1] if options.quick else options.models
+    machine.heading("Memory benchmark", options.device, "Peaks of a training step.")
     if options.device == "cuda":
         head: tuple[str, ...] = ("config", "recipe", "computed, GiB", "measured", "within 10 %", "under, GiB")
         table("Memory of two steps, computed and measured", head, measured_rows(names))
