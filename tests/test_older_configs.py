@@ -183,8 +183,12 @@ def test_a_file_of_flat_data_as_an_option(tmp_path: Path, equals: bool, named: b
     assert yaml.safe_load(found[-2].removeprefix("--data=")) == wanted
     assert found[:-2] == [] if equals else ["--data"]
     (tmp_path / "new.yaml").write_text(yaml.safe_dump(wanted))
-    for same in ([f"--data={tmp_path / 'new.yaml'}"], ["--data", "missing.yaml"], ["--data", "mine.Data"], ["--data"]):
+    for same in ([f"--data={tmp_path / 'new.yaml'}"], ["--data", "mine.Data"], ["--data"]):
         assert today_options(same, "datamodules.WebDatasetDataModule") == same
+    with pytest.raises(
+        ValueError, match=r"--data missing.yaml: expected a YAML file, or a class, found no such file in"
+    ):
+        today_options(["--data", "missing.yaml"])
 
 
 def test_a_model_of_before_in_a_file_as_an_option(tmp_path: Path) -> None:

@@ -221,13 +221,21 @@ def today_options(arguments: Sequence[str], data_class: str | None = None) -> li
 
 
 def _with_files_today(arguments: Sequence[str], data_class: str | None) -> list[str]:
-    """In the place of a file of before, as in `--data FILE.yaml`, what it says as it is written now, as JSON."""
+    """In the place of a file of before, as in `--data FILE.yaml`, what it says as it is written now, as JSON.
+
+    Raises:
+        ValueError: there is no such file.
+    """
     found = list(arguments)
     for at, each in enumerate(arguments):
         option, equals, value = each.partition("=")
+        if option not in ("--data", "--model"):
+            continue
         place = at if equals else at + 1
-        content = _content(value if equals else "".join(arguments[place : place + 1]))
-        if option in ("--data", "--model") and isinstance(content, dict):
+        value = value if equals else "".join(arguments[place : place + 1])
+        if value.endswith((".yaml", ".yml")) and not Path(value).expanduser().is_file():
+            raise ValueError(f"{option} {value}: expected a YAML file, or a class, found no such file in {Path.cwd()}")
+        if isinstance(content := _content(value), dict):
             part = option.removeprefix("--")
             now = today({part: content}, data_class)[part]
             if now != content:
