@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from inpaint_module.base_models.denoiser_call import DenoiserCall
+from inpaint_module.base_models.denoiser_call import ControlNetInputs, DenoiserCall
 from inpaint_module.base_models.layout import BLACK, Condition, Layout, pack
 from inpaint_module.base_models.lora import LoRA, freeze_unread, frozen_sha256
 from inpaint_module.encoder import InpaintEncoder, InpaintLatents
@@ -250,5 +250,6 @@ class ControlNetCall(DenoiserCall):
     ) -> Tensor:
         """See `DenoiserCall`; `denoiser` is the ControlNet, and `conditions` hold its condition too."""
         others = {name: value for name, value in conditions.items() if name != CONDITION}
-        said = self.call.residuals(denoiser, inputs, timesteps, others, conditions[CONDITION], self.control.scale, size)
+        given = ControlNetInputs(inputs, timesteps, others, conditions[CONDITION], self.control.scale, size)
+        said = self.call.residuals(denoiser, given)
         return self.call(self.control.base.model, inputs, timesteps, {**others, **said}, size)

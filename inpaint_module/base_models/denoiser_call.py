@@ -5,12 +5,32 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from itertools import product
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from inpaint_module.base_models.layout import DenoiserLayout
+
+
+class ControlNetInputs(NamedTuple):
+    """What a ControlNet is called with.
+
+    Attributes:
+        inputs: the denoiser's, see `DenoiserCall`; the noisy latents, which come first, are what it takes.
+        timesteps: likewise.
+        conditions: of the denoiser.
+        condition: of the ControlNet, beside them.
+        scale: what its residuals are multiplied by.
+        size: latent rows and columns (h, w).
+    """
+
+    inputs: Tensor
+    timesteps: Tensor
+    conditions: Mapping[str, Any]
+    condition: Tensor
+    scale: float
+    size: tuple[int, int]
 
 
 class DenoiserCall:
@@ -59,30 +79,16 @@ class DenoiserCall:
         """
         return torch.lerp(unconditional, conditional, scale)
 
-    def residuals(
-        self,
-        controlnet: Any,
-        inputs: Tensor,
-        timesteps: Tensor,
-        conditions: Mapping[str, Any],
-        condition: Tensor,
-        scale: float,
-        size: tuple[int, int],
-    ) -> dict[str, Any]:
+    def residuals(self, controlnet: Any, given: ControlNetInputs) -> dict[str, Any]:
         """What a ControlNet tells the denoiser, as further conditions of it.
 
         Args:
             controlnet: a diffusers ControlNet of this base model.
-            inputs: as above; the noisy latents, which come first, are what it takes.
-            timesteps: as above.
-            conditions: of the denoiser.
-            condition: of the ControlNet, beside them.
-            scale: what its residuals are multiplied by.
-            size: as above.
+            given: what it is called with.
         """
-        more = matched({**conditions, "controlnet_cond": condition}, controlnet.dtype)
-        noisy = inputs[:, : controlnet.config.in_channels].to(controlnet.dtype)
-        said = controlnet(noisy, timesteps, conditioning_scale=scale, **more)
+        more = matched({**given.conditions, "controlnet_cond": given.condition}, controlnet.dtype)
+        noisy = given.inputs[:, : controlnet.config.in_channels].to(controlnet.dtype)
+        said = controlnet(noisy, given.timesteps, conditioning_scale=given.scale, **more)
         down, mid = said.down_block_res_samples, said.mid_block_res_sample
         return {"down_block_additional_residuals": tuple(down), "mid_block_additional_residual": mid}
 

@@ -40,6 +40,7 @@ FAMILIES = (
 
 _NO_INPAINTING = "of which the installed diffusers has no pipeline that inpaints"
 SIBLINGS = {  # whose conditions are not those of their namesakes
+    "KandinskyV22": "whose conditions are image embeddings of a prior, and which also learns a variance: not trained",
     "Flux2KleinKV": _NO_INPAINTING,
     "Flux2Pipeline": _NO_INPAINTING,
     "QwenImageEditPlus": _NO_INPAINTING,

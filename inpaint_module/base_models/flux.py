@@ -15,7 +15,7 @@ from inpaint_module.base_models.controlnet import (
     PackedKeptMaskCondition,
     layers_of,
 )
-from inpaint_module.base_models.denoiser_call import DenoiserCall, matched
+from inpaint_module.base_models.denoiser_call import ControlNetInputs, DenoiserCall, matched
 from inpaint_module.base_models.family import Family, TextFolder, TextOptions, Way, without_clip
 from inpaint_module.base_models.layout import (
     DenoiserLayout,
@@ -101,21 +101,14 @@ class FluxCall(DenoiserCall):
         tokens = denoiser(**_named(denoiser, inputs, timesteps, conditions, size)).sample
         return unpack(tokens[:, : size[0] * size[1] // 4], *size)
 
-    def residuals(
-        self,
-        controlnet: Any,
-        inputs: Tensor,
-        timesteps: Tensor,
-        conditions: Mapping[str, Any],
-        condition: Tensor,
-        scale: float,
-        size: tuple[int, int],
-    ) -> dict[str, Any]:
+    def residuals(self, controlnet: Any, given: ControlNetInputs) -> dict[str, Any]:
         """See `DenoiserCall.residuals`; guidance goes to a ControlNet that knows it."""
-        known = {**conditions, "controlnet_cond": condition}
+        known = {**given.conditions, "controlnet_cond": given.condition}
         if not controlnet.config.guidance_embeds:
             known.pop("guidance", None)
-        said = controlnet(conditioning_scale=scale, **_named(controlnet, inputs, timesteps, known, size))
+        said = controlnet(
+            conditioning_scale=given.scale, **_named(controlnet, given.inputs, given.timesteps, known, given.size)
+        )
         names = ("controlnet_block_samples", "controlnet_single_block_samples")
         return {name: getattr(said, name) for name in names}
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from inpaint_module.base_models.controlnet import ControlNetKind, PackedKeptMaskCondition, layers_of
-from inpaint_module.base_models.denoiser_call import DenoiserCall, matched
+from inpaint_module.base_models.denoiser_call import ControlNetInputs, DenoiserCall, matched
 from inpaint_module.base_models.family import Family, TextFolder, TextOptions, Way, without_clip
 from inpaint_module.base_models.layout import PackedNoisyLayout, PackedPlainLayout, ReferenceLayout, pack, unpack
 from inpaint_module.base_models.text import FrozenTextEncoder, PipelineText
@@ -64,19 +64,12 @@ class QwenImageCall(DenoiserCall):
         lengths = [torch.norm(each, dim=-1, keepdim=True) for each in (wanted, mixed)]
         return unpack(mixed * (lengths[0] / lengths[1]), unconditional.shape[-2], unconditional.shape[-1])
 
-    def residuals(
-        self,
-        controlnet: Any,
-        inputs: Tensor,
-        timesteps: Tensor,
-        conditions: Mapping[str, Any],
-        condition: Tensor,
-        scale: float,
-        size: tuple[int, int],
-    ) -> dict[str, Any]:
+    def residuals(self, controlnet: Any, given: ControlNetInputs) -> dict[str, Any]:
         """See `DenoiserCall.residuals`."""
-        known = {**conditions, "controlnet_cond": condition}
-        said = controlnet(conditioning_scale=scale, **_named(controlnet, inputs, timesteps, known, size))
+        known = {**given.conditions, "controlnet_cond": given.condition}
+        said = controlnet(
+            conditioning_scale=given.scale, **_named(controlnet, given.inputs, given.timesteps, known, given.size)
+        )
         return {"controlnet_block_samples": said.controlnet_block_samples}
 
 

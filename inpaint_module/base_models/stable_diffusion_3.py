@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from inpaint_module.base_models.controlnet import ControlNetKind, KeptMaskCondition, layers_of
-from inpaint_module.base_models.denoiser_call import DenoiserCall, matched
+from inpaint_module.base_models.denoiser_call import ControlNetInputs, DenoiserCall, matched
 from inpaint_module.base_models.family import Family, TextFolder, TextOptions, Way
 from inpaint_module.base_models.layout import PlainLayout
 from inpaint_module.base_models.stable_diffusion import StableDiffusionLayout
@@ -61,21 +61,14 @@ class StableDiffusion3Call(DenoiserCall):
         more = matched(conditions, denoiser.dtype)
         return denoiser(hidden_states=inputs.to(denoiser.dtype), timestep=timesteps, **more).sample
 
-    def residuals(
-        self,
-        controlnet: Any,
-        inputs: Tensor,
-        timesteps: Tensor,
-        conditions: Mapping[str, Any],
-        condition: Tensor,
-        scale: float,
-        size: tuple[int, int],
-    ) -> dict[str, Any]:
+    def residuals(self, controlnet: Any, given: ControlNetInputs) -> dict[str, Any]:
         """See `DenoiserCall.residuals`; the pooled text is zeros, as in the pipeline."""
-        pooled = torch.zeros_like(conditions["pooled_projections"])
-        more = matched({**conditions, "pooled_projections": pooled, "controlnet_cond": condition}, controlnet.dtype)
-        noisy = inputs.to(controlnet.dtype)
-        said = controlnet(hidden_states=noisy, timestep=timesteps, conditioning_scale=scale, **more)
+        pooled = torch.zeros_like(given.conditions["pooled_projections"])
+        more = matched(
+            {**given.conditions, "pooled_projections": pooled, "controlnet_cond": given.condition}, controlnet.dtype
+        )
+        noisy = given.inputs.to(controlnet.dtype)
+        said = controlnet(hidden_states=noisy, timestep=given.timesteps, conditioning_scale=given.scale, **more)
         return {"block_controlnet_hidden_states": said.controlnet_block_samples}
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from inpaint_module.base_models.controlnet import ControlNetCondition, ControlNetKind, layers_of
-from inpaint_module.base_models.denoiser_call import DenoiserCall, matched
+from inpaint_module.base_models.denoiser_call import ControlNetInputs, DenoiserCall, matched
 from inpaint_module.base_models.family import Family, TextFolder, TextOptions, Way, without_clip
 from inpaint_module.base_models.layout import PlainLayout
 from inpaint_module.base_models.text import PipelineText
@@ -75,21 +75,14 @@ class ZImageCall(DenoiserCall):
         said = denoiser(*_placed(denoiser.dtype, inputs, timesteps), **more).sample
         return -torch.stack(list(said)).squeeze(2)
 
-    def residuals(
-        self,
-        controlnet: Any,
-        inputs: Tensor,
-        timesteps: Tensor,
-        conditions: Mapping[str, Any],
-        condition: Tensor,
-        scale: float,
-        size: tuple[int, int],
-    ) -> dict[str, Any]:
+    def residuals(self, controlnet: Any, given: ControlNetInputs) -> dict[str, Any]:
         """See `DenoiserCall.residuals`: by the numbers of the layers that they are added after."""
         dtype = controlnet.t_embedder.mlp[0].weight.dtype  # of the base model, which reads all but the condition
-        more = matched(conditions, dtype)
-        pictures, times = _placed(dtype, inputs, timesteps)
-        said = controlnet(pictures, times, control_context=condition.to(dtype), conditioning_scale=scale, **more)
+        more = matched(given.conditions, dtype)
+        pictures, times = _placed(dtype, given.inputs, given.timesteps)
+        said = controlnet(
+            pictures, times, control_context=given.condition.to(dtype), conditioning_scale=given.scale, **more
+        )
         return {"controlnet_block_samples": said}
 
     def guided(self, conditional: Tensor, unconditional: Tensor, scale: float) -> Tensor:
