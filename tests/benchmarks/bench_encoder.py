@@ -10,9 +10,12 @@ Prints Markdown.
 from __future__ import annotations
 
 import argparse
+import importlib.util
+import math
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
@@ -32,7 +35,7 @@ BF16_PEAKS = {"H200": 989e12, "H100": 989e12, "A100": 312e12, "L40S": 362e12, "L
 class Scale(NamedTuple):
     """How much of everything."""
 
-    kernels: tuple[int, ...] = (2, 6, 16, 33, 64)
+    kernels: tuple[int, ...] = (2, 3, 6, 16, 33, 64)
     batch: int = 8
     side: int = 512
     seconds: float = 10  # per comparison
@@ -100,17 +103,35 @@ def check_equal(data: Batch, kernel: int) -> None:
 
 
 def dilation_rows(scale: Scale, device: str) -> Iterable[tuple[Any, ...]]:
-    """Bool mask to float noise mask, against float mask to float noise mask by conv2d."""
-    data, first = new_batch(scale.batch, scale.side, device), None
+    """Bool mask to float noise mask, against float mask to float noise mask by conv2d and by separable pooling.
+
+    On a CPU with opencv-python, bytes to bytes by its dilate too, one mask at a time: ours goes over to floats besides.
+    """
+    data = new_batch(scale.batch, scale.side, device)
     for kernel in scale.kernels:
         plan = morphology.plan_dilation(morphology.square(kernel))
-        calls = {
+        calls: dict[str, Callable[[], Any]] = {
             "ours": lambda plan=plan: morphology.dilate(data.hole, plan).float(),
-            "reference": lambda kernel=kernel: reference_node.grow(data.mask, kernel),
+            "conv2d": lambda kernel=kernel: reference_node.grow(data.mask, kernel),
+            "pooling": lambda kernel=kernel: reference_node.pool(data.mask, kernel),
         }
+        assert torch.equal(calls["ours"](), calls["pooling"]())
+        if device == "cpu" and importlib.util.find_spec("cv2"):
+            calls |= {"ours, bool": lambda plan=plan: morphology.dilate(data.hole, plan), "cv2": opencv(data, kernel)}
+            assert np.array_equal(np.stack(calls["cv2"]()), calls["ours"]()[:, 0].numpy())
         took = medians(calls, device, seconds=scale.seconds)
-        first = first or took["ours"]
-        yield kernel, *columns(took), took["ours"] / first
+        others = [took[name] / took["ours"] for name in ("conv2d", "pooling")]
+        bare = took["cv2"] / took["ours, bool"] if "cv2" in took else math.nan
+        yield kernel, took["ours"] / MILLISECOND, *others, bare
+
+
+def opencv(data: Batch, kernel: int) -> Callable[[], list[np.ndarray]]:
+    """The strongest alternative on a CPU: OpenCV's dilate on bytes, one thread as torch has here."""
+    import cv2  # not a dependency
+
+    cv2.setNumThreads(torch.get_num_threads())
+    masks, window = list(data.hole[:, 0].numpy().view(np.uint8)), np.ones((kernel, kernel), np.uint8)
+    return lambda: [cv2.dilate(mask, window, anchor=(kernel // 2, kernel // 2)) for mask in masks]
 
 
 def preprocessing_rows(scale: Scale, device: str) -> Iterable[tuple[Any, ...]]:
@@ -233,7 +254,8 @@ def main(arguments: list[str] | None = None) -> None:
     size = f"{scale.batch} x {scale.side} x {scale.side}"
     sides = ("k", "ours, ms", "conv2d reference, ms", "times faster")
     machine.heading("Encoder benchmark", device, "Medians; the two sides of a ratio take turns in one run.")
-    table(f"Dilation, {size}", (*sides, f"ours / ours at k = {scale.kernels[0]}"), dilation_rows(scale, device))
+    others = ("conv2d / ours", "separable pooling / ours", "cv2.dilate / ours, both without floats")
+    table(f"Dilation, {size}", ("k", "ours, ms", *others), dilation_rows(scale, device))
     table(f"Preprocessing (all but the VAE), {size}", sides, preprocessing_rows(scale, device))
     memory = "allocator's peak" if device == "cuda" else "rise of the process's high-water mark"
     table(

@@ -22,6 +22,13 @@ def grow(mask: Tensor, size: int) -> Tensor:
     return count.clamp(0, 1)[..., : mask.shape[-2], : mask.shape[-1]].round()
 
 
+def pool(mask: Tensor, size: int) -> Tensor:
+    """The same growth by two poolings, along the rows and along the columns: (B, 1, H, W), 0 or 1; size at least 1."""
+    before, after = size // 2, size - 1 - size // 2
+    rows = F.max_pool2d(F.pad(mask.round(), (before, after, 0, 0)), (1, size), stride=1)
+    return F.max_pool2d(F.pad(rows, (0, 0, before, after)), (size, 1), stride=1)
+
+
 def prepare(pixels: Tensor, mask: Tensor, size: int, ratio: int = 8) -> tuple[Tensor, Tensor]:
     """What the node does around the VAE.
 
