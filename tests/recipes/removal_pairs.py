@@ -30,10 +30,11 @@ from inpaint_module.fills import smooth_fill
 from inpaint_module.inpaint_image import inpaint_image
 from inpaint_module.pixels import to_unit_float
 from inpaint_module.report.pages import SheetRow, fitted, sheet, to_pil
-from inpaint_module.trained import image_side, load_model
+from inpaint_module.trained import load_model
 
 WORDS = ("SAMPLE", "Draft 3", "do not copy", "HELLO", "2026", "for review", "lorem ipsum", "x = y + 1")
 _INK = 0.5, 0.8  # least and most of what is drawn in what is seen
+_SIDE = 256  # pixels at which ink is taken away: at twice the training's scale what lies under it stays sharper
 _MARGIN = 3  # pixels that the mask is wider on both sides than what is drawn, whose edges are soft
 
 
@@ -110,7 +111,6 @@ def show(pairs: Path, run: Path, out: Path) -> dict[str, float]:
         PSNR in dB where something was drawn, the mean over the pairs, by name.
     """
     module = load_model([run / "config.yaml"], run / "checkpoints/last.ckpt", None)
-    side = image_side([run / "config.yaml"])
     found: dict[str, list[float]] = {"drawn on": [], "smooth fill": [], "this model": []}
     rows = []
     for mask_file in sorted(pairs.glob("*.mask.png")):
@@ -118,7 +118,7 @@ def show(pairs: Path, run: Path, out: Path) -> dict[str, float]:
         drawn, photo = (Image.open(pairs / f"{name}.{end}").convert("RGB") for end in ("png", "target.png"))
         image, target = (torch.from_numpy(np.array(each)).movedim(-1, 0) for each in (drawn, photo))
         mask = torch.from_numpy(np.array(Image.open(mask_file).convert("L")))[None] > 127
-        fill = inpaint_image(module, image.to(module.device), mask.to(module.device), working_side=side).cpu()
+        fill = inpaint_image(module, image.to(module.device), mask.to(module.device), working_side=_SIDE).cpu()
         given = to_unit_float(image[None])
         for kind, filled in zip(found, (given, smooth_fill(given, mask[None]), to_unit_float(fill[None])), strict=True):
             wrong = (filled[0] - to_unit_float(target))[mask.expand(3, -1, -1)]
