@@ -20,7 +20,7 @@ from tiny_folders import PLAIN_BASES, saved
 from tiny_models import tiny_batch
 from torch import Tensor
 
-from inpaint_module.base_models import BaseModel, PlainLayout, family_of, unpack
+from inpaint_module.base_models import BaseModel, LoRA, PlainLayout, family_of, unpack
 from inpaint_module.base_models.families import config_difference, reference_call
 from inpaint_module.base_models.family import TextOptions
 from inpaint_module.export import export
@@ -269,6 +269,12 @@ def test_flux_2_is_guided_unless_it_is_distilled_which_export_keeps(folders: dic
     ours = module.inpaint(batch).inpainted  # type: ignore[arg-type]
     theirs = module.encoder.decode(module.encoder.vae.normalize(latents))
     torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-5)
+
+
+def test_lora_of_flux_2_has_factors_in_both_kinds_of_blocks(folders: dict[str, str]) -> None:
+    names = [name for name, _ in of("flux2_klein_edit", folders, lora=LoRA(2)).denoiser.named_parameters()]
+    assert any("single_transformer_blocks.0.attn.to_qkv_mlp_proj.lora_A" in name for name in names)
+    assert any(name.startswith("transformer_blocks.0.attn.add_q_proj.lora_A") for name in names)
 
 
 def test_what_flux_2_refuses(folders: dict[str, str]) -> None:
