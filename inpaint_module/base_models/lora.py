@@ -13,8 +13,10 @@ from inpaint_module.base_models.lora_files import load_factors
 from inpaint_module.base_models.quantize import dequantize, quantized_state
 from inpaint_module.weights import weightless
 
-ATTENTION = ("to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out")
-ATTENTION += ("to_qkv_mlp_proj",)  # of Flux.2's single blocks, which have these and more in one
+ATTENTION = (
+    *("to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out"),
+    "to_qkv_mlp_proj",  # of Flux.2's single blocks, which have these and more in one
+)
 FROZEN_SHA256 = "frozen_sha256"
 _SAMPLES = 64  # values of each frozen tensor that enter the hash
 
