@@ -252,6 +252,7 @@ def test_guidance_is_the_pipelines(name: str, guidance: dict[str, Any], folders:
     torch.testing.assert_close(ours, module.encoder.decode(latents), rtol=0, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_flux_2_is_guided_unless_it_is_distilled_which_export_keeps(folders: dict[str, str], tmp_path: Path) -> None:
     name, batch = "flux2_klein_edit", sample()
     module = of(name, folders)

@@ -209,6 +209,7 @@ def test_another_base_models_configs_are_refused(tmp_path: Path) -> None:
         folder_of(str(file), config)
 
 
+@pytest.mark.slow
 def test_what_the_file_says_of_its_training_is_kept(tmp_path: Path) -> None:
     """By two empty tensors, as models of XL that predict v are shared; and SD3's first projection, if it is there."""
     file, config, pipeline = written(tmp_path, "sd15")
