@@ -28,6 +28,7 @@ from inpaint_module.base_models.loading import (
 from inpaint_module.base_models.lora import LoRA
 from inpaint_module.base_models.single_file import folder_of
 from inpaint_module.encoder import Fill, InpaintEncoder
+from inpaint_module.objectives.timesteps import TimestepSampler
 from inpaint_module.vae import load_vae
 
 
@@ -41,6 +42,7 @@ class ModelParts:
         scheduler: diffusers scheduler, for the noise in training and for sampling in validation.
         conditioning: frozen text encoders; null for a denoiser that takes input and timestep alone.
         call: how the denoiser is called; null for a U-Net.
+        timesteps: how noisy the training samples are, unless the objective says; null for uniform.
 
     Attributes:
         path: of the base model, if it is of a folder or hub name.
@@ -61,12 +63,13 @@ class ModelParts:
         *,
         conditioning: Conditioning | None = None,
         call: DenoiserCall | None = None,
+        timesteps: TimestepSampler | None = None,
     ):
         self.denoiser: Any = denoiser
         self.encoder, self.layout, self.scheduler = encoder, denoiser_layout(layout), scheduler
         self.conditioning, self.call = conditioning or NoConditioning(), call or DenoiserCall()
         self.path: str | None = None
-        self.home = "diffusers"
+        self.timesteps, self.home = timesteps, "diffusers"
         self.control: Control | None = None
         if self.layout.own_loop:
             raise ValueError(
@@ -276,10 +279,8 @@ def _condition_channels(options: ControlNetOptions, way: Way) -> int | None:
     extra = model_config(options.path, options.subfolder).get("extra_condition_channels") or 0
     found = (way.channels or 0) + extra
     if options.channels not in (None, found):
-        raise ValueError(
-            f"base.controlnet.channels: expected {found}, as the ControlNet at {options.path!r} has, or null, got "
-            f"{options.channels}"
-        )
+        expected = f"expected {found}, as the ControlNet at {options.path!r} has, or null"
+        raise ValueError(f"base.controlnet.channels: {expected}, got {options.channels}")
     return found
 
 

@@ -278,9 +278,10 @@ class FlowMatchingObjective(Objective):
         return noisy - t * prediction
 
 
-def objective_for(scheduler: SchedulerMixin) -> Objective:
-    """What a scheduler samples with: flow matching or diffusion, uniform timesteps, no weights."""
-    return (FlowMatchingObjective if is_flow_matching(scheduler) else DiffusionObjective)(scheduler)
+def objective_for(scheduler: SchedulerMixin, timesteps: TimestepSampler | None = None) -> Objective:
+    """What a scheduler samples with: flow matching or diffusion, timesteps uniform unless given, no weights."""
+    kind = FlowMatchingObjective if is_flow_matching(scheduler) else DiffusionObjective
+    return kind(scheduler, timesteps=timesteps)
 
 
 def is_flow_matching(scheduler: SchedulerMixin) -> bool:

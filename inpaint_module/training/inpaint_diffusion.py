@@ -44,7 +44,7 @@ class InpaintDiffusion(ScheduledModule):
     Args:
         base: the model: denoiser, encoder, layout, scheduler and text encoders; a `BaseModel` of a folder, or
             `ModelParts`.
-        objective: noising and target, given the scheduler; null for what fits it, with uniform timesteps.
+        objective: noising and target, given the scheduler; null for what fits it, with the base's timesteps.
         loss_weights: where on the picture an error counts; null for everywhere alike.
         compile: true compiles the denoiser and the VAE's encode for the training steps, by torch.compile; or how the
             denoiser is: default, reduce-overhead (CUDA graphs: for small models on a GPU), max-autotune. The first
@@ -89,7 +89,7 @@ class InpaintDiffusion(ScheduledModule):
         self.encoder, self.layout, self.scheduler = base.encoder, base.layout, base.scheduler
         self.conditioning, self.call, self.base, self.control = base.conditioning, base.call, base, base.control
         check_captions(base.conditioning, caption_dropout, guidance_scale)
-        self.objective = (objective or objective_for)(base.scheduler)
+        self.objective = objective(base.scheduler) if objective else objective_for(base.scheduler, base.timesteps)
         self.loss_weights, self.caption_dropout = loss_weights, caption_dropout
         self.compiled = CompiledForward("default" if compile is True else compile or None)
         self.compiled_vae = CompiledForward(self.compiled.mode and "default", "encode")
