@@ -83,7 +83,7 @@ def test_fit_takes_configs_that_ship(
     with mock.patch("inpaint_module.cli.config_option.rank_zero_info") as told:
         shown = printed(capsys, "--config=configs/quickstart.yaml", "-c", "configs/latent_cache.yaml")
     assert "train_shards: runs/latents" in shown
-    assert "max_steps: 1000" in shown
+    assert "max_steps: 500" in shown
     assert told.call_args_list[0].args[0].endswith(f"the one that ships: {CONFIGS / 'quickstart.yaml'}")
     (tmp_path / "configs").mkdir()
     (tmp_path / "configs" / "quickstart.yaml").write_text("trainer: {max_steps: 7}\n")

@@ -24,7 +24,7 @@ def photos(root: Path, masks: str | None = None) -> tuple[dict[str, dict[str, st
     places = None if masks is None else MaskPlaces(masks, root)
     found = find_photos(dict(sorted(walk(root, account))), places, (), account)
     if places is not None:
-        places.tell(account, whole=True)
+        places.count_unused(account, whole=True)
     assert account.refused == []
     return {str(path): {kind: str(file) for kind, file in beside.items()} for path, beside in found}, account
 

@@ -9,8 +9,6 @@ from typing import Any
 import lightning
 import pytest
 import torch
-from jsonargparse import ArgumentParser
-from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import EMAWeightAveraging, ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger, MLFlowLogger, TensorBoardLogger, WandbLogger
 from lightning.pytorch.strategies import ModelParallelStrategy
@@ -88,11 +86,3 @@ def test_a_csv_logger_writes_where_it_is_told(tmp_path: Path) -> None:
     logger.log_metrics({"a": 1.0}, 1)
     logger.save()
     assert (tmp_path / "other" / "metrics.csv").exists()
-
-
-@pytest.mark.parametrize("name", ["EMA", "ImageGrid", "NonFiniteGuard", "PredictionWriter", "RunRecord", "Throughput"])
-def test_configs_of_earlier_runs_find_their_callbacks(name: str) -> None:
-    parser = ArgumentParser(exit_on_error=False)
-    parser.add_subclass_arguments(Callback, "callback")
-    values = parser.parse_object({"callback": {"class_path": f"inpaint_module.callbacks.{name}"}})
-    assert type(parser.instantiate(values).callback).__module__.startswith("inpaint_module.training.")

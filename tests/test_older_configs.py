@@ -20,6 +20,7 @@ from inpaint_module.cli.parser import read_parts
 from inpaint_module.masks import Boxes
 from inpaint_module.training.changes import changes
 
+CALLBACKS = ("EMA", "ImageGrid", "NonFiniteGuard", "PredictionWriter", "RunRecord", "Throughput")
 OLD = """
 model:
   class_path: inpaint_module.lightning_module.InpaintDiffusion
@@ -246,6 +247,7 @@ def test_a_setting_that_moved_has_not_changed() -> None:
         ("inpaint_module.checkpoints.VerifiedCheckpointIO", "inpaint_module.training.VerifiedCheckpointIO"),
         ("inpaint_module.checkpoints.resume.ExactResume", "inpaint_module.training.ExactResume"),
         ("inpaint_module.callbacks.ema.EMA", "inpaint_module.training.EMA"),
+        *((f"inpaint_module.callbacks.{name}", f"inpaint_module.training.{name}") for name in CALLBACKS),
         ("inpaint_module.lightning_module.InpaintDiffusion", "inpaint_module.InpaintDiffusion"),
         ("inpaint_module.schedules.DiffusersSchedule", "inpaint_module.training.DiffusersSchedule"),
         ("inpaint_module.masks.curriculum.Curriculum", "inpaint_module.masks.Curriculum"),
@@ -272,7 +274,7 @@ def test_classes_are_found_where_they_are_now(former: str, present: str) -> None
     "former",
     [
         "inpaint_module.lightning_module.InpaintDiffusion",
-        "inpaint_module.callbacks.EMA",
+        *(f"inpaint_module.callbacks.{name}" for name in CALLBACKS),
         "inpaint_module.schedules.DiffusersSchedule",
         "inpaint_module.training.throughput.Throughput",
         "inpaint_module.masks.mixture.Mixture",
