@@ -277,13 +277,12 @@ def _structuring_element(kernel: str | Tensor, size: int, radius: int | None, ce
 
 def _check_generator(generator: object, batch: int) -> None:
     """Refuse what is no generator, also where the posterior's mode needs none."""
-    if generator is None or isinstance(generator, torch.Generator):
-        return
-    if not isinstance(generator, Tensor):
+    if isinstance(generator, Tensor):  # asked first: of a tensor torch.compile cannot ask whether it is a Generator
+        if generator.shape != (batch,) or generator.dtype != torch.int64:
+            raise ValueError(f"generator keys must be int64 ({batch},), got {generator.dtype} {tuple(generator.shape)}")
+    elif generator is not None and not isinstance(generator, torch.Generator):
         kind = type(generator).__name__
         raise ValueError(f"generator: expected int64 keys ({batch},), a torch.Generator or None, got {kind}")
-    if generator.shape != (batch,) or generator.dtype != torch.int64:
-        raise ValueError(f"generator keys must be int64 ({batch},), got {generator.dtype} {tuple(generator.shape)}")
 
 
 def _posterior_noise(groups: list[Tensor], shape: torch.Size, generator: torch.Generator | Tensor | None) -> Tensor:
